@@ -1,0 +1,26 @@
+"""Checkpoints: their names, their files, and folders of them. Importing this package does not import torch."""
+
+from llgae_cli.checkpoints.contents import FORMAT_VERSION, Checkpoint, provenance
+from llgae_cli.checkpoints.files import disagreement, load, save
+from llgae_cli.checkpoints.folders import check_writable, clean_temporaries, find_last
+from llgae_cli.checkpoints.names import CheckpointName, name_of, slug
+from llgae_cli.checkpoints.table import count_others, filter_rows, list_runs, sort_rows
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Checkpoint",
+    "CheckpointName",
+    "check_writable",
+    "clean_temporaries",
+    "count_others",
+    "disagreement",
+    "filter_rows",
+    "find_last",
+    "list_runs",
+    "load",
+    "name_of",
+    "provenance",
+    "save",
+    "slug",
+    "sort_rows",
+]

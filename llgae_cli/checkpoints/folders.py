@@ -1,0 +1,99 @@
+"""A folder of checkpoints: may it be written, what was left in it by killed processes, which file is the last."""
+
+import hashlib
+import os
+import platform
+import re
+import secrets
+from pathlib import Path
+
+from llgae_cli.checkpoints.names import SUFFIX, CheckpointName, name_of
+from llgae_cli.config import Config
+from llgae_cli.errors import InputError, printable
+
+_TEMPORARY = re.compile(r"\.tmp-([0-9]{1,10})-([0-9a-f]{6})-[0-9a-f]+")
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` where missing and try to write in it: called before training, so that a run is not lost to it.
+
+    Raises InputError with the folder's name and the system's reason.
+    """
+    try:
+        made_folder(Path(folder))
+        trial = temporary_path(Path(folder))
+        try:
+            with open(trial, "xb") as file:
+                file.write(b"llgae")
+        finally:
+            trial.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{printable(folder, 300)}: checkpoints cannot be written here ({reason})") from None
+
+
+def made_folder(folder: Path) -> None:
+    """Make the folder and its parents. Raises OSError, also when it is a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def temporary_path(folder: Path) -> Path:
+    """A hidden name nobody has, that says which process of which machine it belongs to: .tmp-PID-HOST-RANDOM."""
+    return folder / f".tmp-{os.getpid()}-{_host()}-{secrets.token_hex(6)}"
+
+
+def clean_temporaries(folder: Path) -> int:
+    """Remove what processes of this machine left half-written and that live no longer; return how many files.
+
+    Files of living processes and of other machines (a shared disk) stay, and so does any file that cannot be removed.
+    """
+    removed = 0
+    for path in Path(folder).glob(".tmp-*") if Path(folder).is_dir() else ():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or match[2] != _host() or _lives(int(match[1])):
+            continue
+        try:
+            path.unlink()
+            removed += 1
+        except OSError:  # another process cleaned it first, or it is not ours to remove
+            continue
+    return removed
+
+
+def find_last(folder: Path, config: Config) -> Path:
+    """The checkpoint of this very config (seed, task and every key that can change the result) with most epochs.
+
+    The newest of several at one epoch. Raises InputError when there is none, with the number of others there.
+    """
+    wanted = name_of(config, 0, 0.0)
+    found: list[tuple[int, float, Path]] = []
+    others = 0
+    for path in sorted(Path(folder).glob(f"*{SUFFIX}")) if Path(folder).is_dir() else ():
+        try:
+            name = CheckpointName.parse(path.name)
+            if (name.config_id, name.seed, name.task) == (wanted.config_id, wanted.seed, wanted.task):
+                found.append((name.epoch, path.stat().st_mtime, path))
+            else:
+                others += 1
+        except (InputError, OSError):  # not a checkpoint's name, or gone since it was listed
+            continue
+    if not found:
+        raise InputError(
+            f"{printable(folder, 300)}: no checkpoint of this config (cfg{wanted.config_id}, seed {wanted.seed});"
+            f" checkpoints of other configs there: {others}"
+        )
+    return max(found)[2]
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode("utf-8", "replace")).hexdigest()[:6]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's process, or a number that no process has: leave the file
+        return True
+    return True

@@ -1,0 +1,68 @@
+"""The `llgae` command: its sub-commands, its signals, and the exit code of every way out."""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from llgae_cli import __version__
+from llgae_cli.cli import configs, datasets, evaluating, listing, training
+from llgae_cli.cli.output import complain
+from llgae_cli.errors import Interrupted, LlgaeError
+
+app = typer.Typer(
+    name="llgae",
+    help="Train, evaluate and sweep locally linear generative autoencoders: YAML in, checkpoints and numbers out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(training.train)
+app.command("eval")(evaluating.evaluate)
+app.command("runs")(listing.runs)
+app.command("data")(datasets.data)
+app.command("config")(configs.config)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"llgae {__version__}")
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    """Run the command line. Exit codes: 0, 1 a run failed, 2 wrong usage or input, 130 Ctrl-C, 143 SIGTERM."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
+    try:
+        app()
+    except LlgaeError as error:
+        complain(str(error))
+        sys.exit(error.exit_code)
+    except Interrupted as interrupt:
+        saved = f"; saved {interrupt.saved}, continue with --resume last" if interrupt.saved else ""
+        complain(f"interrupted{saved}")
+        sys.exit(128 + interrupt.signum)
+    except MemoryError:
+        complain("out of memory; fewer components (K), a smaller batch-size or fewer rows need less")
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """First signal: unwind, saving on the way. Second: leave at once; half-written files are temporary ones."""
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, lambda number, _: os._exit(128 + number))
+    raise Interrupted(signum)

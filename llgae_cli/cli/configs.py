@@ -1,0 +1,31 @@
+"""`llgae config`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from llgae_cli.cli.options import Json, Overrides
+from llgae_cli.cli.output import print_json
+from llgae_cli.config import read_config, schema
+
+
+def config(
+    config: Annotated[
+        list[Path] | None, typer.Option("--config", "-c", help="YAML config; the later wins.", metavar="FILE")
+    ] = None,
+    overrides: Overrides = None,
+    show_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a config.")] = False,
+    json: Json = False,
+) -> None:
+    """Print the resolved config, every default filled in, or the JSON Schema of all keys."""
+    if show_schema:
+        print_json(schema())
+        return
+    settings = read_config(config or [], overrides or [])
+    if json:
+        print_json(settings.plain())
+        return
+    typer.echo(f"# identity cfg{settings.identity()}")
+    typer.echo(yaml.safe_dump(settings.plain(), sort_keys=False, allow_unicode=True), nl=False)

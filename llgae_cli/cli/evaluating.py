@@ -1,0 +1,52 @@
+"""`llgae eval`."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from llgae_cli.cli.options import CheckpointFile, DataDir, Device, Json
+from llgae_cli.cli.output import Progressing, print_json, say, table
+
+
+class Split(StrEnum):
+    """Which samples to measure on."""
+
+    test = "test"
+    train = "train"
+
+
+def evaluate(
+    checkpoint: CheckpointFile,
+    split: Annotated[Split, typer.Option(help="Samples to measure on.")] = Split.test,
+    task: Annotated[str | None, typer.Option(help="Another task than the checkpoint's own.")] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Measure a checkpoint again: mean L2, per class, explained variance, PSNR, use of components, bits."""
+    from llgae_cli import experiment
+
+    found = experiment.evaluate(checkpoint, split.value, task, data_dir, device)
+    for warning in found.warnings:
+        Progressing(quiet=True).warn(warning)
+    evaluation = found.evaluation
+    names = {label: found.classes[label] if found.classes else str(label) for label in evaluation.per_class or {}}
+    if json:
+        per_class = {names[label]: value for label, value in (evaluation.per_class or {}).items()}
+        head = {"checkpoint": str(checkpoint), "task": found.task, "split": found.split, "recorded": found.recorded}
+        print_json({**head, **evaluation.plain(), "per_class": per_class or None, "warnings": found.warnings})
+        return
+    K = len(evaluation.usage)
+    recorded = "" if found.recorded is None else f" (recorded {found.recorded:.5f})"
+    say(
+        f"task                {found.task}, {found.split}: {evaluation.n} samples",
+        f"mean L2             {evaluation.mean_l2:.5f}{recorded}",
+        f"explained variance  {evaluation.explained_variance:.2%}",
+        f"PSNR                {evaluation.psnr:.2f} dB",
+        f"components          {K - evaluation.empty} of {K} in use, perplexity {evaluation.perplexity:.2f}",
+        f"bits for k          {evaluation.bits:.2f}",
+        "use of components   " + " ".join(f"{share:.1%}" for share in sorted(evaluation.usage, reverse=True)[:20]),
+    )
+    if evaluation.per_class:
+        table(["class", "mean L2"], [[names[label], f"{value:.2f}"] for label, value in evaluation.per_class.items()])

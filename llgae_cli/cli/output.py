@@ -1,0 +1,118 @@
+"""What the command line says: results on stdout, progress and complaints on stderr."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from llgae_cli.errors import printable
+
+ERRORS = Console(stderr=True, highlight=False)
+RESULTS = Console(highlight=False)
+
+
+def complain(message: str) -> None:
+    """One line on stderr, in red on a terminal."""
+    ERRORS.print(Text.assemble(("llgae: ", "bold red"), printable(message, 2000)), soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout; infinities and NaN, which JSON lacks, become null."""
+    sys.stdout.write(json.dumps(_finite(document), indent=2) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def say(*lines: str) -> None:
+    """Plain lines on stdout."""
+    for line in lines:
+        RESULTS.print(Text(line), soft_wrap=True)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout: drawn to the terminal's width, or tab-separated plain lines in a pipe."""
+    if not RESULTS.is_terminal:
+        for row in [headers, *rows]:
+            sys.stdout.write("\t".join(row) + "\n")
+        return
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    for i, header in enumerate(headers):
+        numeric = all(_is_number(row[i]) for row in rows)
+        drawn.add_column(header, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    RESULTS.print(drawn)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.rstrip("%"))
+    except ValueError:
+        return False
+    return True
+
+
+class Progressing:
+    """An experiment's reporter: a live bar on a terminal, plain lines in a log, nothing but warnings when quiet."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+        self.bar: Progress | None = None
+        if ERRORS.is_terminal and not quiet:
+            self.bar = Progress(
+                TextColumn("[bold]epoch"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=ERRORS,
+                transient=True,
+            )
+            self.task = self.bar.add_task("starting", total=None)
+
+    def __enter__(self) -> "Progressing":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def note(self, message: str) -> None:
+        """A line; on a terminal the starts' running commentary stays inside the bar."""
+        if self.bar:
+            self.bar.update(self.task, description=printable(message, 70))
+        elif not self.quiet:
+            ERRORS.print(Text(printable(message, 200)), soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """A warning is shown even when quiet."""
+        ERRORS.print(Text.assemble(("llgae: warning: ", "bold yellow"), printable(message, 2000)), soft_wrap=True)
+
+    def epoch(self, record: dict[str, float], epochs: int) -> None:
+        """The epoch's figures."""
+        figures = [f"{label} {record[key]:.2f}" for key, label in _FIGURES.items() if key in record]
+        figures += [f"{record[key]:.0f} {key}" for key in ("empty", "repaired") if record.get(key)]
+        text = "mean L2 " + ", ".join(figures)
+        if self.bar:
+            self.bar.update(self.task, completed=record["epoch"], total=epochs, description=text)
+        elif not self.quiet:
+            line = f"epoch {record['epoch']:.0f}/{epochs}  {text}  {record['seconds']:.1f} s"
+            ERRORS.print(Text(line), soft_wrap=True)
+
+
+_FIGURES = {"train_mean_l2": "train", "validation_mean_l2": "validation", "test_mean_l2": "test"}

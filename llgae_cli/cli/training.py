@@ -1,0 +1,38 @@
+"""`llgae train`."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from llgae_cli.cli.options import ConfigFiles, Json, Overrides, Quiet
+from llgae_cli.cli.output import Progressing, print_json, say
+from llgae_cli.config import read_config
+
+
+def train(
+    config: ConfigFiles,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Go on from a checkpoint: `last` of this config, or a file.", metavar="last|FILE"),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model, write its checkpoint, print its mean L2 on the test samples."""
+    settings = read_config(config, overrides or [])
+    from llgae_cli import experiment  # torch takes a second to import; a wrong config is told before
+
+    with Progressing(quiet) as progress:
+        outcome = experiment.train(settings, progress, resume)
+    if outcome.checkpoint is None:  # another rank than the first
+        return
+    if json:
+        print_json({**asdict(outcome), "checkpoint": str(outcome.checkpoint)})
+        return
+    say(
+        f"mean L2     {outcome.mean_l2:.2f} on test, {outcome.train_mean_l2:.2f} on train",
+        f"training    {outcome.epochs} epochs in {outcome.seconds:.1f} s",
+        f"checkpoint  {outcome.checkpoint}",
+    )

@@ -1,0 +1,341 @@
+"""An experiment from its config to its checkpoint, and from its checkpoint to its numbers."""
+
+import copy
+import math
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from llgae_cli import checkpoints, metrics
+from llgae_cli.checkpoints import Checkpoint
+from llgae_cli.config import NEUTRAL_KEYS, Config, validated
+from llgae_cli.errors import InputError, Interrupted, LlgaeError, RunError
+from llgae_cli.inference import step_limit
+from llgae_cli.models import LLGAE, MODELS
+from llgae_cli.tasks import Samples, Task, load_task
+from llgae_cli.training import ClosedForm, EpochRecord, Gradient, Trainer, distributed
+
+ALPHA = {"uniform": 0.0, "gaussian": 1.0}
+
+
+class Reporter(Protocol):
+    """Whom an experiment tells how it goes."""
+
+    def note(self, message: str) -> None:
+        """Something worth a line."""
+
+    def warn(self, message: str) -> None:
+        """Something wrong that does not end the run."""
+
+    def epoch(self, record: dict[str, float], epochs: int) -> None:
+        """An epoch is done; `epochs` is how many there are at most."""
+
+
+@dataclass
+class Outcome:
+    """What a training came to. Mean L2 in squared grey levels per pixel, times in seconds."""
+
+    checkpoint: Path | None  # None on all ranks but the first
+    mean_l2: float
+    train_mean_l2: float
+    epochs: int
+    seconds: float
+    validation_mean_l2: float | None = None
+
+
+@dataclass
+class Run:
+    """A training under way: the live parts, and the last state worth saving."""
+
+    config: Config
+    task: Task
+    train: Samples
+    validation: Samples | None
+    model: LLGAE
+    trainer: Trainer
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    saved: Path | None = None
+    snapshot: dict[str, Any] | None = None
+
+    @property
+    def done(self) -> int:
+        """Epochs done."""
+        return int(self.history[-1]["epoch"]) if self.history else 0
+
+
+def train(config: Config, reporter: Reporter, resume: str | None = None) -> Outcome:
+    """Train what the config says and write the checkpoint. `resume` is `last` or a checkpoint's path.
+
+    Raises InputError for a config that does not fit the data, RunError for a training that cannot go on. On
+    Interrupted, the state after the last complete epoch is saved first.
+    """
+    prepare_torch(config)
+    device = chosen_device(config.device)
+    distributed.join(device)
+    try:
+        if distributed.rank() == 0:
+            checkpoints.check_writable(config.checkpoint_dir)
+            checkpoints.clean_temporaries(config.checkpoint_dir)
+        run = set_up(config, device)
+        reporter.note(f"{run.task.name}: {run.train.N} training samples of {run.train.D} values, {run.task.source}")
+        try:
+            began = time.perf_counter()
+            if resume is None:
+                run.trainer.start(reporter.note)
+                run.seconds = time.perf_counter() - began
+            else:
+                restore_run(run, resume, reporter)
+            warn_of_divergence(run.model, reporter)
+            while run.done < config.epochs and not run.trainer.finished:
+                began = time.perf_counter()
+                record = run.trainer.epoch()
+                run.seconds += time.perf_counter() - began
+                complete_epoch(run, record)
+                reporter.epoch(run.history[-1], config.epochs)
+                if config.save_every and run.done % config.save_every == 0:
+                    save(run)
+        except Interrupted as interrupt:
+            if run.snapshot is not None:
+                interrupt.saved = save(run)
+            raise
+        warn_of_divergence(run.model, reporter)
+        return finish(run)
+    finally:
+        distributed.leave()
+
+
+def prepare_torch(config: Config) -> None:
+    """Threads, seed, and full float32 precision wherever a device would round products to fewer bits."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    torch.set_float32_matmul_precision("highest")
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device a config names; InputError when this machine or this build of torch lacks it."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name]:
+        here = ", ".join(kind for kind, there in available.items() if there)
+        raise InputError(f"device: {name} is not to be had here; there is {here}")
+    return torch.device(name)
+
+
+def set_up(config: Config, device: torch.device) -> Run:
+    """Data, model and trainer for a config; InputError where they do not fit together."""
+    checkpoints.name_of(config, 0, 0.0)  # a config no name can hold is refused before the work, not after it
+    task = load_task(config.task, config.data_dir, config.centring, config.seed)
+    train, validation = held_out(task.train, config.validation, config.seed)
+    if config.K > train.N:
+        raise InputError(f"K: {config.K} components for {train.N} training samples; K is at most their number")
+    if config.embed_dim > train.D:
+        raise InputError(f"embed-dim: {config.embed_dim} is more than the {train.D} values of a sample")
+    model = build_model(config, train.D).to(device)
+    train = train.to(device)
+    task = replace(task, test=task.test.to(device))
+    validation = validation and validation.to(device)
+    return Run(config, task, train, validation, model, build_trainer(config, model, train))
+
+
+def held_out(train: Samples, share: float, seed: int) -> tuple[Samples, Samples | None]:
+    """The training samples without a random share of them, and that share (None where it is 0)."""
+    n = round(train.N * share)
+    if n == 0:
+        return train, None
+    order = torch.randperm(train.N, generator=torch.Generator().manual_seed(seed))
+    return train.subset(order[n:].sort().values), train.subset(order[:n].sort().values)
+
+
+def build_model(config: Config, D: int) -> LLGAE:
+    """The model a config describes, for samples of D values; its parameters are not set yet."""
+    alpha = ALPHA[config.prior]
+    if config.trainer == "closed-form" and alpha * config.beta >= 1:
+        raise InputError(f"beta: {config.beta} with prior gaussian; the closed-form trainer needs beta below 1")
+    return MODELS[config.model](
+        config.K,
+        D,
+        config.embed_dim,
+        beta=config.beta,
+        n_step=config.n_step,
+        alpha=alpha,
+        inference=config.inference,
+    )
+
+
+def build_trainer(config: Config, model: LLGAE, samples: Samples) -> Trainer:
+    """The trainer a config describes."""
+    if config.trainer == "closed-form":
+        return ClosedForm(
+            model, samples, seed=config.seed, restarts=config.restarts, moves=config.moves, tol=config.tol
+        )
+    return Gradient(
+        model,
+        samples,
+        seed=config.seed,
+        optimizer=config.optimizer,
+        lr=config.lr,
+        batch_size=config.batch_size,
+    )
+
+
+def complete_epoch(run: Run, record: EpochRecord) -> None:
+    """Measure the model after an epoch, note it in the history, and keep the state that an interrupt would save."""
+    test = metrics.mean_l2(run.model, run.task.test)
+    if not math.isfinite(test):
+        raise RunError(f"the test mean L2 became {test} in epoch {run.done + 1}: lower beta or lr")
+    entry = {"epoch": run.done + 1, "seconds": run.seconds, "test_mean_l2": test, **record}
+    if run.validation is not None:
+        entry["validation_mean_l2"] = metrics.mean_l2(run.model, run.validation)
+    run.history.append(entry)  # type: ignore[arg-type]
+    run.snapshot = {
+        "history": list(run.history),
+        "seconds": run.seconds,
+        "state": {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()},
+        "trainer_state": copy.deepcopy(run.trainer.state_dict()),
+    }
+
+
+def save(run: Run, **more: Any) -> Path | None:
+    """Write the last complete epoch's state as a checkpoint; rank 0 alone does, and the others get None."""
+    if distributed.rank() or run.snapshot is None:
+        return None
+    last = run.snapshot["history"][-1]
+    checkpoint = Checkpoint(
+        config=run.config.plain(),
+        epoch=int(last["epoch"]),
+        mean_l2=last["test_mean_l2"],
+        **{"train_mean_l2": None, "extras": {}, **more},
+        data={
+            "task": run.task.name,
+            "fingerprint": run.task.fingerprint,
+            "shape": list(run.task.shape),
+            "classes": None if run.task.classes is None else list(run.task.classes),
+            "peak": run.task.peak,
+            "N": run.train.N,
+            "D": run.train.D,
+            "source": run.task.source,
+        },
+        provenance=checkpoints.provenance(),
+        **run.snapshot,
+    )
+    name = checkpoints.name_of(run.config, checkpoint.epoch, checkpoint.mean_l2)
+    run.saved = checkpoints.save(checkpoint, run.config.checkpoint_dir, name)
+    return run.saved
+
+
+def finish(run: Run) -> Outcome:
+    """Measure the final model on the training samples too, write the checkpoint, and say what came of it."""
+    if run.snapshot is None:  # resumed at its end
+        return resumed_at_end(run)
+    evaluation, latents = metrics.measure(run.model, run.train, run.task.peak)
+    extras = {"count": latents.count, "latent_mean": latents.mean, "latent_covariance": latents.covariance}
+    last = run.history[-1]
+    return Outcome(
+        checkpoint=save(run, train_mean_l2=evaluation.mean_l2, extras=extras),
+        mean_l2=last["test_mean_l2"],
+        train_mean_l2=evaluation.mean_l2,
+        epochs=run.done,
+        seconds=run.seconds,
+        validation_mean_l2=last.get("validation_mean_l2"),
+    )
+
+
+def resumed_at_end(run: Run) -> Outcome:
+    """The outcome of a run whose checkpoint had reached its last epoch already: nothing is written."""
+    evaluation, _ = metrics.measure(run.model, run.train, run.task.peak)
+    last = run.history[-1]
+    return Outcome(
+        run.saved, last["test_mean_l2"], evaluation.mean_l2, run.done, run.seconds, last.get("validation_mean_l2")
+    )
+
+
+def restore_run(run: Run, resume: str, reporter: Reporter) -> None:
+    """Continue from a checkpoint of the same config and data; InputError names what differs."""
+    path = checkpoints.find_last(run.config.checkpoint_dir, run.config) if resume == "last" else Path(resume)
+    checkpoint = checkpoints.load(path)
+    old, new = checkpoint.config, run.config.plain()
+    changed = [key for key in new if key not in NEUTRAL_KEYS and old.get(key) != new[key]]
+    if changed:
+        what = ", ".join(f"{key} is {new[key]} and was {old.get(key)}" for key in changed)
+        raise InputError(f"--resume {path.name}: the config has changed: {what}")
+    if checkpoint.data.get("fingerprint") != run.task.fingerprint:
+        raise InputError(f"--resume {path.name}: the data is not the same as then ({run.task.source})")
+    load_state(run.model, checkpoint, path)
+    try:
+        run.trainer.load_state_dict(checkpoint.trainer_state)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"--resume {path.name}: its trainer's state does not fit ({error})") from None
+    run.history, run.seconds, run.saved = list(checkpoint.history), checkpoint.seconds, path
+    reporter.note(f"resumed after epoch {run.done} from {path}")
+
+
+def load_state(model: LLGAE, checkpoint: Checkpoint, path: Path) -> None:
+    """Put a checkpoint's tensors into a model; InputError when their names or shapes do not fit its own config."""
+    try:
+        model.load_state_dict(checkpoint.state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{path.name}: its tensors do not fit its config ({reason})") from None
+
+
+def warn_of_divergence(model: LLGAE, reporter: Reporter) -> None:
+    """Warn where the ascent on b diverges: beta beyond 2 / max eigenvalue of W^T W + alpha."""
+    limit = step_limit(model.W.detach(), model.alpha)
+    if model.inference != "least-squares" and model.n_step > 1 and model.beta > limit * (1 + 1e-6):
+        reporter.warn(
+            f"beta: {model.beta:g} is beyond {limit:.4g} = 2 / max eigenvalue of W^T W + alpha: "
+            "the ascent on b diverges"
+        )
+
+
+def restore(path: Path) -> tuple[LLGAE, Checkpoint, Config]:
+    """The model in a checkpoint, ready to encode and decode; InputError where the file is not sound."""
+    checkpoint = checkpoints.load(path)
+    try:
+        config = validated(checkpoint.config)
+        model = build_model(config, int(checkpoint.data["D"]))
+    except (KeyError, TypeError, ValueError, LlgaeError) as error:
+        raise InputError(f"{path.name}: its config does not make a model ({error})") from None
+    load_state(model, checkpoint, path)
+    return model, checkpoint, config
+
+
+@dataclass
+class Assessment:
+    """A checkpoint measured again: `recorded` is what it says of itself, None for another task or the train split."""
+
+    checkpoint: Path
+    task: str
+    split: str
+    recorded: float | None
+    classes: tuple[str, ...] | None
+    warnings: list[str]
+    evaluation: metrics.Evaluation
+
+
+def evaluate(
+    path: Path, split: str = "test", task: str | None = None, data_dir: Path | None = None, device: str = "auto"
+) -> Assessment:
+    """Measure a checkpoint on the test or train split of its own task, or of another of the same dimension."""
+    model, checkpoint, config = restore(path)
+    prepare_torch(config)
+    where = chosen_device(device)
+    loaded = load_task(task or config.task, data_dir or config.data_dir, config.centring, config.seed)
+    if loaded.train.D != model.D:
+        raise InputError(f"--task {loaded.name}: samples of {loaded.train.D} values; the checkpoint's have {model.D}")
+    samples = loaded.test if split == "test" else held_out(loaded.train, config.validation, config.seed)[0]
+    evaluation, _ = metrics.measure(model.to(where), samples.to(where), loaded.peak)
+    warnings = [line for line in [checkpoints.disagreement(path, checkpoint)] if line]
+    same = loaded.fingerprint == checkpoint.data.get("fingerprint")
+    if task is None and not same:
+        warnings.append("the data is not what the checkpoint was trained on: its fingerprint differs")
+    recorded = (checkpoint.mean_l2 if split == "test" else checkpoint.train_mean_l2) if same else None
+    if recorded is not None and abs(recorded - evaluation.mean_l2) > 1e-4 * max(recorded, 1e-12):
+        warnings.append(f"mean L2 is {evaluation.mean_l2:.5f} and was recorded as {recorded:.5f}")
+    return Assessment(path, loaded.name, split, recorded, loaded.classes, warnings, evaluation)

@@ -1,0 +1,112 @@
+"""The latent b of a sample under each component: three ways to climb the likelihood, side by side.
+
+All maximise l(b) = -1/2 |x - mu - W b|^2 - alpha/2 |b|^2 from b = 0. With c = W^T (x - mu), G = W^T W and
+H = G + alpha I each answer is linear in c, so two of the three are a matrix P with b = P c:
+
+    loop            b(t) = b(t-1) + beta (W^T (x - mu - W b(t-1)) - alpha b(t-1)),   t = 1 ... T
+    collapse        P = beta * sum_{t<T} (I - beta H)^t
+    least squares   P = H^+  (the limit T -> infinity, reached where beta < 2 / max eigenvalue of H)
+
+Shapes: x (n, D), mu (K, D), W (K, D, E), b (n, K, E), G, P, Q (K, E, E).
+Source: CATSMILE-1022, the recursion for b(k, t); its closed form is the geometric series of the matrix I - beta H.
+"""
+
+import torch
+from torch import Tensor
+
+
+def loop(x: Tensor, mu: Tensor, W: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
+    """b(T) with shape (n, K, E), step by step as the source defines it. Holds (n, K, D) residuals: the oracle."""
+    b = x.new_zeros(len(x), W.shape[0], W.shape[2])
+    for _ in range(n_step):
+        residual = x[:, None] - mu - torch.einsum("kde,nke->nkd", W, b)
+        b = b + beta * (torch.einsum("kde,nkd->nke", W, residual) - alpha * b)
+    return b
+
+
+def collapse(x: Tensor, mu: Tensor, W: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
+    """b(T) with shape (n, K, E) through the collapsed steps: equal to `loop` up to rounding, at no cost in T."""
+    P = collapsed_map(W.mT @ W, beta, n_step, alpha)
+    return torch.einsum("kef,nkf->nke", P, correlations(x, mu, W))
+
+
+def least_squares(x: Tensor, mu: Tensor, W: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
+    """argmax_b l(b) with shape (n, K, E): least squares (alpha = 0, minimum norm) or ridge. beta, n_step unused."""
+    P = least_squares_map(W.mT @ W, beta, n_step, alpha)
+    return torch.einsum("kef,nkf->nke", P, correlations(x, mu, W))
+
+
+INFERENCES = {"loop": loop, "collapse": collapse, "least-squares": least_squares}
+
+
+def correlations(x: Tensor, mu: Tensor, W: Tensor) -> Tensor:
+    """C = W_k^T (x - mu_k) for all k, shape (n, K, E), from one matrix product and no array of shape (n, K, D)."""
+    K, D, E = W.shape
+    offsets = torch.einsum("kd,kde->ke", mu, W)
+    return (x @ W.permute(1, 0, 2).reshape(D, K * E)).unflatten(1, (K, E)) - offsets
+
+
+def collapsed_map(G: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
+    """P = beta * sum_{t<T} (I - beta H)^t with shape (K, E, E), H = G + alpha I; b(T) = P c.
+
+    The series S_T is doubled, S_2t = S_t + M^t S_t with M = I - beta H, so it takes log2 T products, divides by no
+    eigenvalue (beta h -> 0 is harmless) and has a gradient where eigenvalues coincide, unlike one through `eigh`.
+    """
+    eye = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
+    M = eye - beta * (G + alpha * eye)
+    series, power = torch.zeros_like(M), eye.expand_as(M)  # S_0, M^0
+    for bit in bin(n_step)[2:]:
+        series, power = series + power @ series, power @ power
+        if bit == "1":
+            series, power = series + power, power @ M
+    return beta * series
+
+
+def least_squares_map(G: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
+    """P = (G + alpha I)^+ with shape (K, E, E); directions without length stay at b = 0. beta and n_step unused."""
+    eye = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
+    return torch.linalg.pinv(G + alpha * eye, hermitian=True)
+
+
+MAPS = {"loop": collapsed_map, "collapse": collapsed_map, "least-squares": least_squares_map}
+
+
+def gain(P: Tensor, G: Tensor) -> Tensor:
+    """Q = 2P - PGP with shape (K, E, E): inference lowers |x - mu|^2 by c^T Q c, whatever found P."""
+    return 2 * P - P @ G @ P
+
+
+def folded(W: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
+    """Bases A (K, D, E) and signs s (K, E) with c^T Q c = sum_e s_e (A_e^T (x - mu))^2.
+
+    s is +1 wherever beta * max(h) <= 2, as in all runs that converge; the signs keep the score right beyond it.
+    """
+    q, V = torch.linalg.eigh((Q + Q.mT) / 2)
+    return W @ (V * q.abs().sqrt()[:, None, :]), torch.where(q < 0, -1.0, 1.0).to(W.dtype)
+
+
+def distances(x: Tensor, mu: Tensor, A: Tensor, s: Tensor) -> Tensor:
+    """|x - mu_k - W_k b_k(T)|^2 - |x|^2 with shape (n, K), A and s from `folded`.
+
+    Operations: one (n, D) by (D, K(E + 1)) product, 2 n D K (E + 1). |x|^2 is the same for every k and left out.
+    """
+    squares = correlations(x, mu, A).square_()
+    lowered = squares.sum(2) if bool((s > 0).all()) else (squares * s).sum(2)
+    return mu.square().sum(1) - 2 * x @ mu.T - lowered
+
+
+def step_limit(W: Tensor, alpha: float) -> float:
+    """The largest stable step size, 2 / max eigenvalue of H over all components; infinity where W is zero or E = 0."""
+    if W.shape[2] == 0:
+        return float("inf")
+    largest = float(torch.linalg.eigvalsh(W.mT @ W).max()) + alpha
+    return 2 / largest if largest > 0 else float("inf")
+
+
+def gauge(U: Tensor, beta: float, alpha: float) -> Tensor:
+    """W = U sqrt(1/beta - alpha) for orthonormal U (K, D, E): beta H = I, so b(T) = beta c for every T >= 1.
+
+    With alpha = 0 that is least squares: W b(T) = U U^T (x - mu). With alpha > 0 it is ridge, and
+    W b(T) = (1 - alpha beta) U U^T (x - mu). Needs alpha beta < 1.
+    """
+    return U * (1 / beta - alpha) ** 0.5

@@ -1,0 +1,150 @@
+"""LLGAE: K affine subspaces mu_k + W_k b; the code (k, b) is found by climbing the likelihood, not by a network."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llgae_cli import inference as infer
+
+
+class Code(NamedTuple):
+    """k (n,) int64: which component; b (n, E): where in it."""
+
+    k: Tensor
+    b: Tensor
+
+
+class LLGAE(nn.Module):
+    """Locally linear generative autoencoder (CATSMILE-1022); K = 1 is LGAE (PCA), E = 0 is k-means.
+
+        b_k   = T ascent steps of size beta on -1/2 |x - mu_k - W_k b|^2 - alpha/2 |b|^2, from b = 0
+        k     = argmin_k |x - mu_k - W_k b_k|^2
+        x_hat = mu_k + W_k b_k
+
+    Parameters mu (K, D) and W (K, D, E). `inference` names how b is found: see `inference.INFERENCES`.
+    """
+
+    mu: nn.Parameter
+    W: nn.Parameter
+
+    def __init__(
+        self,
+        K: int,
+        D: int,
+        E: int,
+        *,
+        beta: float = 0.01,
+        n_step: int = 5,
+        alpha: float = 0.0,
+        inference: str = "collapse",
+    ):
+        super().__init__()
+        self.K, self.D, self.E = K, D, E
+        self.beta, self.n_step, self.alpha, self.inference = beta, n_step, alpha, inference
+        self.mu = nn.Parameter(torch.zeros(K, D))
+        self.W = nn.Parameter(torch.zeros(K, D, E))
+
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """P and Q, each (K, E, E): b = P c, and |x - mu - W b|^2 = |x - mu|^2 - c^T Q c, for c = W^T (x - mu)."""
+        G = self.W.mT @ self.W
+        P = infer.MAPS[self.inference](G, self.beta, self.n_step, self.alpha)
+        return P, infer.gain(P, G)
+
+    @torch.no_grad()
+    def distances(self, x: Tensor) -> Tensor:
+        """|x - mu_k - W_k b_k|^2 less |x|^2, shape (n, K)."""
+        _, Q = self.maps()
+        return infer.distances(x, self.mu, *infer.folded(self.W, Q))
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Code:
+        """The code of x (n, D): k (n,) and b (n, E)."""
+        if self.inference == "loop":
+            b, squared = self._every(x)
+            k = squared.argmin(1)
+            return Code(k, b[torch.arange(len(x), device=x.device), k])
+        P, Q = self.maps()
+        k = infer.distances(x, self.mu, *infer.folded(self.W, Q)).argmin(1)
+        return Code(k, self.encode_in(x, k, P))
+
+    @torch.no_grad()
+    def encode_in(self, x: Tensor, k: Tensor, P: Tensor | None = None) -> Tensor:
+        """B (n, E) of x (n, D) in the given components k (n,)."""
+        P = self.maps()[0] if P is None else P
+        b = x.new_zeros(len(x), self.E)
+        for j, rows in self._groups(k):
+            b[rows] = (x[rows] - self.mu[j]) @ self.W[j] @ P[j].T
+        return b
+
+    def decode(self, code: Code) -> Tensor:
+        """x_hat = mu_k + W_k b, shape (n, D)."""
+        x_hat = self.mu[code.k]
+        for j, rows in self._groups(code.k):
+            x_hat = x_hat.index_add(0, rows, code.b[rows] @ self.W[j].T)
+        return x_hat
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Mean L2 of x (n, D): mean over samples and pixels of the squared residual; differentiable in mu and W.
+
+        k is chosen without gradient, and the gradient passes through the winner alone: through its T steps, inside
+        the (E, E) matrix Q, and through no other component.
+        """
+        if self.inference == "loop":
+            return self._every(x)[1].min(1).values.sum() / x.numel()
+        G = self.W.mT @ self.W
+        Q = infer.gain(infer.MAPS[self.inference](G, self.beta, self.n_step, self.alpha), G)
+        with torch.no_grad():
+            k = infer.distances(x, self.mu, *infer.folded(self.W, Q)).argmin(1)
+        return _WinnersResidual.apply(self.mu, self.W, Q, x, k) / x.numel()
+
+    def _every(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The source's own way, no short cut: b (n, K, E) and squared residuals (n, K) of all components."""
+        b = infer.loop(x, self.mu, self.W, self.beta, self.n_step, self.alpha)
+        x_hat = self.mu + torch.einsum("kde,nke->nkd", self.W, b)
+        return b, (x[:, None] - x_hat).square().sum(2)
+
+    def _groups(self, k: Tensor) -> list[tuple[int, Tensor]]:
+        """The components in use, each with the rows that chose it."""
+        counts = torch.bincount(k, minlength=self.K).tolist()
+        parts = torch.argsort(k).split(counts)
+        return [(j, rows) for j, rows in enumerate(parts) if len(rows)]
+
+
+class _WinnersResidual(torch.autograd.Function):
+    """sum_i |r_i|^2 - c_i^T Q_k c_i with r = x - mu_k and c = W_k^T r, at the given k; gradients in mu, W and Q.
+
+    By hand, because autograd's record of a few operations for each component costs three times their arithmetic:
+        dQ_k = -sum c c^T,   dW_k = -2 sum r (Q_k c)^T,   dmu_k = -2 (sum r - W_k Q_k sum c)
+    """
+
+    @staticmethod
+    def forward(ctx, mu, W, Q, x, k):  # type: ignore[no-untyped-def]
+        K, E = W.shape[0], W.shape[2]
+        order = torch.argsort(k)
+        k = k[order]
+        counts = torch.bincount(k, minlength=K).tolist()
+        r = torch.index_select(x, 0, order).sub_(mu.index_select(0, k))
+        c = x.new_empty(len(x), E)
+        second = W.new_zeros(K, E, E)
+        for j, (r_j, c_j) in enumerate(zip(r.split(counts), c.split(counts), strict=True)):
+            if len(r_j):
+                torch.mm(r_j, W[j], out=c_j)
+                torch.mm(c_j.T, c_j, out=second[j])
+        ctx.save_for_backward(W, Q, r, c, k, second)
+        ctx.counts = counts
+        return torch.linalg.vector_norm(r).square() - (Q * second).sum()
+
+    @staticmethod
+    def backward(ctx, upstream):  # type: ignore[no-untyped-def]
+        W, Q, r, c, k, second = ctx.saved_tensors
+        K, E = W.shape[0], W.shape[2]
+        Qc = (c[:, None, :] @ Q.index_select(0, k))[:, 0] if E else c  # Q is symmetric
+        dW = torch.zeros_like(W)
+        for j, (r_j, Qc_j) in enumerate(zip(r.split(ctx.counts), Qc.split(ctx.counts), strict=True)):
+            if len(r_j) and E:
+                torch.mm(r_j.T, Qc_j, out=dW[j])
+        winners = torch.nn.functional.one_hot(k, K).to(r.dtype)  # (n, K): sums over a component's rows, as one product
+        lowered = (W @ (winners.T @ Qc)[:, :, None])[:, :, 0]
+        dmu = winners.T @ r - lowered
+        return -2 * upstream * dmu, -2 * upstream * dW, -upstream * second, None, None

@@ -1,0 +1,101 @@
+"""The user's own numbers: npy:FILE or npy:FOLDER."""
+
+from pathlib import Path
+
+import numpy as np
+
+from llgae_cli.errors import InputError
+from llgae_cli.tasks.npy_file import NpyFile, near_in_folder, shown
+from llgae_cli.tasks.samples import Centring, Samples
+from llgae_cli.tasks.task import Task, fingerprint
+
+IN_MEMORY_BYTES = 1 << 28  # a smaller array is read into memory once: quicker, and a GPU can hold it
+MAX_LABEL = 65_535
+HELD_OUT = 10
+
+
+def load_npy(path: Path, name: str, centring: Centring) -> Task:
+    """Load arrays N x D, N x H x W or N x H x W x 3, of any type in `npy_file.DTYPES`.
+
+    A file: its rows 9, 19, 29, ... are held out as the test set (of fewer than ten rows, the last one). A folder:
+    train.npy and test.npy in it, with train_labels.npy and test_labels.npy (N integers from 0) where they exist.
+    Arrays beyond 256 MiB stay on disk and are streamed. The peak is 255 for uint8, 1 for bool, else the range of the
+    values. Raises InputError for whatever is not so, and for NaN or infinite values.
+    """
+    if path.is_dir():
+        return _load_folder(path, name, centring)
+    whole, shape = _samples(path, centring)
+    if whole.N < 2:
+        raise InputError(f"{shown(path)}: holds 1 row; at least 2 are needed, one to train on and one to test on")
+    peak = _peak(whole)
+    train, test = split(whole)
+    held = f"every {HELD_OUT}th row" if whole.N >= HELD_OUT else "the last row"
+    source = f"{shown(path)}, {_kept(whole)}, {held} held out as test set"
+    return Task(name, train, test, shape, None, peak, source, fingerprint(train, test, shape))
+
+
+def split(whole: Samples) -> tuple[Samples, Samples]:
+    """Divide into train and test: rows i with i % 10 == 9 are the test set; of fewer than ten rows, the last one."""
+    if whole.N < HELD_OUT:
+        return whole.part(0, whole.N - 1), whole.part(whole.N - 1, whole.N)
+    rows = np.arange(whole.N)
+    return whole.subset(rows[rows % HELD_OUT != HELD_OUT - 1]), whole.every(HELD_OUT, HELD_OUT - 1)
+
+
+def _load_folder(path: Path, name: str, centring: Centring) -> Task:
+    train, shape = _samples(path / "train.npy", centring, _labels(path / "train_labels.npy"))
+    test, other = _samples(path / "test.npy", centring, _labels(path / "test_labels.npy"))
+    if shape != other:
+        raise InputError(
+            f"{shown(path / 'test.npy')}: its rows have shape {'x'.join(map(str, other))}, "
+            f"those of train.npy {'x'.join(map(str, shape))}"
+        )
+    peak = _peak(train)
+    test.check_finite()
+    labels = [int(half.labels.max()) for half in (train, test) if half.labels is not None]
+    classes = tuple(str(label) for label in range(max(labels) + 1)) if labels else None
+    source = f"train.npy and test.npy in {shown(path)}, {_kept(train)}"
+    return Task(name, train, test, shape, classes, peak, source, fingerprint(train, test, shape))
+
+
+def _samples(path: Path, centring: Centring, labels: np.ndarray | None = None) -> tuple[Samples, tuple[int, ...]]:
+    file = NpyFile(path)
+    rank, sizes = len(file.shape), "x".join(map(str, file.shape))
+    if rank not in (2, 3, 4) or (rank == 4 and file.shape[3] not in (1, 3)):
+        raise InputError(f"{shown(path)}: has shape {sizes or '()'}; N x D, N x H x W or N x H x W x 3 is expected")
+    shape = file.shape[1:3] if rank == 4 and file.shape[3] == 1 else file.shape[1:]
+    if labels is not None and len(labels) != file.N:
+        raise InputError(f"{shown(path)}: {file.N} rows, but its labels file holds {len(labels)}")
+    small = file.N * file.D * file.dtype.itemsize <= IN_MEMORY_BYTES
+    values = file.read(range(file.N)) if small else path
+    return Samples(values, labels, centring, shown(path)), shape
+
+
+def _labels(path: Path) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    file = NpyFile(path)
+    if len(file.shape) != 1 or file.dtype.kind not in "iu":
+        held = f"{'x'.join(map(str, file.shape)) or '()'} {file.dtype.name}"
+        raise InputError(f"{shown(path)}: holds {held}; labels are N integers")
+    labels = file.read(range(file.N)).reshape(-1).astype(np.int64)
+    if len(labels) and not (labels.min() >= 0 and labels.max() <= MAX_LABEL):
+        raise InputError(f"{shown(path)}: holds labels {labels.min()}..{labels.max()}; 0..{MAX_LABEL} are allowed")
+    return labels
+
+
+def _peak(samples: Samples) -> float:
+    fixed = {"uint8": 255.0, "bool": 1.0}
+    if samples.stored in fixed:
+        return fixed[samples.stored]
+    low, high = samples.extent()  # which also refuses NaN and infinities
+    return (high - low) or 1.0
+
+
+def _kept(samples: Samples) -> str:
+    return "streamed from disk" if samples.on_disk else "in memory"
+
+
+def missing(path: Path) -> InputError:
+    """Make the error for a path that does not exist, with the nearest name beside it."""
+    return InputError(f"{shown(path)}: no such file or folder{near_in_folder(path)}")

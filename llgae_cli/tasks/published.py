@@ -1,0 +1,228 @@
+"""The published data sets: Fashion-MNIST, MNIST, KMNIST, EMNIST letters (idx files), CIFAR-10 and SVHN."""
+
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llgae_cli.errors import InputError, printable
+from llgae_cli.tasks.download import fetch, load
+from llgae_cli.tasks.idx import read_idx
+from llgae_cli.tasks.npy_file import shown
+from llgae_cli.tasks.samples import Centring, Samples
+from llgae_cli.tasks.task import Task, fingerprint
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+FASHION_MNIST_FINGERPRINT = "9f37652ee628b13b"
+PARTS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+EMNIST_PARTS = (
+    "emnist-letters-train-images-idx3-ubyte",
+    "emnist-letters-train-labels-idx1-ubyte",
+    "emnist-letters-test-images-idx3-ubyte",
+    "emnist-letters-test-labels-idx1-ubyte",
+)
+
+
+@dataclass(frozen=True)
+class IdxSet:
+    """Where four idx files of 28x28 images lie and what their labels mean. `folders` are relative to data-dir."""
+
+    name: str
+    folders: tuple[str, ...]
+    classes: tuple[str, ...]
+    get: Callable[[Any, Path], Any]
+    parts: tuple[str, ...] = PARTS
+    first_label: int = 0
+    transposed: bool = False
+
+
+# MNIST's, KMNIST's and Fashion-MNIST's files bear the same names, so only one of the three may lie in data-dir itself.
+FASHION_MNIST = IdxSet(
+    "fashion-mnist-compress",
+    (".", "fashion-mnist", "FashionMNIST/raw"),
+    ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    lambda datasets, root: datasets.FashionMNIST(root, download=True),
+)
+MNIST = IdxSet(
+    "mnist",
+    ("mnist", "MNIST/raw"),
+    ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    lambda datasets, root: datasets.MNIST(root, download=True),
+)
+KMNIST = IdxSet(
+    "kmnist",
+    ("kmnist", "KMNIST/raw"),
+    ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+    lambda datasets, root: datasets.KMNIST(root, download=True),
+)
+EMNIST_LETTERS = IdxSet(
+    "emnist-letters",
+    (".", "emnist-letters", "emnist", "EMNIST/raw"),
+    tuple(string.ascii_lowercase),
+    lambda datasets, root: datasets.EMNIST(root, split="letters", download=True),
+    EMNIST_PARTS,
+    first_label=1,
+    transposed=True,
+)
+
+
+def load_fashion_mnist(data_dir: Path, centring: Centring, seed: int) -> Task:
+    """Load Fashion-MNIST, 60,000 and 10,000 images: from data-dir, Debian's package, or torchvision's download."""
+    there = [*_places(FASHION_MNIST, data_dir), DEBIAN_FASHION_MNIST]
+    found = _find(FASHION_MNIST, there)
+    if found is None:
+        try:
+            fetch(FASHION_MNIST.get, data_dir)
+        except InputError as error:
+            raise InputError(
+                f"Fashion-MNIST was not found. Three ways out: put its four idx files into {shown(data_dir)}; "
+                f"apt-get install dataset-fashion-mnist; or let torchvision fetch it, which failed: {error}"
+            ) from None
+        task = _read(FASHION_MNIST, _fetched(FASHION_MNIST, data_dir), "downloaded by torchvision into", centring)
+    else:
+        how = "Debian's package dataset-fashion-mnist," if found == DEBIAN_FASHION_MNIST else "idx files in"
+        task = _read(FASHION_MNIST, found, how, centring)
+    if found == data_dir and task.train.N == 60_000 and task.fingerprint != FASHION_MNIST_FINGERPRINT:
+        raise InputError(
+            f"{shown(data_dir)}: the idx files there are not Fashion-MNIST (checksum {task.fingerprint}); "
+            "MNIST belongs into its folder mnist, KMNIST into kmnist"
+        )
+    return task
+
+
+def load_mnist(data_dir: Path, centring: Centring, seed: int) -> Task:
+    """Load MNIST, 60,000 and 10,000 images of digits: from data-dir, or torchvision's download."""
+    return _load(MNIST, data_dir, centring)
+
+
+def load_kmnist(data_dir: Path, centring: Centring, seed: int) -> Task:
+    """Load Kuzushiji-MNIST, 60,000 and 10,000 images of cursive kana: from data-dir, or torchvision's download."""
+    return _load(KMNIST, data_dir, centring)
+
+
+def load_emnist_letters(data_dir: Path, centring: Centring, seed: int) -> Task:
+    """Load EMNIST letters, 26 classes, put upright: from data-dir, or torchvision's download (0.5 GB)."""
+    return _load(EMNIST_LETTERS, data_dir, centring)
+
+
+def load_cifar10(data_dir: Path, centring: Centring, seed: int) -> Task:
+    """Load CIFAR-10, 50,000 and 10,000 colour images of 32x32, by torchvision, which checks each file's checksum."""
+    return _load_colour(
+        "cifar10",
+        data_dir,
+        centring,
+        lambda train, download: lambda datasets, root: datasets.CIFAR10(root, train=train, download=download),
+        lambda part: (part.data, part.targets),
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        "the folder cifar-10-batches-py",
+    )
+
+
+def load_svhn(data_dir: Path, centring: Centring, seed: int) -> Task:
+    """Load Street View House Numbers, 73,257 and 26,032 colour images of 32x32, by torchvision; needs scipy."""
+    return _load_colour(
+        "svhn",
+        data_dir,
+        centring,
+        lambda train, download: (
+            lambda datasets, root: datasets.SVHN(root, split="train" if train else "test", download=download)
+        ),
+        lambda part: (part.data.transpose(0, 2, 3, 1), part.labels),  # stored as (N, 3, H, W)
+        MNIST.classes,
+        "train_32x32.mat and test_32x32.mat",
+    )
+
+
+def _load(what: IdxSet, data_dir: Path, centring: Centring) -> Task:
+    found = _find(what, _places(what, data_dir))
+    if found is not None:
+        return _read(what, found, "idx files in", centring)
+    try:
+        fetch(what.get, data_dir)
+    except InputError as error:
+        raise InputError(
+            f"{what.name} was not found. Two ways out: put {', '.join(what.parts)} (.gz or not) into "
+            f"{shown(data_dir / what.name)}; or let torchvision fetch them, which failed: {error}"
+        ) from None
+    return _read(what, _fetched(what, data_dir), "downloaded by torchvision into", centring)
+
+
+def _load_colour(
+    name: str,
+    data_dir: Path,
+    centring: Centring,
+    get: Callable[[bool, bool], Callable[[Any, Path], Any]],
+    unpack: Callable[[Any], tuple[np.ndarray, Any]],
+    classes: tuple[str, ...],
+    files: str,
+) -> Task:
+    halves, how = [], "torchvision's files in"
+    for train in (True, False):
+        half = load(get(train, False), data_dir)
+        if half is None:
+            how = "downloaded by torchvision into"
+            try:
+                fetch(get(train, True), data_dir)
+            except InputError as error:
+                raise InputError(
+                    f"{name} was not found. Two ways out: put {files} into {shown(data_dir)}; or let torchvision "
+                    f"fetch it, which failed: {error}"
+                ) from None
+            half = load(get(train, False), data_dir)
+        if half is None:
+            raise InputError(f"{shown(data_dir)}: {files}: broken, and not to be replaced; remove and try again")
+        images, labels = unpack(half)
+        halves.append(Samples(np.ascontiguousarray(images), np.asarray(labels), centring, name))
+    return _images(name, halves[0], halves[1], (32, 32, 3), classes, f"{how} {shown(data_dir)}")
+
+
+def _places(what: IdxSet, data_dir: Path) -> list[Path]:
+    return [data_dir / folder for folder in what.folders]
+
+
+def _find(what: IdxSet, places: list[Path]) -> Path | None:
+    return next((place for place in places if all(_file(place, part) for part in what.parts)), None)
+
+
+def _file(place: Path, part: str) -> Path | None:
+    return next((path for path in (place / part, place / f"{part}.gz") if path.is_file()), None)
+
+
+def _fetched(what: IdxSet, data_dir: Path) -> Path:
+    found = _find(what, _places(what, data_dir))
+    if found is None:
+        raise InputError(f"{shown(data_dir)}: torchvision's download of {what.name} left no complete set of idx files")
+    return found
+
+
+def _read(what: IdxSet, place: Path, how: str, centring: Centring) -> Task:
+    halves = []
+    for images_part, labels_part in (what.parts[:2], what.parts[2:]):
+        images_path, labels_path = _file(place, images_part), _file(place, labels_part)
+        assert images_path is not None and labels_path is not None
+        images, labels = read_idx(images_path), read_idx(labels_path)
+        if images.shape[1:] != (28, 28) or images.dtype != np.uint8 or len(images) == 0:
+            held = f"{'x'.join(map(str, images.shape))} {images.dtype}"
+            raise InputError(f"{shown(images_path)}: holds {held}; Nx28x28 uint8 is expected")
+        if labels.shape != images.shape[:1] or labels.dtype != np.uint8:
+            held = f"{'x'.join(map(str, labels.shape))} {labels.dtype}"
+            raise InputError(f"{shown(labels_path)}: holds {held}; {len(images)} uint8, one an image, are expected")
+        upto = what.first_label + len(what.classes) - 1
+        if not (what.first_label <= labels.min() and labels.max() <= upto):
+            raise InputError(
+                f"{shown(labels_path)}: holds labels {labels.min()}..{labels.max()}; "
+                f"{what.first_label}..{upto} are expected"
+            )
+        if what.transposed:
+            images = np.ascontiguousarray(images.transpose(0, 2, 1))
+        halves.append(Samples(images, labels.astype(np.int64) - what.first_label, centring, what.name))
+    return _images(what.name, halves[0], halves[1], (28, 28), what.classes, f"{how} {printable(place, 200)}")
+
+
+def _images(
+    name: str, train: Samples, test: Samples, shape: tuple[int, ...], classes: tuple[str, ...], source: str
+) -> Task:
+    return Task(name, train, test, shape, classes, 255.0, source, fingerprint(train, test, shape))

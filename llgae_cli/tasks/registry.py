@@ -1,0 +1,64 @@
+"""Every task by its name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from llgae_cli.errors import InputError, nearest, printable
+from llgae_cli.tasks.images import load_images
+from llgae_cli.tasks.npy import load_npy, missing
+from llgae_cli.tasks.published import (
+    load_cifar10,
+    load_emnist_letters,
+    load_fashion_mnist,
+    load_kmnist,
+    load_mnist,
+    load_svhn,
+)
+from llgae_cli.tasks.samples import Centring
+from llgae_cli.tasks.subspaces import load_subspaces
+from llgae_cli.tasks.task import Task
+
+TASKS: dict[str, Callable[[Path, Centring, int], Task]] = {
+    "fashion-mnist-compress": load_fashion_mnist,
+    "mnist": load_mnist,
+    "kmnist": load_kmnist,
+    "emnist-letters": load_emnist_letters,
+    "cifar10": load_cifar10,
+    "svhn": load_svhn,
+    "subspaces": load_subspaces,
+}
+OWN: dict[str, Callable[[Path, str, Centring], Task]] = {"npy": load_npy, "images": load_images}
+ALIASES = {"fashion-mnist": "fashion-mnist-compress"}
+
+
+def load_task(name: str, data_dir: Path, centring: Centring = "sample", seed: int = 28) -> Task:
+    """Load the task of that name: one of TASKS, an alias, npy:PATH or images:FOLDER.
+
+    Looks in `data_dir` first, then where the system keeps it, then downloads; `Task.source` says which it was. `seed`
+    makes `subspaces`; the others ignore it. Raises InputError: an unknown name, data that cannot be had or is unsound.
+    """
+    kind, colon, where = name.partition(":")
+    if colon and kind in OWN:
+        task = OWN[kind](_own_path(kind, where), name, centring)
+    else:
+        known = ALIASES.get(name, name)
+        if known not in TASKS:
+            near = nearest(name.lower(), [*TASKS, *ALIASES])
+            known_names = f"{', '.join(TASKS)}, npy:PATH and images:FOLDER"
+            raise InputError(f"unknown task '{printable(name)}'{near or ';'} known are {known_names}")
+        task = TASKS[known](data_dir, centring, seed)
+    if centring == "sample" and task.train.D == 1:
+        raise InputError(f"{printable(name)}: one value a sample, so centring 'sample' leaves nothing; set it to none")
+    return task
+
+
+def _own_path(kind: str, where: str) -> Path:
+    if not where or "\0" in where:
+        raise InputError(f"task {kind}:{printable(where)}: a path is expected after {kind}:")
+    try:
+        path = Path(where).expanduser()
+    except RuntimeError:  # ~nobody
+        path = Path(where)
+    if not path.exists():
+        raise missing(path)
+    return path

@@ -1,0 +1,251 @@
+"""N samples of D values as they are stored, handed out as centred floating rows."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llgae_cli.errors import InputError
+from llgae_cli.tasks.npy_file import DTYPES, NpyFile
+
+Centring = Literal["sample", "none"]
+Index = slice | Tensor | np.ndarray
+
+# Beyond this a squared distance over up to 10^8 values would leave float32's range.
+LARGEST = 1e15
+BLOCK_BYTES = 1 << 22
+
+
+class Samples:
+    """N samples x in R^D: x = v - mean(v) per sample (`centring="sample"`), or x = v (`"none"`).
+
+    v are the values as stored: an array in memory (never copied) or the path of an .npy file, which is streamed:
+    resident memory stays that of one request. Stored types: see `npy_file.DTYPES`.
+
+    Attributes: `N`, `D`, `labels` (int64 of shape (N,), or None), `centring`, `device` (where rows come out),
+    `stored` (the stored type's name). A share (`part`, `subset`) refers to the same values.
+
+    Raises InputError for a type that is not allowed and for a file that is no sound .npy.
+    """
+
+    def __init__(
+        self,
+        source: np.ndarray | Tensor | Path,
+        labels: np.ndarray | Tensor | None = None,
+        centring: Centring = "sample",
+        origin: str = "data",
+    ) -> None:
+        """Refer to `source`, of shape (N, ...); `origin` is how errors call it."""
+        if centring not in ("sample", "none"):
+            raise ValueError(f"centring is 'sample' or 'none', not {centring!r}")
+        self.centring = centring
+        self.device = torch.device("cpu")
+        self.origin = origin
+        self._source: Tensor | NpyFile
+        if isinstance(source, Path):
+            self._source = NpyFile(source)
+            self.origin = str(source) if origin == "data" else origin
+            dtype, shape = self._source.dtype, self._source.shape
+        else:
+            array = source.detach().cpu().numpy() if isinstance(source, Tensor) else source
+            dtype, shape = array.dtype.newbyteorder("="), array.shape
+        if dtype.name not in DTYPES:
+            raise InputError(f"{self.origin}: holds {dtype.name}; allowed are {', '.join(DTYPES)}")
+        if len(shape) < 2 or min(shape[1:]) == 0:
+            raise InputError(f"{self.origin}: has shape {shape}; N rows of at least one value are expected")
+        if not isinstance(source, Path):
+            self._source = _tensor(array.reshape(len(array), -1))
+        self.stored = dtype.name
+        self.itemsize = int(dtype.itemsize)
+        self._at: range | Tensor = range(shape[0])
+        self.N = shape[0]
+        self.D = int(np.prod(shape[1:], dtype=object))
+        self.labels = None if labels is None else torch.as_tensor(labels).to(torch.int64)
+        if self.labels is not None and self.labels.shape != (shape[0],):
+            raise InputError(f"{self.origin}: {len(self.labels)} labels for {shape[0]} rows")
+
+    def __len__(self) -> int:
+        """Return N."""
+        return self.N
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether rows are streamed from a file."""
+        return isinstance(self._source, NpyFile)
+
+    def rows(self, index: Index, dtype: torch.dtype = torch.float32, out: Tensor | None = None) -> Tensor:
+        """Return centred rows x, shape (n, D), of type `dtype` on `device`.
+
+        `index` is a slice with a positive step, or integers of shape (n,) in 0..N-1. With `out`, of shape (>= n, D),
+        the rows are written into it and `out[:n]` is returned: the next call with it overwrites them.
+        Raises IndexError outside 0..N-1; RunError when a streamed file changed.
+        """
+        return self._centred(index, dtype, out)[0]
+
+    def means(self, index: Index, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return what `rows` subtracted from each sample, shape (n,): v = x + mean. Zeros where centring is `none`."""
+        if self.centring == "none":
+            return torch.zeros(len(self._pick(index)), dtype=dtype, device=self.device)
+        return self._centred(index, dtype, None)[1].squeeze(1)
+
+    def chunks(
+        self,
+        size: int,
+        dtype: torch.dtype = torch.float32,
+        start: int = 0,
+        stop: int | None = None,
+        out: Tensor | None = None,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield centred rows start..stop-1 in order, at most `size` at a time: (slice of them, tensor (n, D)).
+
+        With `out`, of shape (>= size, D), every chunk is written into it: use one before taking the next.
+        """
+        if size < 1:
+            raise ValueError(f"size is at least 1, not {size}")
+        first, last, _ = slice(start, stop).indices(self.N)
+        for low in range(first, last, size):
+            here = slice(low, min(low + size, last))
+            yield here, self.rows(here, dtype, out)
+
+    def part(self, start: int, stop: int) -> "Samples":
+        """Return the share of rows start..stop-1, over the same stored values."""
+        return self._share(self._pick(slice(start, stop)), slice(start, stop))
+
+    def subset(self, index: np.ndarray | Tensor) -> "Samples":
+        """Return the share of the rows `index`, integers of shape (n,), over the same stored values."""
+        where = torch.as_tensor(index)
+        return self._share(self._pick(where), where)
+
+    def every(self, step: int, first: int = 0) -> "Samples":
+        """Return the share of rows first, first + step, first + 2 step, ..."""
+        return self._share(self._pick(slice(first, None, step)), slice(first, None, step))
+
+    def to(self, device: torch.device | str) -> "Samples":
+        """Return the same samples with rows coming out on `device`, where they are converted and centred too.
+
+        Values in memory are moved there in their stored type, this share alone; those in a file at each request.
+        """
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        moved.labels = None if self.labels is None else self.labels.to(device)
+        if isinstance(self._source, Tensor) and self._source.device != moved._workplace:
+            moved._source = self._stored_rows(self._at).to(moved._workplace)
+            moved._at = range(self.N)
+        return moved
+
+    def extent(self) -> tuple[float, float]:
+        """Return the least and the greatest stored value, found in one streamed pass.
+
+        Raises InputError naming the first row that holds NaN, an infinity or a value beyond LARGEST.
+        """
+        low, high = float("inf"), float("-inf")
+        for here, block in self.stored_blocks():
+            least, most = (float(value) for value in torch.aminmax(block))
+            if not (least >= -LARGEST and most <= LARGEST):  # also when either is NaN
+                bad = ~(block.abs() <= LARGEST)
+                row = int(bad.any(1).nonzero()[0])
+                value = float(block[row][bad[row]][0])
+                what = "NaN" if value != value else f"{value:g}"
+                more = "" if what in ("NaN", "inf", "-inf") else f", beyond the {LARGEST:g} that can be squared safely"
+                raise InputError(f"{self.origin}: row {here.start + row} holds {what}{more} (rows count from 0)")
+            low, high = min(low, least), max(high, most)
+        return low, high
+
+    def check_finite(self) -> None:
+        """Raise InputError, as `extent` does, where a stored value is not a finite number that can be squared."""
+        if self.stored.startswith("float") or self.stored == "int64":
+            self.extent()
+
+    def stored_blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield stored values in order, some 4 MiB at a time: (slice of the rows, tensor (n, D)).
+
+        Of the stored type, but for uint16, which comes as int32, and bool, as uint8.
+        """
+        size = max(1, BLOCK_BYTES // (self.D * self.itemsize))
+        for low in range(0, self.N, size):
+            here = slice(low, min(low + size, self.N))
+            block = self._widened(self._stored_rows(self._pick(here)))
+            yield here, block.to(torch.uint8) if block.dtype == torch.bool else block
+
+    def stored_values(self) -> Tensor:
+        """Return all stored values of this share, (N, D), bit for bit (uint16 as the int16 of the same bits)."""
+        return self._stored_rows(self._at)
+
+    def _stored_rows(self, at: range | Tensor) -> Tensor:
+        if isinstance(self._source, NpyFile):
+            rows = self._source.read(at if isinstance(at, range) else at.cpu().numpy())
+            return _tensor(rows).to(self._workplace)
+        if isinstance(at, range):
+            return self._source[at.start : at.stop : at.step]
+        return self._source.index_select(0, at.to(self._source.device))
+
+    @property
+    def _wide(self) -> bool:
+        return self.stored in ("int32", "int64", "float64")
+
+    @property
+    def _workplace(self) -> torch.device:
+        # Apple's GPU has no float64, in which wide types are centred.
+        return torch.device("cpu") if self.device.type == "mps" and self._wide else self.device
+
+    def _centred(self, index: Index, dtype: torch.dtype, out: Tensor | None) -> tuple[Tensor, Tensor]:
+        stored = self._widened(self._stored_rows(self._pick(index)))  # (n, D)
+        n = len(stored)
+        if out is None:
+            x = torch.empty(n, self.D, dtype=dtype, device=self.device)
+        elif out.dtype != dtype or len(out) < n or out.shape[1:] != (self.D,):
+            raise ValueError(f"out is {tuple(out.shape)} {out.dtype}; ({n} or more, {self.D}) {dtype} is expected")
+        else:
+            x = out[:n]
+        if self.centring == "none":
+            return x.copy_(stored), x.new_zeros(n, 1)
+        if self._wide:
+            # Centred before it is rounded: float32 would lose small values that ride on a large mean.
+            exact = stored.to(torch.float64)
+            mean = exact.mean(1, keepdim=True)
+            return x.copy_(exact.sub_(mean) if exact is not stored else exact - mean), mean.to(x)
+        x.copy_(stored)
+        mean = x.mean(1, keepdim=True)
+        return x.sub_(mean), mean
+
+    def _widened(self, stored: Tensor) -> Tensor:
+        # torch has hardly any arithmetic for uint16; its bits are kept as int16 and widened chunk by chunk.
+        return stored.to(torch.int32).bitwise_and_(0xFFFF) if self.stored == "uint16" else stored
+
+    def _pick(self, index: Index) -> range | Tensor:
+        if isinstance(index, slice):
+            if index.step is not None and index.step < 1:
+                raise ValueError("a slice of samples has a positive step")
+            return self._at[index]
+        where = torch.as_tensor(index)
+        if where.dtype == torch.bool or where.is_floating_point() or where.dim() != 1:
+            raise TypeError(f"an index is a slice or integers of shape (n,), not {where.dtype} {tuple(where.shape)}")
+        where = where.to(torch.int64)
+        # On a GPU the check would make it wait for every batch; there index_select itself stops at a bad index.
+        if where.device.type == "cpu" and len(where) and not (int(where.min()) >= 0 and int(where.max()) < self.N):
+            raise IndexError(f"rows 0..{self.N - 1} are there, {int(where.min())}..{int(where.max())} were asked for")
+        if isinstance(self._at, range):
+            whole = self._at.start == 0 and self._at.step == 1
+            return where if whole else where * self._at.step + self._at.start
+        return self._at[where.to(self._at.device)]
+
+    def _share(self, at: range | Tensor, where: slice | Tensor) -> "Samples":
+        share = copy.copy(self)
+        share._at, share.N = at, len(at)
+        if isinstance(at, Tensor) and isinstance(self._source, Tensor):
+            share._at = at.to(self._source.device)  # once, not at every request
+        if self.labels is not None:
+            share.labels = self.labels[where.to(self.labels.device) if isinstance(where, Tensor) else where]
+        return share
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    native = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")  # nothing here writes into the stored values
+        return torch.from_numpy(native.view(np.int16) if native.dtype == np.uint16 else native)

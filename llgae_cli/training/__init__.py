@@ -1,0 +1,7 @@
+"""Trainers: each improves a model in place, an epoch at a time (see `progress.Trainer`)."""
+
+from llgae_cli.training.closed_form import ClosedForm
+from llgae_cli.training.gradient import Gradient
+from llgae_cli.training.progress import EpochRecord, Trainer
+
+__all__ = ["ClosedForm", "EpochRecord", "Gradient", "Trainer"]

@@ -1,0 +1,234 @@
+"""K affine subspaces (mu_k, U_k) with orthonormal bases, and the one pass over the data that improves them all.
+
+For fixed assignments and exact inference the best mu_k is the mean of component k's samples and the best span of U_k
+the leading eigenvectors of their scatter S_k. One orthogonal-iteration step U_k <- orth(S_k U_k) never raises the
+objective, because S_k is positive semi-definite, and S_k U_k = sum_i (x_i - mean_k) z_i^T needs only the codes z_i
+that choosing the component computed anyway. So a pass is one matrix product for all components (2 n D K E operations)
+and one for the winners (2 n D E), and its result adds up over chunks, processes and machines.
+
+Source of the step: orthogonal iteration, Golub and Van Loan, Matrix Computations, section 8.2.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Components:
+    """mu with shape (K, D) and orthonormal U with shape (K, D, E)."""
+
+    mu: Tensor
+    U: Tensor
+
+    def clone(self) -> "Components":
+        """A copy that shares no storage."""
+        return Components(self.mu.clone(), self.U.clone())
+
+    def scorer(self) -> "Scorer":
+        """The constants of one pass, folded once."""
+        return Scorer(self)
+
+
+class Scorer:
+    """|x - mu_k - U_k U_k^T (x - mu_k)|^2 - |x|^2 for all k, and the projections z_k = U_k^T x, in one product.
+
+    With m_k = mu_k - U_k U_k^T mu_k the distance is |m_k|^2 - 2 x.m_k - |z_k|^2, so no projection need be centred.
+    """
+
+    def __init__(self, components: Components):
+        mu, U = components.mu, components.U
+        K, D, E = U.shape
+        perpendicular = mu - _project(U, mu)
+        self.K, self.E = K, E
+        self.constant = perpendicular.square().sum(1)  # (K,)
+        # Columns are padded to a multiple of 16: matrix products over ragged widths lose up to a third of their speed.
+        self.matrix = mu.new_zeros(D, -(-K * (E + 1) // 16) * 16)
+        self.matrix[:, : K * E] = U.permute(1, 0, 2).reshape(D, K * E)
+        self.matrix[:, K * E : K * E + K] = -2 * perpendicular.T
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances less |x|^2 with shape (n, K), and z with shape (n, K, E)."""
+        product = x @ self.matrix
+        z = product[:, : self.K * self.E].unflatten(1, (self.K, self.E))
+        distance = product[:, self.K * self.E : self.K * (self.E + 1)] + self.constant - z.square().sum(2)
+        return distance, z
+
+
+def _project(U: Tensor, v: Tensor) -> Tensor:
+    """U_k U_k^T v_k with shape (K, D)."""
+    return (U @ (U.mT @ v[:, :, None]))[:, :, 0]
+
+
+@dataclass
+class Statistics:
+    """All that a pass learns about the data; additive. Distances are squared grey levels summed over pixels."""
+
+    count: Tensor  # (K,) samples
+    total: Tensor  # (K, D) sum of x
+    latent: Tensor  # (K, E) sum of z - z0, z0 = U^T mu at the start of the pass
+    product: Tensor  # (K, D, E) sum of x (z - z0)^T
+    second: Tensor  # (K, E, E) sum of (z - z0)(z - z0)^T
+    energy: Tensor  # () sum of |x|^2, float64
+    distortion: Tensor  # (K,) sum of the squared residual at the winner, float64
+    removal: Tensor  # (K,) what the objective would rise by without the component, float64
+
+    @classmethod
+    def zeros(cls, components: Components) -> "Statistics":
+        """The statistics of no data."""
+        mu, U = components.mu, components.U
+        K, D, E = U.shape
+        wide = torch.float32 if mu.device.type == "mps" else torch.float64  # Apple's GPU has no float64
+        return cls(
+            count=mu.new_zeros(K),
+            total=mu.new_zeros(K, D),
+            latent=mu.new_zeros(K, E),
+            product=mu.new_zeros(K, D, E),
+            second=mu.new_zeros(K, E, E),
+            energy=mu.new_zeros((), dtype=wide),
+            distortion=mu.new_zeros(K, dtype=wide),
+            removal=mu.new_zeros(K, dtype=wide),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """The additive tensors, for a reduction over processes."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+    @property
+    def n(self) -> float:
+        """Samples seen."""
+        return float(self.count.double().sum())
+
+    @property
+    def objective(self) -> float:
+        """Mean over the samples of the squared residual summed over pixels (divide by D for the mean L2)."""
+        return float(self.distortion.sum()) / self.n
+
+
+def survey(chunks: Iterable[Tensor], components: Components) -> Statistics:
+    """One pass with hard assignments: the statistics of all chunks x (n, D) at the given components."""
+    score = components.scorer()
+    statistics = Statistics.zeros(components)
+    z0 = (components.U.mT @ components.mu[:, :, None])[:, :, 0]  # (K, E)
+    for x in chunks:
+        distance, z = score(x)
+        _assign(statistics, x, distance, z, z0)
+    return statistics
+
+
+def _assign(statistics: Statistics, x: Tensor, distance: Tensor, z: Tensor, z0: Tensor) -> None:
+    K = z0.shape[0]
+    wide = statistics.energy.dtype
+    squared = torch.linalg.vector_norm(x, dim=1).square_()  # reads x once and writes n numbers, unlike x.square()
+    if K > 1:
+        two, which = distance.topk(2, dim=1, largest=False)
+        best, k = two[:, 0], which[:, 0]
+        statistics.removal.index_add_(0, k, (two[:, 1] - best).to(wide))
+    else:
+        best, k = distance[:, 0], distance.new_zeros(len(x), dtype=torch.long)
+    statistics.energy += squared.sum(dtype=wide)
+    statistics.distortion.index_add_(0, k, (best + squared).to(wide))
+
+    order = torch.argsort(k)  # samples of one component side by side: their products are then dense and contiguous
+    k = k[order]
+    z = z[order, k] - z0[k]
+    x = torch.index_select(x, 0, order)
+    counts = torch.bincount(k, minlength=K)
+    statistics.count += counts
+    statistics.latent.index_add_(0, k, z)
+    for j, (x_j, z_j) in enumerate(zip(x.split(counts.tolist()), z.split(counts.tolist()), strict=True)):
+        if len(x_j):
+            statistics.total[j] += x_j.sum(0)
+            statistics.product[j].addmm_(x_j.T, z_j)
+            statistics.second[j].addmm_(z_j.T, z_j)
+
+
+def soft_survey(chunks: Iterable[Tensor], components: Components, temperature: float) -> Statistics:
+    """One pass with soft assignments, softmax_k(-distance / temperature): deterministic annealing's E-step.
+
+    Costs twice a hard pass: every sample counts for every component. `distortion` is still the winner's.
+    Source: Rose, Deterministic annealing for clustering, Proc. IEEE 86 (1998).
+    """
+    score = components.scorer()
+    statistics = Statistics.zeros(components)
+    K, D, E = components.U.shape
+    z0 = (components.U.mT @ components.mu[:, :, None])[:, :, 0]
+    for x in chunks:
+        distance, z = score(x)
+        squared = x.square().sum(1)
+        best, k = distance.min(1)
+        statistics.energy += squared.sum(dtype=statistics.energy.dtype)
+        statistics.distortion.index_add_(0, k, (best + squared).to(statistics.distortion.dtype))
+        r = torch.softmax(distance / -temperature, 1)  # (n, K)
+        weighted = (z - z0) * r[:, :, None]
+        statistics.count += r.sum(0)
+        statistics.total.addmm_(r.T, x)
+        statistics.latent += weighted.sum(0)
+        statistics.product += (x.T @ weighted.reshape(len(x), K * E)).reshape(D, K, E).permute(1, 0, 2)
+    return statistics
+
+
+def improved(components: Components, statistics: Statistics) -> Components:
+    """The next components: mu_k the mean, U_k one orthogonal-iteration step. A component without samples stays."""
+    n = statistics.count[:, None]
+    filled = n > 0
+    mean = torch.where(filled, statistics.total / n.clamp(min=1e-12), components.mu)
+    SU = statistics.product - mean[:, :, None] * statistics.latent[:, None, :]
+    SU = torch.where(filled[:, :, None], SU, components.U)
+    return Components(mean, orthonormal(SU))
+
+
+def orthonormal(M: Tensor) -> Tensor:
+    """An orthonormal basis (K, D, E) of the columns of M (K, D, E), completed where they are dependent.
+
+    Columns are scaled first, so that values of 1e30 or 1e-30 neither overflow nor vanish in their squares.
+    """
+    scale = M.abs().amax(dim=1, keepdim=True)
+    return torch.linalg.qr(torch.where(scale > 0, M / scale, M))[0]
+
+
+def latent_covariance(statistics: Statistics) -> Tensor:
+    """Covariance of each component's latents, (K, E, E), in squared grey levels; zero where there is no sample."""
+    n = statistics.count[:, None, None].clamp(min=1)
+    mean = statistics.latent[:, :, None] / n
+    return statistics.second / n - mean @ mean.mT
+
+
+def aligned(components: Components, second: Tensor) -> Components:
+    """The same subspaces with the basis vectors in a fixed order and sign: most variance first, largest entry positive.
+
+    `second` (K, E, E) is the latents' second moment about their mean. Makes runs, pictures and files comparable.
+    """
+    if components.U.shape[2] == 0:
+        return components
+    V = torch.linalg.eigh(second)[1].flip(-1)
+    U = orthonormal(components.U @ V)
+    U = U * torch.where((components.U @ V * U).sum(1, keepdim=True) < 0, -1.0, 1.0)  # qr may have turned a vector
+    peak = U.gather(1, U.abs().argmax(1, keepdim=True))
+    return Components(components.mu, U * torch.where(peak < 0, -1.0, 1.0).to(U.dtype))
+
+
+def split(x: Tensor, components: Components, b: int, generator: torch.Generator) -> tuple[Components, Components]:
+    """Two components (K = 1 each) that share the samples of component b among x (n, D), halved by two random seeds.
+
+    Where fewer than two of x belong to b, the seeds are drawn from all of x.
+    """
+    distance, _ = components.scorer()(x)
+    own = x[distance.argmin(1) == b]
+    if len(own) < 2:
+        own = x
+    first, second = own[torch.randperm(len(own), generator=generator)[:2].to(own.device)]
+    nearer_first = (own @ (second - first)) < (second.square().sum() - first.square().sum()) / 2
+    halves = (own[nearer_first], own[~nearer_first])
+    return tuple(_fitted(half, components.U[b], generator) for half in halves)  # type: ignore[return-value]
+
+
+def _fitted(x: Tensor, U: Tensor, generator: torch.Generator) -> Components:
+    """One component for x, one orthogonal-iteration step from U plus a little noise that opens new directions."""
+    mean = x.mean(0) if len(x) else U.new_zeros(U.shape[0])
+    centred = x - mean
+    noise = torch.randn(U.shape, generator=generator).to(U)
+    start = U + 0.01 * noise
+    return Components(mean[None], orthonormal((centred.T @ (centred @ start))[None]))

@@ -1,0 +1,32 @@
+"""What a trainer tells the experiment, and the shape that all trainers share."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypedDict
+
+Notify = Callable[[str], None]
+
+
+class EpochRecord(TypedDict, total=False):
+    """One epoch's figures. `train_mean_l2`: squared grey levels per pixel."""
+
+    train_mean_l2: float
+    empty: int
+    repaired: int
+
+
+class Trainer(Protocol):
+    """A trainer improves a model in place, an epoch (a pass over the samples) at a time."""
+
+    finished: bool
+
+    def start(self, notify: Notify) -> None:
+        """Bring the model to its state before the first epoch."""
+
+    def epoch(self) -> EpochRecord:
+        """One pass; the model is better for it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values from which an exact continuation is possible."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`, instead of `start`."""

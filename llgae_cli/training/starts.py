@@ -1,0 +1,146 @@
+"""A good first set of components: the basin that a run ends in is decided here, before the first full pass.
+
+All of it works on a sample of the rows in the leading principal coordinates, where a pass costs a hundredth:
+
+1. annealed starts: assignments begin soft, softmax(-distance / T), and harden as T falls; the best goes on;
+2. split-merge moves: one component is removed and another split in two, kept where the settled objective is lower;
+3. more rows, then back into all D coordinates.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from llgae_cli.training.components import Components, improved, orthonormal, soft_survey, split, survey
+from llgae_cli.training.progress import Notify
+
+ANNEAL_PASSES = 30  # twice as many win 0.1 % for twice the time (measured on Fashion-MNIST)
+ANNEAL_FROM, ANNEAL_TO = 0.35, 0.02  # temperature over the mean squared residual of the starting state
+SETTLE_PASSES = 12  # hard passes after a move before it is judged
+JUDGE_AT, JUDGE_MARGIN = 5, 1.004  # a move this far above the best by then has never won: given up early
+REFINE_PASSES, REFINE_TOL = 10, 2e-4
+
+
+def start(
+    x: Tensor,
+    more: Iterable[Tensor],
+    K: int,
+    E: int,
+    *,
+    restarts: int,
+    moves: int,
+    generator: torch.Generator,
+    notify: Notify = lambda message: None,
+) -> Components:
+    """Components in all D coordinates, fitted to rows x (n, D) and refined on the chunks of `more` (m, D).
+
+    Raises nothing; with K > n some components are empty. `notify` is told of each lower objective, in mean L2.
+    """
+    centre, V = principal_coordinates(x, width(E, x.shape[1]), generator)
+    small = (x - centre) @ V
+    missing = float((x - centre).square().sum() - small.square().sum()) / len(x)  # what the coordinates leave out
+    D = x.shape[1]
+
+    best, lowest = annealed(small, K, E, generator), math.inf
+    best, lowest = settled(small, best, SETTLE_PASSES)
+    for attempt in range(1, restarts):
+        found, objective = settled(small, annealed(small, K, E, generator), SETTLE_PASSES)
+        if objective < lowest:
+            best, lowest = found, objective
+        notify(f"start {attempt + 1} of {restarts}: mean L2 {(lowest + missing) / D:.1f} on {len(x)} rows")
+    for move in range(moves if K > 1 else 0):
+        found, objective = settled(small, moved(small, best, generator), SETTLE_PASSES, give_up=lowest * JUDGE_MARGIN)
+        if objective < lowest:
+            best, lowest = found, objective
+            notify(f"move {move + 1} of {moves}: mean L2 {(lowest + missing) / D:.1f} on {len(x)} rows")
+
+    small = torch.cat([(rows - centre) @ V for rows in more])
+    best, _ = settled(small, best, REFINE_PASSES, tol=REFINE_TOL)
+    return Components(centre + best.mu @ V.T, orthonormal(V @ best.U))
+
+
+def width(E: int, D: int) -> int:
+    """How many principal coordinates the starts work in: ten a latent dimension, at least 64."""
+    return min(D, max(64, 10 * E))
+
+
+def principal_coordinates(x: Tensor, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The mean (D,) and the d leading principal directions V (D, d) of x (n, D), by a few orthogonal iterations."""
+    centre = x.mean(0)
+    centred = x - centre
+    V = torch.randn(x.shape[1], d, generator=generator).to(x)
+    for _ in range(3):
+        V = orthonormal((centred.T @ (centred @ V))[None])[0]
+    spread = (centred @ V).T @ (centred @ V)
+    return centre, V @ torch.linalg.eigh(spread)[1].flip(1)
+
+
+def annealed(x: Tensor, K: int, E: int, generator: torch.Generator) -> Components:
+    """Components for x (n, d) from K random rows, by soft passes of falling temperature."""
+    components = seeded(x, K, E, generator)
+    if K == 1:
+        return components
+    heat = survey(_chunks(x), components).objective
+    for i in range(ANNEAL_PASSES):
+        temperature = heat * ANNEAL_FROM * (ANNEAL_TO / ANNEAL_FROM) ** (i / (ANNEAL_PASSES - 1))
+        components = improved(components, soft_survey(_chunks(x), components, max(temperature, 1e-30)))
+    return components
+
+
+def seeded(x: Tensor, K: int, E: int, generator: torch.Generator) -> Components:
+    """K cells around random rows of x (n, d), each with its mean and a random start for its basis."""
+    n, d = x.shape
+    rows = torch.randperm(n, generator=generator)[torch.arange(K) % n].to(x.device)
+    k = torch.cat([torch.cdist(part, x[rows]).argmin(1) for part in x.split(4096)])
+    mu = x[rows].clone()
+    U = torch.randn(K, d, E, generator=generator).to(x)
+    for j in range(K):
+        own = x[k == j]
+        if len(own):
+            mu[j] = own.mean(0)
+            U[j] = (own - mu[j]).T @ ((own - mu[j]) @ U[j])
+    return Components(mu, orthonormal(U))
+
+
+def settled(
+    x: Tensor, components: Components, passes: int, *, tol: float = 0.0, give_up: float = math.inf
+) -> tuple[Components, float]:
+    """Up to `passes` hard passes over x (n, d): the components, and the objective of the last ones surveyed.
+
+    Stops once a pass lowers the objective by less than the share `tol`, or is above `give_up` after JUDGE_AT passes.
+    """
+    objective = math.inf
+    for i in range(passes):
+        statistics = survey(_chunks(x), components)
+        before, objective = objective, statistics.objective
+        if (before - objective <= tol * objective and i > 0) or (i >= JUDGE_AT and objective > give_up):
+            break
+        kept, components = components, improved(components, statistics)
+    return (components if math.isinf(objective) else kept), objective
+
+
+def moved(x: Tensor, components: Components, generator: torch.Generator) -> Components:
+    """A split-merge move: component a goes, its samples to their second choice; component b is halved.
+
+    a is drawn among those that cost least to remove, b among those with the largest distortion.
+    """
+    statistics = survey(_chunks(x), components)
+    loss = statistics.removal / statistics.removal.mean().clamp(min=1e-30)
+    a = _drawn(torch.softmax(-2 * loss, 0), generator)
+    worth = statistics.distortion / statistics.distortion.mean().clamp(min=1e-30)
+    worth[a] = -math.inf
+    b = _drawn(torch.softmax(2 * worth, 0), generator)
+    new = components.clone()
+    for j, half in zip((a, b), split(x, components, b, generator), strict=True):
+        new.mu[j], new.U[j] = half.mu[0], half.U[0]
+    return new
+
+
+def _drawn(probability: Tensor, generator: torch.Generator) -> int:
+    return int(torch.multinomial(probability.cpu().float(), 1, generator=generator))
+
+
+def _chunks(x: Tensor) -> Iterator[Tensor]:
+    return iter(x.split(2048))
