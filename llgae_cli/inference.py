@@ -65,7 +65,8 @@ def collapsed_map(G: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
 def least_squares_map(G: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
     """P = (G + alpha I)^+ with shape (K, E, E); directions without length stay at b = 0. beta and n_step unused."""
     eye = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
-    return torch.linalg.pinv(G + alpha * eye, hermitian=True)
+    H, overflow = _finite(G + alpha * eye)
+    return torch.linalg.pinv(H, hermitian=True) + overflow
 
 
 MAPS = {"loop": collapsed_map, "collapse": collapsed_map, "least-squares": least_squares_map}
@@ -80,26 +81,37 @@ def folded(W: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
     """Bases A (K, D, E) and signs s (K, E) with c^T Q c = sum_e s_e (A_e^T (x - mu))^2.
 
     s is +1 wherever beta * max(h) <= 2, as in all runs that converge; the signs keep the score right beyond it.
+    A is NaN where Q is not finite.
     """
-    q, V = torch.linalg.eigh((Q + Q.mT) / 2)
-    return W @ (V * q.abs().sqrt()[:, None, :]), torch.where(q < 0, -1.0, 1.0).to(W.dtype)
+    Q, overflow = _finite((Q + Q.mT) / 2)
+    q, V = torch.linalg.eigh(Q)
+    return W @ (V * q.abs().sqrt()[:, None, :] + overflow), torch.where(q < 0, -1.0, 1.0).to(W.dtype)
 
 
 def distances(x: Tensor, mu: Tensor, A: Tensor, s: Tensor) -> Tensor:
-    """|x - mu_k - W_k b_k(T)|^2 - |x|^2 with shape (n, K), A and s from `folded`.
+    """|x - mu_k - W_k b_k(T)|^2 - |x - m|^2 with shape (n, K), A and s from `folded`; m is the mean of the mu_k.
 
-    Operations: one (n, D) by (D, K(E + 1)) product, 2 n D K (E + 1). |x|^2 is the same for every k and left out.
+    Operations: one (n, D) by (D, K(E + 1)) product, 2 n D K (E + 1). |x - m|^2 is the same for every k and left out.
+    Seen from m, an offset that all share costs no digits: |x|^2 may be 1e8 times the distances that are compared.
     """
+    m = mu.mean(0)
+    x, mu = x - m, mu - m
     squares = correlations(x, mu, A).square_()
     lowered = squares.sum(2) if bool((s > 0).all()) else (squares * s).sum(2)
     return mu.square().sum(1) - 2 * x @ mu.T - lowered
 
 
 def step_limit(W: Tensor, alpha: float) -> float:
-    """The largest stable step size, 2 / max eigenvalue of H over all components; infinity where W is zero or E = 0."""
+    """The largest stable step size, 2 / max eigenvalue of H over all components.
+
+    Infinity where W is zero or E = 0; zero where W^T W is not finite.
+    """
+    G, overflow = _finite(W.mT @ W)
     if W.shape[2] == 0:
         return float("inf")
-    largest = float(torch.linalg.eigvalsh(W.mT @ W).max()) + alpha
+    if bool(overflow.isnan().any()):
+        return 0.0
+    largest = float(torch.linalg.eigvalsh(G).max()) + alpha
     return 2 / largest if largest > 0 else float("inf")
 
 
@@ -110,3 +122,12 @@ def gauge(U: Tensor, beta: float, alpha: float) -> Tensor:
     W b(T) = (1 - alpha beta) U U^T (x - mu). Needs alpha beta < 1.
     """
     return U * (1 / beta - alpha) ** 0.5
+
+
+def _finite(M: Tensor) -> tuple[Tensor, Tensor]:
+    """M (K, E, E) with zeros for each matrix that is not finite, and (K, 1, 1): NaN for those, 0 for the others.
+
+    LAPACK raises on such a matrix, for all components at once; as NaN it reaches the loss, which is checked.
+    """
+    sound = M.isfinite().all(-1).all(-1)[:, None, None]
+    return torch.where(sound, M, 0.0), torch.where(sound, 0.0, torch.nan).to(M.dtype)

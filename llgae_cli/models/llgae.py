@@ -52,12 +52,6 @@ class LLGAE(nn.Module):
         return P, infer.gain(P, G)
 
     @torch.no_grad()
-    def distances(self, x: Tensor) -> Tensor:
-        """|x - mu_k - W_k b_k|^2 less |x|^2, shape (n, K)."""
-        _, Q = self.maps()
-        return infer.distances(x, self.mu, *infer.folded(self.W, Q))
-
-    @torch.no_grad()
     def encode(self, x: Tensor) -> Code:
         """The code of x (n, D): k (n,) and b (n, E)."""
         if self.inference == "loop":
@@ -70,19 +64,17 @@ class LLGAE(nn.Module):
 
     @torch.no_grad()
     def encode_in(self, x: Tensor, k: Tensor, P: Tensor | None = None) -> Tensor:
-        """B (n, E) of x (n, D) in the given components k (n,)."""
+        """The latents b (n, E) of x (n, D) in the given components k (n,)."""
         P = self.maps()[0] if P is None else P
-        b = x.new_zeros(len(x), self.E)
-        for j, rows in self._groups(k):
-            b[rows] = (x[rows] - self.mu[j]) @ self.W[j] @ P[j].T
-        return b
+        order, groups = self._groups(k)
+        parts = [(x[rows] - self.mu[j]) @ self.W[j] @ P[j].T for j, rows in groups]
+        return _put_back(parts, order)
 
     def decode(self, code: Code) -> Tensor:
         """x_hat = mu_k + W_k b, shape (n, D)."""
-        x_hat = self.mu[code.k]
-        for j, rows in self._groups(code.k):
-            x_hat = x_hat.index_add(0, rows, code.b[rows] @ self.W[j].T)
-        return x_hat
+        order, groups = self._groups(code.k)
+        parts = [torch.addmm(self.mu[j], code.b[rows], self.W[j].T) for j, rows in groups]
+        return _put_back(parts, order)
 
     def loss(self, x: Tensor) -> Tensor:
         """Mean L2 of x (n, D): mean over samples and pixels of the squared residual; differentiable in mu and W.
@@ -104,11 +96,19 @@ class LLGAE(nn.Module):
         x_hat = self.mu + torch.einsum("kde,nke->nkd", self.W, b)
         return b, (x[:, None] - x_hat).square().sum(2)
 
-    def _groups(self, k: Tensor) -> list[tuple[int, Tensor]]:
-        """The components in use, each with the rows that chose it."""
+    def _groups(self, k: Tensor) -> tuple[Tensor, list[tuple[int, Tensor]]]:
+        """The rows sorted by component, and the components in use, each with the rows that chose it."""
+        order = torch.argsort(k)
         counts = torch.bincount(k, minlength=self.K).tolist()
-        parts = torch.argsort(k).split(counts)
-        return [(j, rows) for j, rows in enumerate(parts) if len(rows)]
+        used = [(j, rows) for j, rows in enumerate(order.split(counts)) if len(rows)]
+        return order, used or [(0, order)]  # no rows at all: still a part, which has the right width
+
+
+def _put_back(parts: list[Tensor], order: Tensor) -> Tensor:
+    """The rows of all parts, which follow `order`, in the samples' own order: one copy, however many parts."""
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
+    return torch.cat(parts).index_select(0, inverse)
 
 
 class _WinnersResidual(torch.autograd.Function):
@@ -133,7 +133,7 @@ class _WinnersResidual(torch.autograd.Function):
                 torch.mm(c_j.T, c_j, out=second[j])
         ctx.save_for_backward(W, Q, r, c, k, second)
         ctx.counts = counts
-        return torch.linalg.vector_norm(r).square() - (Q * second).sum()
+        return torch.linalg.vector_norm(r, dim=1).square().sum() - (Q * second).sum()
 
     @staticmethod
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]

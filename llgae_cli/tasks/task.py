@@ -1,7 +1,7 @@
 """What a task is: two sets of samples, what their values mean, and where they came from."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -29,6 +29,10 @@ class Task:
     peak: float
     source: str
     fingerprint: str
+
+    def to(self, device: torch.device) -> "Task":
+        """The same task with its samples on a device (see `Samples.to`)."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
 def fingerprint(train: Samples, test: Samples, shape: tuple[int, ...]) -> str:

@@ -1,7 +1,7 @@
 """The closed-form trainer: assign, then the optimum of every component given its samples; no step size anywhere."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,12 +10,16 @@ from llgae_cli.inference import gauge
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.training import distributed
-from llgae_cli.training.components import Components, Statistics, aligned, improved, latent_covariance, split, survey
+from llgae_cli.training.candidates import COORDINATES, LENGTH, WORTHWHILE_K, ShortList
+from llgae_cli.training.components import Components, Coordinates, Statistics, aligned, latent_covariance, split, survey
 from llgae_cli.training.progress import EpochRecord, Notify
-from llgae_cli.training.starts import start
+from llgae_cli.training.shrinkage import shrunk
+from llgae_cli.training.starts import Start, start
 
 START_ROWS, START_ROWS_EACH = 12_000, 100  # rows that starts are tried on: so many, or so many a component
 REFINE_ROWS = 60_000
+FAR = 100  # how many times the spread of the components' means the data's mean may lie from zero, squared
+SHORT_LIST_ROWS = 4096  # larger, so that a component's few samples in a chunk still make a product worth calling
 CHUNK_VALUES = 1 << 20  # numbers in a chunk's widest array: 4 MB, so that the chunk stays in the L2/L3 cache
 
 
@@ -35,12 +39,22 @@ class ClosedForm:
         restarts: int | str = "auto",
         moves: int | str = "auto",
         tol: float = 1e-4,
+        candidates: int | str = "off",
+        shrinkage: float | Literal["auto"] = 0.0,
     ):
+        """Restarts, moves: see `starts`. `candidates`: see `candidates`, auto | off | C. `shrinkage`: in samples."""
         self.model, self.samples, self.tol = model, samples, tol
+        self.shrinkage, self.strength = shrinkage, 0.0
+        self.coordinates = Start.blank(Components(model.mu.detach(), model.W.detach())).coordinates
+        worthwhile = model.K >= WORTHWHILE_K and model.D >= 2 * COORDINATES
+        length = {"auto": LENGTH if worthwhile else 0, "off": 0}.get(str(candidates), candidates)
+        self.length = 0 if int(length) >= model.K else int(length)
+        self.short_list: ShortList | None = None
         self.restarts = (4 if model.K <= 32 else 1) if restarts == "auto" else int(restarts)
         self.moves = max(0, 60 - model.K) if moves == "auto" else int(moves)
         self.generator = torch.Generator().manual_seed(seed)
         self.components = Components(model.mu.detach().clone(), model.W.detach().clone())
+        self.origin: Tensor | None = None
         self.statistics: Statistics | None = None
         self.finished = False
         self.repaired = 0
@@ -52,30 +66,55 @@ class ClosedForm:
             order = torch.randperm(N, generator=self.generator)
             few = order[: max(START_ROWS, START_ROWS_EACH * model.K)].sort().values
             many = order[: max(REFINE_ROWS, len(few))].sort().values
-            self.components = start(
+            found = start(
                 self._rows(few),
                 (self._rows(part) for part in many.split(4096)),
                 model.K,
                 model.E,
                 restarts=self.restarts,
                 moves=self.moves,
+                shrinkage=self.shrinkage,
                 generator=self.generator,
                 notify=notify,
             )
-        distributed.from_first_([self.components.mu, self.components.U])
-        self._adopt(self.components, self._survey(self.components))
+        else:
+            found = Start.blank(self.components)
+        distributed.from_first_(found.tensors())
+        found = self._seen_from_origin(found)
+        self._prepare(found.coordinates, float(found.strength))
+        self._adopt(found.components, self._survey(found.components))
+
+    def _seen_from_origin(self, found: Start) -> Start:
+        """Move the origin to the data's mean where that is far from zero compared with the data's spread.
+
+        Distances are differences of squares; where |x|^2 is much larger than they are, float32 would lose their digits.
+        """
+        mu, centre = found.components.mu, found.coordinates.centre
+        spread = (mu - centre).square().sum(1).mean()
+        if float(centre.square().sum()) <= FAR * float(spread):
+            return found
+        self.origin = centre
+        moved = Coordinates(torch.zeros_like(centre), found.coordinates.V)
+        return Start(Components(mu - centre, found.components.U), moved, found.strength)
+
+    def _prepare(self, coordinates: Coordinates, strength: float) -> None:
+        self.coordinates, self.strength = coordinates, strength
+        self.short_list = ShortList(coordinates, self.length) if self.length else None
 
     def epoch(self) -> EpochRecord:
-        """One pass over all rows; `train_mean_l2` is the model's own, exactly."""
+        """One pass over all rows; `train_mean_l2` is the model's own: exact, or that of the short lists if any."""
         if self.statistics is None:  # a resumed run
             self.statistics = self._survey(self.components)
         before = self.statistics.objective
-        candidate = self._repaired(improved(self.components, self.statistics), self.statistics)
+        candidate = self._repaired(
+            shrunk(self.components, self.statistics, self.coordinates, self.strength), self.statistics
+        )
         statistics = self._survey(candidate)
         gained = before - statistics.objective
-        if gained > 0:
+        # With a prior the plain objective may rise a little on the way to the penalised optimum.
+        if gained > 0 or self.strength > 0:
             self._adopt(candidate, statistics)
-        self.finished = gained <= self.tol * before
+        self.finished = (abs(gained) if self.strength > 0 else gained) <= self.tol * before
         return EpochRecord(
             train_mean_l2=self.statistics.objective / self.model.D,
             empty=int((self.statistics.count == 0).sum()),
@@ -86,23 +125,26 @@ class ClosedForm:
         self.components, self.statistics = components, statistics
         ordered = aligned(components, latent_covariance(statistics))
         with torch.no_grad():
-            self.model.mu.copy_(ordered.mu)
+            self.model.mu.copy_(ordered.mu if self.origin is None else ordered.mu + self.origin)
             self.model.W.copy_(gauge(ordered.U, self.model.beta, self.model.alpha))
 
     def _survey(self, components: Components) -> Statistics:
         low, high = distributed.share(self.samples.N)
-        statistics = survey(self._chunks(low, high), components)
+        one_pass = self.short_list.survey if self.short_list else survey
+        statistics = one_pass(self._chunks(low, high), components, self.coordinates if self.strength else None)
         distributed.sum_(statistics.tensors())
         return statistics
 
     def _chunks(self, low: int, high: int) -> Iterator[Tensor]:
-        size = chunk_rows(self.model.K, self.model.D, self.model.E)
+        K, D, E = self.model.K, self.model.D, self.model.E
+        size = SHORT_LIST_ROWS if self.short_list else chunk_rows(K, D, E)
         buffer = torch.empty(size, self.model.D, dtype=self.components.mu.dtype, device=self.samples.device)
         for _, x in self.samples.chunks(size, dtype=buffer.dtype, start=low, stop=high, out=buffer):
-            yield x
+            yield x if self.origin is None else x.sub_(self.origin)
 
     def _rows(self, index: Tensor) -> Tensor:
-        return self.samples.rows(index, dtype=self.components.mu.dtype)
+        x = self.samples.rows(index, dtype=self.components.mu.dtype)
+        return x if self.origin is None else x - self.origin
 
     def _repaired(self, components: Components, statistics: Statistics) -> Components:
         """Empty components become halves of the worst ones. Those stay as they are, so no sample is worse off."""
@@ -125,6 +167,10 @@ class ClosedForm:
         return {
             "mu": self.components.mu,
             "U": self.components.U,
+            "strength": self.strength,
+            "origin": self.origin,
+            "centre": self.coordinates.centre,
+            "V": self.coordinates.V,
             "generator": self.generator.get_state(),
             "finished": self.finished,
             "repaired": self.repaired,
@@ -134,6 +180,8 @@ class ClosedForm:
         """Take up where `state_dict` left off."""
         device = self.model.mu.device
         self.components = Components(state["mu"].to(device), state["U"].to(device))
+        self.origin = None if state["origin"] is None else state["origin"].to(device)
+        self._prepare(Coordinates(state["centre"].to(device), state["V"].to(device)), state["strength"])
         self.generator.set_state(state["generator"])
         self.finished, self.repaired = state["finished"], state["repaired"]
 

@@ -32,6 +32,23 @@ class Components:
         return Scorer(self)
 
 
+@dataclass
+class Coordinates:
+    """Principal coordinates: x ~ centre + V y with `centre` (D,) and orthonormal V (D, d)."""
+
+    centre: Tensor
+    V: Tensor
+
+    @classmethod
+    def identity(cls, x: Tensor) -> "Coordinates":
+        """Where x (n, d) is in coordinates already."""
+        return cls(x.new_zeros(x.shape[1]), torch.eye(x.shape[1], dtype=x.dtype, device=x.device))
+
+    def of(self, x: Tensor) -> Tensor:
+        """V^T (x - centre), the coordinates y with shape (n, d)."""
+        return (x - self.centre) @ self.V
+
+
 class Scorer:
     """|x - mu_k - U_k U_k^T (x - mu_k)|^2 - |x|^2 for all k, and the projections z_k = U_k^T x, in one product.
 
@@ -71,13 +88,14 @@ class Statistics:
     latent: Tensor  # (K, E) sum of z - z0, z0 = U^T mu at the start of the pass
     product: Tensor  # (K, D, E) sum of x (z - z0)^T
     second: Tensor  # (K, E, E) sum of (z - z0)(z - z0)^T
+    scatter: Tensor  # (K, d, d) sum of y y^T in coordinates y, where a pass is given any; else d = 0
     energy: Tensor  # () sum of |x|^2, float64
     distortion: Tensor  # (K,) sum of the squared residual at the winner, float64
     removal: Tensor  # (K,) what the objective would rise by without the component, float64
 
     @classmethod
-    def zeros(cls, components: Components) -> "Statistics":
-        """The statistics of no data."""
+    def zeros(cls, components: Components, d: int = 0) -> "Statistics":
+        """The statistics of no data, with scatters in d coordinates."""
         mu, U = components.mu, components.U
         K, D, E = U.shape
         wide = torch.float32 if mu.device.type == "mps" else torch.float64  # Apple's GPU has no float64
@@ -87,6 +105,7 @@ class Statistics:
             latent=mu.new_zeros(K, E),
             product=mu.new_zeros(K, D, E),
             second=mu.new_zeros(K, E, E),
+            scatter=mu.new_zeros(K, d, d),
             energy=mu.new_zeros((), dtype=wide),
             distortion=mu.new_zeros(K, dtype=wide),
             removal=mu.new_zeros(K, dtype=wide),
@@ -107,33 +126,54 @@ class Statistics:
         return float(self.distortion.sum()) / self.n
 
 
-def survey(chunks: Iterable[Tensor], components: Components) -> Statistics:
-    """One pass with hard assignments: the statistics of all chunks x (n, D) at the given components."""
+def survey(chunks: Iterable[Tensor], components: Components, coordinates: Coordinates | None = None) -> Statistics:
+    """One pass with hard assignments: the statistics of all chunks x (n, D) at the given components.
+
+    With `coordinates`, the scatters in them too.
+    """
     score = components.scorer()
-    statistics = Statistics.zeros(components)
-    z0 = (components.U.mT @ components.mu[:, :, None])[:, :, 0]  # (K, E)
+    statistics = Statistics.zeros(components, 0 if coordinates is None else coordinates.V.shape[1])
+    z0 = latent_offsets(components)
     for x in chunks:
         distance, z = score(x)
-        _assign(statistics, x, distance, z, z0)
+        accumulate(statistics, x, distance, z, z0=z0, coordinates=coordinates)
     return statistics
 
 
-def _assign(statistics: Statistics, x: Tensor, distance: Tensor, z: Tensor, z0: Tensor) -> None:
-    K = z0.shape[0]
+def latent_offsets(components: Components) -> Tensor:
+    """z0_k = U_k^T mu_k with shape (K, E)."""
+    return (components.U.mT @ components.mu[:, :, None])[:, :, 0]
+
+
+def accumulate(
+    statistics: Statistics,
+    x: Tensor,
+    distance: Tensor,
+    z: Tensor,
+    listed: Tensor | None = None,
+    z0: Tensor | None = None,
+    coordinates: Coordinates | None = None,
+) -> None:
+    """Add a chunk x (n, D) to the statistics, each sample at its nearest component.
+
+    `distance` (n, C) lacks |x|^2 and z is (n, C, E), for the components `listed` (n, C) or, without it, all K in
+    order; z0 (K, E) is subtracted from z where z is not relative to it already.
+    """
+    K = len(statistics.count)
     wide = statistics.energy.dtype
     squared = torch.linalg.vector_norm(x, dim=1).square_()  # reads x once and writes n numbers, unlike x.square()
-    if K > 1:
-        two, which = distance.topk(2, dim=1, largest=False)
-        best, k = two[:, 0], which[:, 0]
+    two, which = distance.topk(min(2, distance.shape[1]), dim=1, largest=False)
+    best, column = two[:, 0], which[:, 0]
+    k = column if listed is None else listed.gather(1, column[:, None])[:, 0]
+    if two.shape[1] == 2:
         statistics.removal.index_add_(0, k, (two[:, 1] - best).to(wide))
-    else:
-        best, k = distance[:, 0], distance.new_zeros(len(x), dtype=torch.long)
     statistics.energy += squared.sum(dtype=wide)
     statistics.distortion.index_add_(0, k, (best + squared).to(wide))
 
     order = torch.argsort(k)  # samples of one component side by side: their products are then dense and contiguous
-    k = k[order]
-    z = z[order, k] - z0[k]
+    k, z = k[order], z[order, column[order]]
+    if z0 is not None:
+        z = z - z0[k]
     x = torch.index_select(x, 0, order)
     counts = torch.bincount(k, minlength=K)
     statistics.count += counts
@@ -143,6 +183,10 @@ def _assign(statistics: Statistics, x: Tensor, distance: Tensor, z: Tensor, z0: 
             statistics.total[j] += x_j.sum(0)
             statistics.product[j].addmm_(x_j.T, z_j)
             statistics.second[j].addmm_(z_j.T, z_j)
+    if coordinates is not None:
+        for j, y_j in enumerate(coordinates.of(x).split(counts.tolist())):
+            if len(y_j):
+                statistics.scatter[j].addmm_(y_j.T, y_j)
 
 
 def soft_survey(chunks: Iterable[Tensor], components: Components, temperature: float) -> Statistics:
@@ -154,7 +198,7 @@ def soft_survey(chunks: Iterable[Tensor], components: Components, temperature: f
     score = components.scorer()
     statistics = Statistics.zeros(components)
     K, D, E = components.U.shape
-    z0 = (components.U.mT @ components.mu[:, :, None])[:, :, 0]
+    z0 = latent_offsets(components)
     for x in chunks:
         distance, z = score(x)
         squared = x.square().sum(1)
@@ -170,12 +214,15 @@ def soft_survey(chunks: Iterable[Tensor], components: Components, temperature: f
     return statistics
 
 
-def improved(components: Components, statistics: Statistics) -> Components:
-    """The next components: mu_k the mean, U_k one orthogonal-iteration step. A component without samples stays."""
+def improved(components: Components, statistics: Statistics, prior: Tensor | float = 0.0) -> Components:
+    """The next components: mu_k the mean, U_k <- orth(S_k U_k + prior_k). A component without samples stays.
+
+    `prior` (K, D, E) is a further scatter's product with U_k; see `shrinkage`.
+    """
     n = statistics.count[:, None]
     filled = n > 0
     mean = torch.where(filled, statistics.total / n.clamp(min=1e-12), components.mu)
-    SU = statistics.product - mean[:, :, None] * statistics.latent[:, None, :]
+    SU = statistics.product - mean[:, :, None] * statistics.latent[:, None, :] + prior
     SU = torch.where(filled[:, :, None], SU, components.U)
     return Components(mean, orthonormal(SU))
 

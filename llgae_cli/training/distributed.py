@@ -8,16 +8,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llgae_cli.errors import RunError
+from llgae_cli.errors import ProcessLostError
 
 PATIENCE = timedelta(minutes=5)  # a rank that stays silent longer is taken for dead
 
 
-def join(device: torch.device) -> None:
-    """Join the group that torchrun announces in the environment, if it does: NCCL for CUDA, else gloo."""
-    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE)
+def join(device: torch.device) -> bool:
+    """Join the group that torchrun announces in the environment, if it does: NCCL for CUDA, else gloo.
+
+    Returns whether a group was joined here; who joined leaves. A process can join once: torch hands a second group
+    the addresses of the first.
+    """
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        return False
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    return True
 
 
 def leave() -> None:
@@ -50,14 +55,14 @@ def sum_(tensors: Iterable[Tensor]) -> None:
     """Add each tensor up over the processes, in place."""
     if active():
         for tensor in tensors:
-            _checked(dist.all_reduce, tensor)
+            _in_order(dist.all_reduce, tensor)
 
 
 def from_first_(tensors: Iterable[Tensor]) -> None:
     """Overwrite each tensor with rank 0's, in place."""
     if active():
         for tensor in tensors:
-            _checked(dist.broadcast, tensor, 0)
+            _in_order(dist.broadcast, tensor, 0)
 
 
 def agreed(flag: bool) -> bool:
@@ -70,8 +75,14 @@ def agreed(flag: bool) -> bool:
     return bool(count > 0)
 
 
-def _checked(collective, *arguments) -> None:  # type: ignore[no-untyped-def]
+def _in_order(collective, tensor: Tensor, *arguments) -> None:  # type: ignore[no-untyped-def]
+    # Collectives move memory as it lies. A basis from `qr` lies column by column, and where another process keeps its
+    # own row by row it would be received transposed, without an error.
+    rows = tensor.contiguous()
     try:
-        collective(*arguments)
+        collective(rows, *arguments)
     except RuntimeError as error:  # what gloo and NCCL raise when a peer is gone or silent
-        raise RunError(f"rank {rank()} of {world()}: another process died or went silent ({error})") from None
+        said = str(error).partition("\n")[0]
+        raise ProcessLostError(f"rank {rank()} of {world()}: another process died or went silent ({said})") from None
+    if rows is not tensor:
+        tensor.copy_(rows)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llgae_cli.errors import RunError
+from llgae_cli.inference import step_limit
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.training import distributed
@@ -49,11 +50,11 @@ class Gradient:
             mine = batch[distributed.rank() :: distributed.world()]
             self.optimizer.zero_grad()
             loss = self._backward(mine, len(batch))
-            # The check is made before the parameters move, so that the model at hand is the last sound one.
             if not math.isfinite(float(loss)):
+                limit = step_limit(self.model.W.detach(), self.model.alpha)
                 raise RunError(
                     f"the loss became {float(loss)} in epoch {self.epochs_done + 1}, step {step + 1} of {self.steps}: "
-                    f"lower lr or beta (beta < {infer_limit(self.model):.3g} is stable now)"
+                    "lower lr or beta" + (f" (beta < {limit:.3g} is stable now)" if limit > 0 else "")
                 )
             self.optimizer.step()
             total += loss.double() * len(batch)
@@ -90,13 +91,6 @@ class Gradient:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.epochs_done = state["epochs_done"]
-
-
-def infer_limit(model: LLGAE) -> float:
-    """The largest stable step size of the model as it is."""
-    from llgae_cli.inference import step_limit
-
-    return step_limit(model.W.detach(), model.alpha)
 
 
 def initialised(model: LLGAE, samples: Samples, generator: torch.Generator) -> None:

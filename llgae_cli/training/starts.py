@@ -9,18 +9,45 @@ All of it works on a sample of the rows in the leading principal coordinates, wh
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from llgae_cli.training.components import Components, improved, orthonormal, soft_survey, split, survey
+from llgae_cli.training.components import Components, Coordinates, improved, orthonormal, soft_survey, split, survey
 from llgae_cli.training.progress import Notify
+from llgae_cli.training.shrinkage import chosen_strength, shrunk
 
 ANNEAL_PASSES = 30  # twice as many win 0.1 % for twice the time (measured on Fashion-MNIST)
 ANNEAL_FROM, ANNEAL_TO = 0.35, 0.02  # temperature over the mean squared residual of the starting state
 SETTLE_PASSES = 12  # hard passes after a move before it is judged
 JUDGE_AT, JUDGE_MARGIN = 5, 1.004  # a move this far above the best by then has never won: given up early
 REFINE_PASSES, REFINE_TOL = 10, 2e-4
+SOLVED_K = 64  # beyond it, a full eigenproblem for every component costs more than the passes it saves
+
+
+@dataclass
+class Start:
+    """What the full passes go on from: components in D coordinates, and what was learnt on the way to them.
+
+    `strength` (): of the shrinkage, in samples.
+    """
+
+    components: Components
+    coordinates: Coordinates
+    strength: Tensor
+
+    @classmethod
+    def blank(cls, like: Components) -> "Start":
+        """Of the same shapes, to be filled by another process."""
+        _, D, E = like.U.shape
+        new = like.mu.new_zeros
+        return cls(like.clone(), Coordinates(new(D), new(D, width(E, D))), new(()))
+
+    def tensors(self) -> list[Tensor]:
+        """All of it, for a broadcast."""
+        return [self.components.mu, self.components.U, self.coordinates.centre, self.coordinates.V, self.strength]
 
 
 def start(
@@ -33,19 +60,22 @@ def start(
     moves: int,
     generator: torch.Generator,
     notify: Notify = lambda message: None,
-) -> Components:
+    shrinkage: float | Literal["auto"] = 0.0,
+) -> Start:
     """Components in all D coordinates, fitted to rows x (n, D) and refined on the chunks of `more` (m, D).
 
     Raises nothing; with K > n some components are empty. `notify` is told of each lower objective, in mean L2.
     """
-    centre, V = principal_coordinates(x, width(E, x.shape[1]), generator)
-    small = (x - centre) @ V
-    missing = float((x - centre).square().sum() - small.square().sum()) / len(x)  # what the coordinates leave out
+    coordinates = principal_coordinates(x, width(E, x.shape[1]), generator)
+    small = coordinates.of(x)
+    missing = float((x - coordinates.centre).square().sum() - small.square().sum()) / len(
+        x
+    )  # what the coordinates leave out
     D = x.shape[1]
 
     best, lowest = annealed(small, K, E, generator), math.inf
     best, lowest = settled(small, best, SETTLE_PASSES)
-    for attempt in range(1, restarts):
+    for attempt in range(1, restarts if K > 1 else 1):
         found, objective = settled(small, annealed(small, K, E, generator), SETTLE_PASSES)
         if objective < lowest:
             best, lowest = found, objective
@@ -56,9 +86,16 @@ def start(
             best, lowest = found, objective
             notify(f"move {move + 1} of {moves}: mean L2 {(lowest + missing) / D:.1f} on {len(x)} rows")
 
-    small = torch.cat([(rows - centre) @ V for rows in more])
-    best, _ = settled(small, best, REFINE_PASSES, tol=REFINE_TOL)
-    return Components(centre + best.mu @ V.T, orthonormal(V @ best.U))
+    small = torch.cat([coordinates.of(rows) for rows in more])
+    if shrinkage == "auto":
+        shrinkage = chosen_strength(small, seeded(small, K, E, generator), generator)
+        notify(f"shrinkage: {shrinkage:g} samples, chosen on held-out rows")
+    best, _ = settled(small, best, REFINE_PASSES, tol=REFINE_TOL, shrinkage=shrinkage)
+    if K <= SOLVED_K:
+        best = solved(small, best)
+    V = coordinates.V
+    components = Components(coordinates.centre + best.mu @ V.T, orthonormal(V @ best.U))
+    return Start(components, coordinates, V.new_tensor(shrinkage))
 
 
 def width(E: int, D: int) -> int:
@@ -66,15 +103,15 @@ def width(E: int, D: int) -> int:
     return min(D, max(64, 10 * E))
 
 
-def principal_coordinates(x: Tensor, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The mean (D,) and the d leading principal directions V (D, d) of x (n, D), by a few orthogonal iterations."""
+def principal_coordinates(x: Tensor, d: int, generator: torch.Generator) -> Coordinates:
+    """The mean and the d leading principal directions of x (n, D), by a few orthogonal iterations."""
     centre = x.mean(0)
     centred = x - centre
     V = torch.randn(x.shape[1], d, generator=generator).to(x)
     for _ in range(3):
         V = orthonormal((centred.T @ (centred @ V))[None])[0]
     spread = (centred @ V).T @ (centred @ V)
-    return centre, V @ torch.linalg.eigh(spread)[1].flip(1)
+    return Coordinates(centre, V @ torch.linalg.eigh(spread)[1].flip(1))
 
 
 def annealed(x: Tensor, K: int, E: int, generator: torch.Generator) -> Components:
@@ -105,20 +142,40 @@ def seeded(x: Tensor, K: int, E: int, generator: torch.Generator) -> Components:
 
 
 def settled(
-    x: Tensor, components: Components, passes: int, *, tol: float = 0.0, give_up: float = math.inf
+    x: Tensor,
+    components: Components,
+    passes: int,
+    *,
+    tol: float = 0.0,
+    give_up: float = math.inf,
+    shrinkage: float = 0.0,
 ) -> tuple[Components, float]:
     """Up to `passes` hard passes over x (n, d): the components, and the objective of the last ones surveyed.
 
     Stops once a pass lowers the objective by less than the share `tol`, or is above `give_up` after JUDGE_AT passes.
     """
-    objective = math.inf
+    objective, here = math.inf, Coordinates.identity(x)
     for i in range(passes):
-        statistics = survey(_chunks(x), components)
+        statistics = survey(_chunks(x), components, here if shrinkage else None)
         before, objective = objective, statistics.objective
         if (before - objective <= tol * objective and i > 0) or (i >= JUDGE_AT and objective > give_up):
             break
-        kept, components = components, improved(components, statistics)
+        kept, components = components, shrunk(components, statistics, here, shrinkage)
     return (components if math.isinf(objective) else kept), objective
+
+
+def solved(x: Tensor, components: Components) -> Components:
+    """The optimum for the assignments of x (n, d): mu_k the mean, U_k the E leading eigenvectors of the scatter.
+
+    What many orthogonal iterations would come to; affordable in d coordinates, where eigenproblems are small.
+    """
+    statistics = survey(_chunks(x), components, Coordinates.identity(x))
+    E = components.U.shape[2]
+    count = statistics.count[:, None]
+    mean = torch.where(count > 0, statistics.total / count.clamp(min=1), components.mu)
+    covariance = statistics.scatter / count[:, :, None].clamp(min=1) - mean[:, :, None] * mean[:, None, :]
+    U = torch.linalg.eigh(covariance)[1].flip(2)[:, :, :E]
+    return Components(mean, torch.where(count[:, :, None] > E, U, components.U))
 
 
 def moved(x: Tensor, components: Components, generator: torch.Generator) -> Components:

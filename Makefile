@@ -1,0 +1,58 @@
+# Two commands: `make train` and `make test`. Both set up what they need in .venv; the rest is for people and CI.
+PYTHON ?= python3
+VENV   ?= .venv
+CONFIG ?= configs/fashion_mnist.yaml
+DATA   ?= data
+BIN    := $(VENV)/bin
+LLGAE  := $(BIN)/llgae
+
+.DEFAULT_GOAL := help
+.PHONY: help train test install lint data eval sweep report bench smoke browser clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
+
+train: install data ## environment, data, then the default run: ends in a checkpoint and its mean L2
+	$(LLGAE) train --config $(CONFIG)
+
+test: install ## environment and data if missing, then every test
+	-$(MAKE) data
+	$(BIN)/python -m pytest
+
+install: $(VENV)/installed ## the environment, with the versions that were tested
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, e.g. make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+lint: install ## style, docstrings and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+data: install ## Fashion-MNIST: found, downloaded, or from Debian's package
+	$(LLGAE) data fashion-mnist --data-dir $(DATA) || $(MAKE) debian-data
+
+.PHONY: debian-data
+debian-data:
+	apt-get update --quiet && apt-get install --quiet --yes dataset-fashion-mnist
+	$(LLGAE) data fashion-mnist --data-dir $(DATA)
+
+eval: install ## measure the best checkpoint in checkpoints/ again
+	$(LLGAE) eval "$$($(LLGAE) runs checkpoints --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)[0]["checkpoint"])')"
+
+smoke: install ## the whole path on synthetic data: offline, under a minute
+	$(LLGAE) train --config configs/smoke.yaml --set checkpoint-dir=build/smoke
+	$(LLGAE) runs build/smoke
+
+bench: install data ## speed against the machine's limit and the peers
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(LLGAE) bench
+
+browser: ## headless Chromium and its driver from Debian, for the report's tests
+	command -v chromium chromedriver || (apt-get update --quiet && apt-get install --quiet --yes chromium chromium-driver)
+
+clean: ## everything that make made, checkpoints and data excepted
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,202 @@
+"""The benchmarks: each returns rows of one figure, what it is held against, and the ratio."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llgae_cli import metrics
+from llgae_cli.bench import peers
+from llgae_cli.bench.timing import median_seconds, peak_memory, seconds, sgemm_rate
+from llgae_cli.errors import InputError
+from llgae_cli.models import LLGAE
+from llgae_cli.tasks import Samples, Task
+from llgae_cli.training import ClosedForm, Gradient
+from llgae_cli.training.candidates import COORDINATES, ShortList
+from llgae_cli.training.closed_form import SHORT_LIST_ROWS, chunk_rows
+from llgae_cli.training.components import Components, orthonormal, survey
+from llgae_cli.training.starts import principal_coordinates
+
+K, E, SEED = 11, 20, 28
+TARGET = 734.5  # the best mean L2 that a converged peer reached on Fashion-MNIST, of several seeds
+QUICK = {"restarts": 1, "moves": 6}  # enough to pass the target
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. `ratio` is value / against where there is something to hold it against; sizes and times in SI."""
+
+    bench: str
+    what: str
+    value: float
+    unit: str
+    against: float | None = None
+    ratio: float | None = None
+    at: float | None = None  # the abscissa, where the bench is a curve
+
+
+def random_components(K: int, D: int, E: int, like: torch.Tensor) -> Components:
+    """Components of no meaning, for timing."""
+    generator = torch.Generator().manual_seed(SEED)
+    U = orthonormal(torch.randn(K, D, E, generator=generator)).to(like)
+    return Components(torch.randn(K, D, generator=generator).to(like), U)
+
+
+def one_pass(samples: Samples, components: Components, short_list: ShortList | None = None) -> Callable[[], object]:
+    """One training iteration's pass over the samples, ready to be timed."""
+    size = SHORT_LIST_ROWS if short_list else chunk_rows(*components.U.shape)
+    buffer = torch.empty(size, samples.D, device=samples.device)
+    go = short_list.survey if short_list else survey
+    return lambda: go((x for _, x in samples.chunks(size, out=buffer)), components)
+
+
+def operations(N: int, D: int, K: int, E: int) -> float:
+    """2 N D K E for choosing the component and 2 N D E for the winners' update."""
+    return 2.0 * N * D * E * (K + 1)
+
+
+def iteration(task: Task, notify: Notify) -> Iterator[Row]:
+    """A training iteration against the machine's matrix product."""
+    rate = sgemm_rate(task.train.device)
+    yield Row("iteration", "sgemm of 2048 x 2048", rate, "flop/s")
+    components = random_components(K, task.train.D, E, task.train.rows(slice(1)))
+    took = median_seconds(one_pass(task.train, components))
+    floor = operations(task.train.N, task.train.D, K, E) / rate
+    yield Row("iteration", f"one pass, K = {K}, E = {E}, N = {task.train.N}; at the sgemm rate", took, "s", floor)
+    yield Row("iteration", "share of the sgemm rate reached", floor / took, "", 1.0, floor / took)
+
+
+def steps(task: Task, notify: Notify) -> Iterator[Row]:
+    """Independence of T: the inference and a gradient epoch's batches at T = 50 against T = 1."""
+    samples = task.train.part(0, min(task.train.N, 28_000))
+    models = {}
+    for T in (1, 50):
+        model = LLGAE(K, samples.D, E, n_step=T).to(samples.device)
+        Gradient(model, samples, seed=SEED, optimizer="rmsprop", lr=1e-3, batch_size=280).start(notify)
+        models[T] = model
+    encode = {T: median_seconds(partial(metrics.mean_l2, model, samples), 5) for T, model in models.items()}
+    yield Row("steps", "encode and decode, T = 50; T = 1", encode[50], "s", encode[1], encode[50] / encode[1])
+
+
+def gradient(task: Task, notify: Notify) -> Iterator[Row]:
+    """An epoch of the source's settings against the plain loop with autograd over all components."""
+    for_epoch = {}
+    for inference, batches in (("loop", 2), ("collapse", 60)):
+        samples = task.train.part(0, min(task.train.N, 280 * batches))
+        model = LLGAE(K, samples.D, E, inference=inference).to(samples.device)
+        trainer = Gradient(model, samples, seed=SEED, optimizer="rmsprop", lr=1e-3, batch_size=280)
+        trainer.start(notify)
+        for_epoch[inference] = median_seconds(trainer.epoch, 3) * task.train.N / samples.N
+    ours, loop = for_epoch["collapse"], for_epoch["loop"]
+    yield Row("gradient", "an epoch, batches of 280, T = 5; plain loop with autograd", ours, "s", loop, loop / ours)
+
+
+def growth(task: Task, notify: Notify) -> Iterator[Row]:
+    """Seconds an iteration as K and E grow, and as N grows in an .npy of uint8 that is streamed."""
+    like = task.train.rows(slice(1))
+    few = task.train.part(0, min(task.train.N, 20_000))
+    for k in (1, 3, 11, 30, 100):
+        took = median_seconds(one_pass(few, random_components(k, few.D, E, like)), 3)
+        yield Row("growth over K", f"K = {k}, E = {E}, N = {few.N}", took, "s", at=k)
+    for e in (0, 5, 10, 20, 40):
+        took = median_seconds(one_pass(few, random_components(K, few.D, e, like)), 3)
+        yield Row("growth over E", f"E = {e}, K = {K}, N = {few.N}", took, "s", at=e)
+    components = random_components(K, 784, E, like)
+    baseline = peak_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        for n in (10_000, 100_000, 1_000_000, 2_000_000):
+            path = Path(folder) / f"{n}.npy"
+            _write_random_uint8(path, n, 784)
+            samples = Samples(path)
+            took = median_seconds(one_pass(samples, components), 5 if n <= 100_000 else 1)
+            yield Row("growth over N", f"N = {n}, uint8 .npy, K = {K}, E = {E}", took, "s", at=n)
+            path.unlink()
+    yield Row("growth over N", "memory above the start, at most", peak_memory() - baseline, "B")
+
+
+def _write_random_uint8(path: Path, n: int, d: int) -> None:
+    rng = np.random.default_rng(SEED)
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(n, d))
+    for low in range(0, n, 10_000):
+        out[low : low + 10_000] = rng.integers(0, 256, (min(10_000, n - low), d), dtype=np.uint8)
+    out.flush()
+
+
+def candidates(task: Task, notify: Notify) -> Iterator[Row]:
+    """K = 1000: an iteration with short lists against the full pass, on trained-like components."""
+    train = task.train
+    x = train.rows(slice(0, 12_000))
+    coordinates = principal_coordinates(x, COORDINATES, torch.Generator().manual_seed(SEED))
+    trainer = ClosedForm(LLGAE(1000, train.D, E).to(train.device), train, seed=SEED, restarts=1, moves=0,
+                         candidates="auto")  # fmt: skip
+    trainer.start(notify)
+    short = ShortList(coordinates)
+    listed = seconds(one_pass(train, trainer.components, short))
+    full = seconds(one_pass(train, trainer.components))
+    buffer = torch.empty(SHORT_LIST_ROWS, train.D, device=train.device)
+    near = short.survey((c for _, c in train.chunks(SHORT_LIST_ROWS, out=buffer)), trainer.components).objective
+    exact = survey((c for _, c in train.chunks(256)), trainer.components).objective
+    yield Row("candidates", "an iteration at K = 1000, E = 20; the full pass", listed, "s", full, full / listed)
+    yield Row("candidates", "mean L2 with short lists; exact", near / train.D, "", exact / train.D, near / exact)
+
+
+def against_peers(task: Task, notify: Notify) -> Iterator[Row]:
+    """Time to a mean L2, against scikit-learn; same data in memory, same threads."""
+    try:
+        from sklearn.cluster import KMeans, MiniBatchKMeans
+    except ImportError:
+        raise InputError("the peers need scikit-learn: pip install 'llgae[bench]'") from None
+    x, test = task.train.rows(slice(None)).cpu().numpy(), task.test.rows(slice(None)).cpu().numpy()
+    ours_took, ours = fit_quickly(task, **QUICK)
+    yield Row("peers", f"ours, {QUICK['restarts']} start and {QUICK['moves']} moves: seconds", ours_took, "s")
+    yield Row("peers", "ours: test mean L2", ours, "", TARGET, ours / TARGET)
+    least_took, least = fit_quickly(task, restarts=1, moves=0, passes=1)
+    yield Row("peers", "ours, 1 start, 1 pass: seconds", least_took, "s")
+    yield Row("peers", "ours, 1 start, 1 pass: test mean L2", least, "")
+    rivals = {
+        "MiniBatchKMeans + PCA": peers.clustered_pca(MiniBatchKMeans(K, random_state=SEED), E),
+        "KMeans + PCA": peers.clustered_pca(KMeans(K, random_state=SEED), E),
+        "Lloyd VQPCA to convergence": peers.lloyd_vqpca(K, E, 1e-5, SEED),
+    }
+    for name, fit in rivals.items():
+        notify(f"fitting {name}")
+        began = time.perf_counter()
+        score = fit(x)
+        took = time.perf_counter() - began
+        yield Row("peers", f"{name}: seconds; ours", took, "s", ours_took, took / ours_took)
+        yield Row("peers", f"{name}: test mean L2; ours", score(test), "", ours)
+
+
+def fit_quickly(task: Task, restarts: int, moves: int, passes: int = 3) -> tuple[float, float]:
+    """Seconds of a fit from nothing, and its test mean L2."""
+    began = time.perf_counter()
+    model = LLGAE(K, task.train.D, E).to(task.train.device)
+    trainer = ClosedForm(model, task.train, seed=SEED, restarts=restarts, moves=moves)
+    trainer.start(lambda message: None)
+    for _ in range(passes):
+        trainer.epoch()
+    took = time.perf_counter() - began
+    return took, metrics.mean_l2(model, task.test)
+
+
+BENCHES: dict[str, Callable[[Task, Notify], Iterator[Row]]] = {
+    "iteration": iteration,
+    "steps": steps,
+    "gradient": gradient,
+    "growth": growth,
+    "candidates": candidates,
+    "peers": against_peers,
+}
+
+
+def run_benches(names: list[str], task: Task, notify: Notify) -> Iterator[Row]:
+    """The rows of the named benchmarks, as they are measured."""
+    for name in names:
+        notify(f"measuring {name}")
+        yield from BENCHES[name](task, notify)

@@ -1,0 +1,154 @@
+"""LLGAE: encode, decode and loss are one model, whichever inference finds b."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from llgae_cli.models import LLGAE, MODELS, Code
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def a_model(inference: str = "collapse", K: int = 4, D: int = 9, E: int = 3, share: float = 0.7, **options) -> LLGAE:
+    """A float64 model with random mu and W; beta is `share` of 1 / max eigenvalue of H."""
+    W = normal(2, K, D, E)
+    h = float(torch.linalg.matrix_norm(W, 2).max()) ** 2 if E else 1.0
+    model = LLGAE(K, D, E, beta=share / (h + options.get("alpha", 0)), inference=inference, **options).double()
+    with torch.no_grad():
+        model.mu.copy_(normal(1, K, D))
+        model.W.copy_(W)
+    return model
+
+
+X = normal(3, 40, 9)
+CASES = [
+    {},
+    {"K": 1},
+    {"E": 0},
+    {"K": 1, "E": 0},
+    {"E": 9},
+    {"K": 50},  # more components than samples
+    {"alpha": 1.0},
+    {"n_step": 1},
+    {"n_step": 40, "share": 1.9},
+    {"n_step": 4, "share": 2.3},  # diverging steps are still steps
+]
+
+
+def name_of(case: dict) -> str:
+    return "-".join(f"{key}{value}" for key, value in case.items()) or "plain"
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_the_loss_of_the_collapse_equals_the_loops_in_value_and_gradient(case: dict) -> None:
+    found = []
+    for inference in ("loop", "collapse"):
+        model = a_model(inference, **case)
+        loss = model.loss(X)
+        loss.backward()
+        found.append((loss.detach(), model.mu.grad, model.W.grad))
+    for one, other in zip(*found, strict=True):
+        scale = float(other.abs().max()) if other.numel() else 1.0
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10 * scale)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("inference", ["loop", "collapse", "least-squares"])
+def test_encode_decode_and_loss_are_one_model(inference: str, case: dict) -> None:
+    model = a_model(inference, **case)
+    code = model.encode(X)
+    K, E = model.K, model.E
+    assert code.k.shape == (40,) and code.k.dtype == torch.int64 and code.b.shape == (40, E)
+    squared = (X - model.decode(code)).square().mean()
+    torch.testing.assert_close(squared, model.loss(X), rtol=1e-10, atol=1e-12)
+    every = torch.stack([(X - model.decode(Code(k, model.encode_in(X, k)))).square().sum(1) for k in _all_k(K)], 1)
+    own = every.gather(1, code.k[:, None])[:, 0]
+    torch.testing.assert_close(own, every.min(1).values, rtol=1e-9, atol=1e-9)
+    expected = model.mu[code.k] + torch.einsum("nde,ne->nd", model.W[code.k], code.b)
+    torch.testing.assert_close(model.decode(code), expected)
+
+
+def _all_k(K: int) -> list[Tensor]:
+    return [torch.full((40,), k) for k in range(K)]
+
+
+@pytest.mark.parametrize("inference", ["collapse", "least-squares"])
+def test_the_gradient_by_hand_is_the_derivative(inference: str) -> None:
+    model = a_model(inference, K=2, D=5, E=2)
+    x = normal(4, 6, 5)
+
+    def loss(mu: Tensor, W: Tensor) -> Tensor:
+        return torch.func.functional_call(model, {"mu": mu, "W": W}, (x,))
+
+    model.forward = model.loss  # type: ignore[method-assign]
+    leaves = (model.mu.detach().requires_grad_(), model.W.detach().requires_grad_())
+    assert torch.autograd.gradcheck(loss, leaves)
+
+
+@pytest.mark.parametrize("inference", ["collapse", "least-squares"])
+def test_an_offset_that_all_samples_share_costs_no_digits(inference: str) -> None:
+    model = a_model(inference).float()
+    x = X.float()
+    expected = model.encode(x).k
+    model.mu.data += 4096  # and float32 keeps three digits behind the point
+    assert (model.encode(x + 4096).k == expected).float().mean() > 0.95
+
+
+def test_components_that_lose_have_no_gradient() -> None:
+    model = a_model()
+    with torch.no_grad():
+        model.mu[2] += 1000
+    model.loss(X).backward()
+    assert 2 not in model.encode(X).k
+    assert model.mu.grad is not None and model.W.grad is not None
+    assert not model.mu.grad[2].any() and not model.W.grad[2].any() and model.mu.grad[0].any()
+
+
+@pytest.mark.parametrize("inference", ["loop", "collapse", "least-squares"])
+def test_a_tie_goes_to_one_component_alone(inference: str) -> None:
+    model = a_model(inference, K=2)
+    with torch.no_grad():
+        model.mu[1], model.W[1] = model.mu[0], model.W[0]
+    single = a_model(inference, K=2)
+    single.mu.data, single.W.data = model.mu.data[:1], model.W.data[:1]
+    single.K = 1
+    loss = model.loss(X)
+    loss.backward()
+    torch.testing.assert_close(loss, single.loss(X))
+    single.loss(X).backward()
+    assert model.mu.grad is not None and single.mu.grad is not None
+    torch.testing.assert_close(model.mu.grad.sum(0), single.mu.grad[0])  # counted once, not once for each
+    assert torch.equal(model.encode(X).k, model.encode(X).k)
+
+
+def test_a_single_component_with_no_basis_is_the_distance_to_its_offset() -> None:
+    model = a_model(K=1, E=0)
+    torch.testing.assert_close(model.loss(X), (X - model.mu[0]).square().mean())
+
+
+def test_codes_decode_without_the_sample() -> None:
+    model = a_model()
+    code = Code(torch.tensor([2, 0]), torch.tensor([[1.0, 0, 0], [0, 0, 0]], dtype=torch.float64))
+    torch.testing.assert_close(model.decode(code), torch.stack([model.mu[2] + model.W[2, :, 0], model.mu[0]]))
+
+
+def test_no_samples_give_no_codes() -> None:
+    for inference in ("loop", "collapse", "least-squares"):
+        code = a_model(inference).encode(X[:0])
+        assert code.k.shape == (0,) and code.b.shape == (0, 3)
+
+
+def test_an_overflow_is_nan_in_the_loss_of_every_inference() -> None:
+    for inference in ("loop", "collapse", "least-squares"):
+        model = a_model(inference)
+        model.W.data[1] = math.inf
+        assert not model.loss(X).isfinite()
+        assert not model.decode(model.encode(X)).isfinite().all()
+
+
+def test_the_family_is_registered_under_its_names() -> None:
+    assert MODELS["llgae"] is LLGAE
