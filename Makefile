@@ -5,6 +5,7 @@ CONFIG ?= configs/fashion_mnist.yaml
 DATA   ?= data
 BIN    := $(VENV)/bin
 LLGAE  := $(BIN)/llgae
+BEST   := $(LLGAE) runs checkpoints --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)[0]["checkpoint"])'
 
 .DEFAULT_GOAL := help
 .PHONY: help train test install lint data eval sweep report bench smoke browser clean
@@ -41,7 +42,13 @@ debian-data:
 	$(LLGAE) data fashion-mnist --data-dir $(DATA)
 
 eval: install ## measure the best checkpoint in checkpoints/ again
-	$(LLGAE) eval "$$($(LLGAE) runs checkpoints --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)[0]["checkpoint"])')"
+	$(LLGAE) eval "$$($(BEST))"
+
+sweep: install data ## the K x E grid on Fashion-MNIST, two cells at a time
+	$(LLGAE) sweep --config configs/sweeps/fashion_mnist.yaml -j 2 --resume
+
+report: install ## one HTML page about the best checkpoint in checkpoints/
+	$(LLGAE) report "$$($(BEST))" -o build/report.html
 
 smoke: install ## the whole path on synthetic data: offline, under a minute
 	$(LLGAE) train --config configs/smoke.yaml --set checkpoint-dir=build/smoke
@@ -52,7 +59,7 @@ bench: install data ## speed against the machine's limit and the peers
 	$(LLGAE) bench
 
 browser: ## headless Chromium and its driver from Debian, for the report's tests
-	command -v chromium chromedriver || (apt-get update --quiet && apt-get install --quiet --yes chromium chromium-driver)
+	command -v chromium && command -v chromedriver || (apt-get update --quiet && apt-get install --quiet --yes chromium chromium-driver)
 
 clean: ## everything that make made, checkpoints and data excepted
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -55,6 +55,12 @@ class Config(BaseModel):
     moves: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="closed-form: split-merge moves tried on the best start"
     )
+    candidates: Positive | Literal["auto", "off"] = Field(
+        "auto", description="closed-form: components scored exactly for each sample, after a first look at all"
+    )
+    shrinkage: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        0.0, description="closed-form: samples' worth of its neighbours' scatter that each component is given"
+    )
     optimizer: Literal["rmsprop", "adam", "sgd"] = Field("rmsprop", description="gradient: the optimiser")
     lr: float = Field(1e-3, gt=0, description="gradient: the learning rate")
     batch_size: Positive = Field(280, description="gradient: samples a mini-batch")
@@ -66,6 +72,7 @@ class Config(BaseModel):
     data_dir: Path = Field(Path("data"), strict=False, description="where data sets are looked for and kept")
     checkpoint_dir: Path = Field(Path("checkpoints"), strict=False, description="where checkpoints are written")
     save_every: int = Field(0, ge=0, description="epochs between checkpoints; 0 writes the last alone")
+    figures: bool = Field(True, description="draw the training curve and reconstructions beside the checkpoint")
 
     @field_validator("task")
     @classmethod
@@ -123,7 +130,11 @@ def validated(values: dict[str, Any], origin: dict[str, str] | None = None) -> C
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError("; ".join(_line(problem, origin or {}) for problem in error.errors()[:3])) from None
+        problems: dict[str, list[Any]] = {}
+        for problem in error.errors():  # a key that takes one of two types has a problem with each
+            problems.setdefault(str(problem["loc"][0]) if problem["loc"] else "config", []).append(problem)
+        lines = [_line(key, found, origin or {}) for key, found in problems.items()]
+        raise InputError("; ".join(lines[:3])) from None
 
 
 def known_key(key: object, where: str) -> str:
@@ -197,11 +208,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _line(problem: Any, origin: dict[str, str]) -> str:
-    key = str(problem["loc"][0]).replace("_", "-") if problem["loc"] else "config"
+def _line(key: str, problems: Sequence[Any], origin: dict[str, str]) -> str:
+    key = key.replace("_", "-")
     where = f"{origin[key]}: " if key in origin and not origin[key].startswith("-S") else ""
-    value = printable(json.dumps(problem["input"], default=str))
-    said = problem["msg"][0].lower() + problem["msg"][1:]
-    options = (problem.get("ctx") or {}).get("expected", "")
-    near = nearest(str(problem["input"]), re.findall(r"'([^']+)'", options))
-    return f"{where}{key}: {value} is not allowed: {said}{near}"
+    value = problems[0]["input"]
+    said = " or ".join(problem["msg"][0].lower() + problem["msg"][1:] for problem in problems)
+    options = " ".join(str((problem.get("ctx") or {}).get("expected", "")) for problem in problems)
+    near = nearest(str(value), re.findall(r"'([^']+)'", options))
+    return f"{where}{key}: {printable(json.dumps(value, default=str))} is not allowed: {said}{near}"

@@ -15,6 +15,10 @@ class RunError(LlgaeError):
     """A run that started well and could not go on: a full disk, a diverged training, a lost process."""
 
 
+class ProcessLostError(RunError):
+    """One of several processes that share a run is gone."""
+
+
 class InputError(LlgaeError):
     """Wrong usage, config or input: the user can mend it. Says what, where, and what is allowed."""
 

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import torch
 from llgae_cli import checkpoints, metrics
 from llgae_cli.checkpoints import Checkpoint
 from llgae_cli.config import NEUTRAL_KEYS, Config, validated
-from llgae_cli.errors import InputError, Interrupted, LlgaeError, RunError
+from llgae_cli.errors import InputError, Interrupted, LlgaeError, ProcessLostError, RunError, printable
 from llgae_cli.inference import step_limit
 from llgae_cli.models import LLGAE, MODELS
 from llgae_cli.tasks import Samples, Task, load_task
@@ -71,24 +71,24 @@ def train(config: Config, reporter: Reporter, resume: str | None = None) -> Outc
     """Train what the config says and write the checkpoint. `resume` is `last` or a checkpoint's path.
 
     Raises InputError for a config that does not fit the data, RunError for a training that cannot go on. On
-    Interrupted, the state after the last complete epoch is saved first.
+    Interrupted, and when another process of the run dies, the state after the last complete epoch is saved first.
     """
     prepare_torch(config)
     device = chosen_device(config.device)
-    distributed.join(device)
+    joined = distributed.join(device)
     try:
         if distributed.rank() == 0:
             checkpoints.check_writable(config.checkpoint_dir)
             checkpoints.clean_temporaries(config.checkpoint_dir)
         run = set_up(config, device)
+        if resume is not None:
+            restore_run(run, resume, reporter)
         reporter.note(f"{run.task.name}: {run.train.N} training samples of {run.train.D} values, {run.task.source}")
         try:
-            began = time.perf_counter()
             if resume is None:
+                began = time.perf_counter()
                 run.trainer.start(reporter.note)
                 run.seconds = time.perf_counter() - began
-            else:
-                restore_run(run, resume, reporter)
             warn_of_divergence(run.model, reporter)
             while run.done < config.epochs and not run.trainer.finished:
                 began = time.perf_counter()
@@ -96,16 +96,21 @@ def train(config: Config, reporter: Reporter, resume: str | None = None) -> Outc
                 run.seconds += time.perf_counter() - began
                 complete_epoch(run, record)
                 reporter.epoch(run.history[-1], config.epochs)
-                if config.save_every and run.done % config.save_every == 0:
+                last = run.done == config.epochs or run.trainer.finished  # which `finish` saves, with more in it
+                if config.save_every and run.done % config.save_every == 0 and not last:
                     save(run)
+            warn_of_divergence(run.model, reporter)
+            return finish(run)
         except Interrupted as interrupt:
             if run.snapshot is not None:
                 interrupt.saved = save(run)
             raise
-        warn_of_divergence(run.model, reporter)
-        return finish(run)
+        except ProcessLostError as lost:
+            saved = rescue(run)
+            raise RunError(f"{lost}" + (f"; saved {saved}, continue with --resume last" if saved else "")) from None
     finally:
-        distributed.leave()
+        if joined:
+            distributed.leave()
 
 
 def prepare_torch(config: Config) -> None:
@@ -121,25 +126,22 @@ def chosen_device(name: str) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    if not available[name]:
+    if not available.get(name):
         here = ", ".join(kind for kind, there in available.items() if there)
-        raise InputError(f"device: {name} is not to be had here; there is {here}")
+        raise InputError(f"device: {printable(name)} is not to be had here; there is {here}")
     return torch.device(name)
 
 
 def set_up(config: Config, device: torch.device) -> Run:
     """Data, model and trainer for a config; InputError where they do not fit together."""
     checkpoints.name_of(config, 0, 0.0)  # a config no name can hold is refused before the work, not after it
-    task = load_task(config.task, config.data_dir, config.centring, config.seed)
+    task = load_task(config.task, config.data_dir, config.centring, config.seed).to(device)
     train, validation = held_out(task.train, config.validation, config.seed)
     if config.K > train.N:
         raise InputError(f"K: {config.K} components for {train.N} training samples; K is at most their number")
     if config.embed_dim > train.D:
         raise InputError(f"embed-dim: {config.embed_dim} is more than the {train.D} values of a sample")
     model = build_model(config, train.D).to(device)
-    train = train.to(device)
-    task = replace(task, test=task.test.to(device))
-    validation = validation and validation.to(device)
     return Run(config, task, train, validation, model, build_trainer(config, model, train))
 
 
@@ -172,7 +174,14 @@ def build_trainer(config: Config, model: LLGAE, samples: Samples) -> Trainer:
     """The trainer a config describes."""
     if config.trainer == "closed-form":
         return ClosedForm(
-            model, samples, seed=config.seed, restarts=config.restarts, moves=config.moves, tol=config.tol
+            model,
+            samples,
+            seed=config.seed,
+            restarts=config.restarts,
+            moves=config.moves,
+            tol=config.tol,
+            candidates=config.candidates,
+            shrinkage=config.shrinkage,
         )
     return Gradient(
         model,
@@ -227,6 +236,14 @@ def save(run: Run, **more: Any) -> Path | None:
     name = checkpoints.name_of(run.config, checkpoint.epoch, checkpoint.mean_l2)
     run.saved = checkpoints.save(checkpoint, run.config.checkpoint_dir, name)
     return run.saved
+
+
+def rescue(run: Run) -> Path | None:
+    """`save`, begun again where torchrun's SIGTERM, which follows a lost process, falls into it."""
+    try:
+        return save(run)
+    except Interrupted:
+        return save(run)
 
 
 def finish(run: Run) -> Outcome:
@@ -331,6 +348,8 @@ def evaluate(
         raise InputError(f"--task {loaded.name}: samples of {loaded.train.D} values; the checkpoint's have {model.D}")
     samples = loaded.test if split == "test" else held_out(loaded.train, config.validation, config.seed)[0]
     evaluation, _ = metrics.measure(model.to(where), samples.to(where), loaded.peak)
+    if not math.isfinite(evaluation.mean_l2):
+        raise RunError(f"{path.name}: mean L2 is {evaluation.mean_l2} on {loaded.name}: the steps on b overflow there")
     warnings = [line for line in [checkpoints.disagreement(path, checkpoint)] if line]
     same = loaded.fingerprint == checkpoint.data.get("fingerprint")
     if task is None and not same:

@@ -231,13 +231,21 @@ def _fill(folder: Path) -> None:
         what = {"epoch": epoch, "K": components, "mean_l2": value, "trainer": trainer, "lr": 3e-4}
         name = CheckpointName(**{**vars(NAME), **what})
         (folder / name.format()).touch()
-    (folder / "sweep" / "deeper").mkdir(parents=True)
+    (folder / "sweep").mkdir(parents=True)
     (folder / "sweep" / ORIGINAL).touch()
-    (folder / "sweep" / "deeper" / OURS).touch()
     (folder / "model.pkl").touch()
     (folder / "notes.txt").touch()
     (folder / f".tmp-1-{OURS}").touch()
     (folder / OURS).mkdir()
+
+
+def test_a_link_round_in_a_circle_and_a_bottomless_folder_are_not_followed(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b" / "c" / "d"
+    (deep / "e").mkdir(parents=True)
+    (deep / OURS).touch()
+    (deep / "e" / OURS).touch()
+    (tmp_path / "a" / "round").symlink_to(tmp_path)
+    assert [row["checkpoint"] for row in list_runs(tmp_path)] == [str(deep / OURS)]
 
 
 def test_a_folders_table_is_read_from_names_alone(tmp_path: Path) -> None:

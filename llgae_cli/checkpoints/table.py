@@ -5,6 +5,7 @@ import operator
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 _CONDITION = re.compile(r"\s*([A-Za-z0-9_-]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+DEPTH = 4  # levels of sub-folders that are looked through
 _LR_SHARE = 1e-5  # a name keeps lr through its logarithm, to this share of itself
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """One row per checkpoint in `folder` and its sub-folders one level down, by ascending mean L2; see COLUMNS.
+    """One row per checkpoint in `folder` and its sub-folders, by ascending mean L2; see COLUMNS.
+
+    Sub-folders down to DEPTH levels: a folder of sweeps has its cells' checkpoints in NAME/cells/ID/.
 
     `checkpoint` is the path, `mean_l2` in squared grey levels per pixel. Files with other names are left out
     (`count_others` counts them). Raises InputError when the folder is missing or cannot be read.
@@ -72,15 +76,18 @@ def _files(folder: Path) -> Iterator[Path]:
         raise InputError(f"{printable(folder, 300)}: no such folder") from None
     except OSError as error:
         raise InputError(f"{printable(folder, 300)}: cannot be listed ({error.strerror})") from None
-    for entry in top:
+    yield from _below(top, DEPTH)
+
+
+def _below(entries: "Sequence[os.DirEntry[str]]", depth: int) -> Iterator[Path]:
+    for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            try:
-                below = sorted(os.scandir(entry.path), key=lambda inner: inner.name)
-            except OSError:  # another user's sub-folder is none of this table's business
-                continue
-            yield from (Path(inner.path) for inner in below if _may_be_checkpoint(inner))
+        if entry.is_dir(follow_symlinks=depth == DEPTH):  # no links further down: they may lead round in a circle
+            if depth:
+                with suppress(OSError):  # another user's sub-folder is none of this table's business
+                    inner = sorted(os.scandir(entry.path), key=lambda entry: entry.name)
+                    yield from _below(inner, depth - 1)
         elif _may_be_checkpoint(entry):
             yield Path(entry.path)
 

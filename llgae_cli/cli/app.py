@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from llgae_cli import __version__
-from llgae_cli.cli import configs, datasets, evaluating, listing, training
+from llgae_cli.cli import benching, coding, configs, datasets, evaluating, listing, picturing, sweeping, training
 from llgae_cli.cli.output import complain
 from llgae_cli.errors import Interrupted, LlgaeError
 
@@ -25,6 +25,14 @@ app.command("eval")(evaluating.evaluate)
 app.command("runs")(listing.runs)
 app.command("data")(datasets.data)
 app.command("config")(configs.config)
+app.command("bench")(benching.bench)
+app.command("encode")(coding.encode)
+app.command("decode")(coding.decode)
+app.command("sample")(coding.sample)
+app.command("figures")(picturing.figures)
+app.command("report")(picturing.report)
+app.command("sweep")(sweeping.sweep)
+app.command("sweep-cell", hidden=True)(sweeping.sweep_cell)
 
 
 @app.callback()
@@ -49,16 +57,21 @@ def main() -> NoReturn:
         saved = f"; saved {interrupt.saved}, continue with --resume last" if interrupt.saved else ""
         complain(f"interrupted{saved}")
         sys.exit(128 + interrupt.signum)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
         complain("out of memory; fewer components (K), a smaller batch-size or fewer rows need less")
         sys.exit(1)
-    except BrokenPipeError:  # the reader of our output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except OSError as error:
         complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
         sys.exit(1)
     sys.exit(0)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Torch's allocators raise RuntimeError, each in words of its own: CUDA, MPS, then Linux, then Windows."""
+    said = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

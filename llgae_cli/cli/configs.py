@@ -7,7 +7,7 @@ import typer
 import yaml
 
 from llgae_cli.cli.options import Json, Overrides
-from llgae_cli.cli.output import print_json
+from llgae_cli.cli.output import print_json, say, write
 from llgae_cli.config import read_config, schema
 
 
@@ -27,5 +27,5 @@ def config(
     if json:
         print_json(settings.plain())
         return
-    typer.echo(f"# identity cfg{settings.identity()}")
-    typer.echo(yaml.safe_dump(settings.plain(), sort_keys=False, allow_unicode=True), nl=False)
+    say(f"# identity cfg{settings.identity()}")
+    write(yaml.safe_dump(settings.plain(), sort_keys=False, allow_unicode=True))

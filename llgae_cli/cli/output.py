@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,16 @@ from rich.text import Text
 
 from llgae_cli.errors import printable
 
-ERRORS = Console(stderr=True, highlight=False)
+
+class _Log(Console):
+    """A console whose output may end up nowhere: a log's reader that has left must not end a run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+ERRORS = _Log(stderr=True, highlight=False)
 RESULTS = Console(highlight=False)
 
 
@@ -24,7 +34,7 @@ def complain(message: str) -> None:
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout; infinities and NaN, which JSON lacks, become null."""
-    sys.stdout.write(json.dumps(_finite(document), indent=2) + "\n")
+    write(json.dumps(_finite(document), indent=2) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -37,15 +47,23 @@ def _finite(value: Any) -> Any:
 
 def say(*lines: str) -> None:
     """Plain lines on stdout."""
-    for line in lines:
-        RESULTS.print(Text(line), soft_wrap=True)
+    write("".join(f"{line}\n" for line in lines))
+
+
+def write(text: str) -> None:
+    """Text on stdout as it is. Where the reader has left, as `head` does, the rest is not wanted: ends with exit 0."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        raise SystemExit(0) from None
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout: drawn to the terminal's width, or tab-separated plain lines in a pipe."""
     if not RESULTS.is_terminal:
-        for row in [headers, *rows]:
-            sys.stdout.write("\t".join(row) + "\n")
+        say(*("\t".join(row) for row in [headers, *rows]))
         return
     drawn = Table(box=None, header_style="bold", pad_edge=False)
     for i, header in enumerate(headers):
@@ -65,12 +83,16 @@ def _is_number(text: str) -> bool:
 
 
 class Progressing:
-    """An experiment's reporter: a live bar on a terminal, plain lines in a log, nothing but warnings when quiet."""
+    """An experiment's reporter: a live bar on a terminal, plain lines in a log, nothing but warnings when quiet.
+
+    Of the processes of a torchrun, which announces each one's RANK, the first alone speaks.
+    """
 
     def __init__(self, quiet: bool = False):
-        self.quiet = quiet
+        self.mute = "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
+        self.quiet = quiet or self.mute
         self.bar: Progress | None = None
-        if ERRORS.is_terminal and not quiet:
+        if ERRORS.is_terminal and not self.quiet:
             self.bar = Progress(
                 TextColumn("[bold]epoch"),
                 MofNCompleteColumn(),
@@ -101,6 +123,8 @@ class Progressing:
 
     def warn(self, message: str) -> None:
         """A warning is shown even when quiet."""
+        if self.mute:
+            return
         ERRORS.print(Text.assemble(("llgae: warning: ", "bold yellow"), printable(message, 2000)), soft_wrap=True)
 
     def epoch(self, record: dict[str, float], epochs: int) -> None:

@@ -1,6 +1,7 @@
 """`llgae train`."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,11 +29,27 @@ def train(
         outcome = experiment.train(settings, progress, resume)
     if outcome.checkpoint is None:  # another rank than the first
         return
+    drawn = draw_beside(outcome.checkpoint, settings.data_dir, progress) if settings.figures else []
     if json:
-        print_json({**asdict(outcome), "checkpoint": str(outcome.checkpoint)})
+        files = [str(path) for path in drawn]
+        print_json({**asdict(outcome), "checkpoint": str(outcome.checkpoint), "figures": files})
         return
     say(
         f"mean L2     {outcome.mean_l2:.2f} on test, {outcome.train_mean_l2:.2f} on train",
         f"training    {outcome.epochs} epochs in {outcome.seconds:.1f} s",
         f"checkpoint  {outcome.checkpoint}",
     )
+
+
+def draw_beside(checkpoint: Path, data_dir: Path, progress: Progressing) -> list[Path]:
+    """Draw the training curve and reconstructions beside a checkpoint; whatever goes wrong is a warning.
+
+    The run is safe on disk by now, and a picture that fails must not make it look lost.
+    """
+    from llgae_cli import figures
+
+    try:
+        return figures.write_beside(checkpoint, data_dir)
+    except Exception as error:
+        progress.warn(f"no figures were drawn ({type(error).__name__}: {error}); set figures: false to do without")
+        return []

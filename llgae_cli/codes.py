@@ -1,0 +1,332 @@
+"""Codes on disk: data to (k, b) and back, and new codes; in chunks, so that nothing need fit into memory.
+
+A codes file is a plain .npz:
+
+    k         int32 (N,)       component
+    b         float32 (N, E)   where in it
+    residual  float32 (N,)     mean over the D values of (x - x_hat)^2
+    mean      float32 (N,)     what centring subtracted: the image is x_hat + mean
+    model     text             fingerprint of the mu and W that made the codes
+"""
+
+import hashlib
+import math
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from PIL import Image
+
+from llgae_cli.checkpoints import Checkpoint
+from llgae_cli.directions import principal
+from llgae_cli.errors import InputError, printable
+from llgae_cli.metrics import CHUNK, Latents
+from llgae_cli.models import LLGAE, Code
+from llgae_cli.tasks import Samples, load_task
+from llgae_cli.tasks.samples import Centring
+from llgae_cli.writing import replacing
+
+SPOOL_BYTES = 1 << 24  # of the per-sample numbers kept in memory before they go to a temporary file
+MODEL_TEXT = 16
+
+
+@torch.no_grad()
+def encode(model: LLGAE, samples: Samples, path: Path) -> float:
+    """Write the codes of all samples, in order, to the .npz at `path`; return their mean L2.
+
+    Memory: one chunk. The zip takes one array after the other, so b is written as it comes and the three numbers a
+    sample (12 bytes) wait in a temporary file. Raises InputError for values that are not finite, RunError when the
+    disk is full; `path` is then as it was.
+    """
+    total = 0.0
+    with replacing(path) as temporary, ExitStack() as stack:
+        waiting = {
+            name: stack.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(temporary.parent)))
+            for name in ("k", "residual", "mean")
+        }
+        archive = stack.enter_context(zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED))
+        with archive.open("b.npy", "w", force_zip64=True) as member:
+            _write_header(member, "<f4", (samples.N, model.E))
+            for here, x in samples.chunks(CHUNK):
+                code = model.encode(x)
+                residual = (x - model.decode(code)).square_().mean(1)
+                if not bool(torch.isfinite(residual).all()):
+                    row = here.start + int((~torch.isfinite(residual)).nonzero()[0])
+                    raise InputError(f"{samples.origin}: row {row} has no finite code (rows count from 0)")
+                total += float(residual.double().sum())
+                member.write(_bytes(code.b, "<f4"))
+                waiting["k"].write(_bytes(code.k, "<i4"))
+                waiting["residual"].write(_bytes(residual, "<f4"))
+                waiting["mean"].write(_bytes(samples.means(here), "<f4"))
+        for name, spool in waiting.items():
+            spool.seek(0)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                _write_header(member, "<i4" if name == "k" else "<f4", (samples.N,))
+                shutil.copyfileobj(spool, member, 1 << 20)
+        with archive.open("model.npy", "w") as member:
+            npy.write_array(member, np.array(fingerprint(model)), allow_pickle=False)
+    return total / samples.N
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A chunk of a codes file: the code, and what centring had subtracted, (n,)."""
+
+    code: Code
+    mean: torch.Tensor
+
+
+class CodesFile:
+    """The codes in an .npz, checked against a model and read chunk by chunk; `N` is their number.
+
+    Raises InputError, in one line, for a file that is no .npz, lacks k or b, holds objects or other types, does not
+    fit the model (shape, k out of 0..K-1, another model's fingerprint), is cut short, or holds NaN.
+    """
+
+    def __init__(self, path: Path, model: LLGAE) -> None:
+        """Read the headers alone."""
+        self.path, self.model = Path(path), model
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                self.names = [name.removesuffix(".npy") for name in archive.namelist()]
+                for name in ("k", "b"):
+                    if name not in self.names:
+                        raise self._wrong(f"has no array '{name}'")
+                self.N = self._header(archive, "k", "iu", ())
+                found = {name: self._header(archive, name, "f", ()) for name in ("mean",) if name in self.names}
+                found["b"] = self._header(archive, "b", "f", (model.E,))
+                unequal = [f"{n} of {name}" for name, n in found.items() if n != self.N]
+                if unequal:
+                    raise self._wrong(f"has {self.N} of k and {unequal[0]}")
+                self._check_model(archive)
+        except FileNotFoundError:
+            raise self._wrong("no such file") from None
+        except OSError as error:
+            raise self._wrong(f"cannot be read ({error.strerror or error})") from None
+        except InputError:
+            raise
+        except Exception as error:  # zipfile and numpy raise half a dozen kinds for damaged headers
+            raise self._wrong(f"not a codes file ({printable(error)})") from None
+
+    def chunks(self, size: int = CHUNK) -> Iterator[Coded]:
+        """The codes in order, at most `size` at a time; mean is 0 where the file has none."""
+        device = self.model.mu.device
+        with ExitStack() as stack:
+            archive = stack.enter_context(zipfile.ZipFile(self.path))
+            readers = {}
+            for name in ("k", "b", "mean"):
+                if name in self.names:
+                    file = stack.enter_context(archive.open(f"{name}.npy"))
+                    readers[name] = (file, *_read_header(file))
+            for start in range(0, self.N, size):
+                n = min(size, self.N - start)
+                part = {name: self._rows(file, shape, dtype, n) for name, (file, shape, dtype) in readers.items()}
+                k = part["k"].astype(np.int64)
+                bad = np.flatnonzero((part["k"] < 0) | (part["k"] >= self.model.K))
+                if len(bad):
+                    raise self._wrong(f"row {start + bad[0]} has k = {k[bad[0]]}; 0..{self.model.K - 1} are there")
+                mean = part.get("mean", np.zeros(n, np.float32)).astype(np.float32)
+                with np.errstate(over="ignore"):  # a float64 too large for float32 is refused below
+                    b = part["b"].astype(np.float32)
+                if not (np.isfinite(b).all() and np.isfinite(mean).all()):
+                    raise self._wrong(f"rows {start}..{start + n - 1} hold values that are not finite")
+                code = Code(torch.from_numpy(k).to(device), torch.from_numpy(b).to(device))
+                yield Coded(code, torch.from_numpy(mean).to(device))
+
+    def _rows(self, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], n: int) -> np.ndarray:
+        width = int(np.prod(shape[1:], dtype=np.int64))
+        try:
+            raw = file.read(n * width * dtype.itemsize)
+        except Exception as error:  # a wrong checksum, a damaged stream
+            raise self._wrong(f"damaged ({printable(error)})") from None
+        if len(raw) != n * width * dtype.itemsize:
+            raise self._wrong("cut short")
+        return np.frombuffer(raw, dtype).reshape(n, *shape[1:])
+
+    def _header(self, archive: zipfile.ZipFile, name: str, kinds: str, rest: tuple[int, ...]) -> int:
+        with archive.open(f"{name}.npy") as member:
+            shape, dtype = _read_header(member)
+            offset = member.tell()
+        if dtype.kind not in kinds:
+            raise self._wrong(f"'{name}' holds {dtype.name}; {'integers' if 'i' in kinds else 'floats'} are expected")
+        if len(shape) != 1 + len(rest) or shape[1:] != rest:
+            expected = ", ".join(map(str, ("N", *rest)))
+            raise self._wrong(f"'{name}' has shape {shape}; ({expected}) is expected by this checkpoint")
+        if archive.getinfo(f"{name}.npy").file_size != offset + int(np.prod(shape, dtype=object)) * dtype.itemsize:
+            raise self._wrong("cut short")
+        return shape[0]
+
+    def _check_model(self, archive: zipfile.ZipFile) -> None:
+        if "model" not in self.names or archive.getinfo("model.npy").file_size > 1000:
+            return
+        with archive.open("model.npy") as member:
+            said = str(npy.read_array(member, allow_pickle=False))
+        if said != fingerprint(self.model):
+            raise self._wrong(f"made by another model ({printable(said, 20)}) than this checkpoint's")
+
+    def _wrong(self, what: str) -> InputError:
+        return InputError(f"{printable(self.path, 200)}: {what}")
+
+
+@torch.no_grad()
+def decoded(model: LLGAE, codes: CodesFile, centred: bool = False) -> Iterator[torch.Tensor]:
+    """x_hat + mean, (n, D) float32, chunk by chunk; `centred` leaves the mean out: x_hat, as the model draws it."""
+    for part in codes.chunks():
+        x_hat = model.decode(part.code)
+        yield (x_hat if centred else x_hat + part.mean[:, None]).cpu()
+
+
+def write_npy(chunks: Iterator[torch.Tensor], path: Path, shape: tuple[int, ...]) -> None:
+    """Write float32 rows to the .npy at `path` as an array of `shape` (N, ...), chunk by chunk."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        _write_header(file, "<f4", shape)
+        for chunk in chunks:
+            file.write(_bytes(chunk, "<f4"))
+
+
+def write_images(model: LLGAE, codes: CodesFile, folder: Path, shape: tuple[int, ...], peak: float) -> None:
+    """Write each decoded sample as `folder/000000.png`, 000001.png, ...: 8 bits, clipped, mean put back.
+
+    Values 0..peak become black..white where peak is 255 or 1; other data runs from its least to its greatest decoded
+    value, which takes a pass more. Raises InputError for samples that are no images.
+    """
+    if len(shape) < 2:
+        raise InputError(f"samples of {shape[0]} values are no images; decode them to an .npy file")
+    low, high = 0.0, peak
+    if peak not in (255.0, 1.0):
+        ends = [torch.stack(torch.aminmax(chunk)) for chunk in decoded(model, codes)]
+        low, high = (float(torch.stack(ends).min()), float(torch.stack(ends).max())) if ends else (0.0, 1.0)
+    digits, row = max(6, len(str(codes.N - 1))), 0
+    for chunk in decoded(model, codes):
+        grey = ((chunk - low) * (255 / ((high - low) or 1.0))).round().clamp(0, 255).to(torch.uint8).numpy()
+        for pixels in grey.reshape(len(grey), *shape):
+            with replacing(folder / f"{row:0{digits}d}.png", durable=False) as temporary:
+                Image.fromarray(pixels).save(temporary, "png")
+            row += 1
+
+
+def shape_of(checkpoint: Checkpoint, model: LLGAE) -> tuple[int, ...]:
+    """The shape of a sample, as the checkpoint says; (D,) where what it says does not make D values."""
+    said = checkpoint.data.get("shape")
+    if isinstance(said, list) and all(isinstance(side, int) and side > 0 for side in said):
+        shape = tuple(said)
+        if math.prod(shape) == model.D and (len(shape) <= 2 or (len(shape) == 3 and shape[2] == 3)):
+            return shape
+    return (model.D,)
+
+
+def samples_of(task: str, split: str | None, data_dir: Path, centring: Centring, seed: int) -> Samples:
+    """The samples to encode: a split of a task, or "all". Without a split: all rows of an npy:FILE, else test.
+
+    All rows of an npy:FILE come in the file's order and are streamed where the file is large; other tasks know no
+    "all", since their two sets are two files.
+    """
+    path = Path(task.removeprefix("npy:")).expanduser()
+    single = task.startswith("npy:") and not path.is_dir()
+    split = split or ("all" if single else "test")
+    if split == "all":
+        if not single:
+            raise InputError("--split all: for npy:FILE alone; other tasks have train and test")
+        whole = Samples(path, centring=centring)
+        whole.check_finite()
+        return whole
+    found = load_task(task, data_dir, centring, seed)
+    return found.test if split == "test" else found.train
+
+
+@torch.no_grad()
+def draw(model: LLGAE, code: Code) -> torch.Tensor:
+    """x_hat = mu_k + W_k b, (n, D), on the CPU and centred as the model's pictures are."""
+    return model.decode(code).cpu()
+
+
+def latents_of(checkpoint: Checkpoint, model: LLGAE, path: Path) -> Latents:
+    """How the training data's codes spread, as the checkpoint recorded it.
+
+    Raises InputError for a checkpoint without it (one of an unfinished run) or with shapes that do not fit.
+    """
+    K, E = model.K, model.E
+    shapes = {"count": (K,), "latent_mean": (K, E), "latent_covariance": (K, E, E)}
+    found: list[Any] = [checkpoint.extras.get(name) for name in shapes]
+    if any(value is None for value in found):
+        raise InputError(
+            f"{printable(path.name, 200)}: does not say how its latents spread (an unfinished run's checkpoint); "
+            "finish it with train --resume"
+        )
+    for (name, shape), value in zip(shapes.items(), found, strict=True):
+        sound = isinstance(value, torch.Tensor) and value.shape == shape and bool(torch.isfinite(value).all())
+        if not sound:
+            raise InputError(f"{printable(path.name, 200)}: its {name} is not of shape {shape}, or not finite")
+    count, mean, covariance = found
+    if not float(count.sum()) > 0 or float(count.min()) < 0:
+        raise InputError(f"{printable(path.name, 200)}: its count of samples is not sound")
+    return Latents(count.float(), mean.float(), covariance.float())
+
+
+def sampled(model: LLGAE, latents: Latents, n: int, seed: int, component: int | None = None) -> Iterator[Code]:
+    """N new codes, chunk by chunk: k ~ count / sum(count), or `component`; b ~ N(mean_k, covariance_k)."""
+    generator = torch.Generator().manual_seed(seed)
+    ways = principal(model.W, latents.mean, latents.covariance)
+    share = latents.count.double() / latents.count.double().sum()
+    for start in range(0, n, CHUNK):
+        m = min(CHUNK, n - start)
+        k = (
+            torch.multinomial(share, m, replacement=True, generator=generator)
+            if component is None
+            else torch.full((m,), component)
+        )
+        a = torch.randn(m, model.E, generator=generator, dtype=torch.float64)
+        b = ways.mean[k] + torch.einsum("nef,nf->ne", ways.B[k], a)
+        yield Code(k, b.float())
+
+
+def on_grid(model: LLGAE, latents: Latents, side: int, component: int | None = None) -> Code:
+    """side^2 codes of one component (the most used unless given): its two leading directions, -2 to +2 sd each.
+
+    Row by row; the first direction runs along a row. A component with one direction repeats its row.
+    """
+    ways = principal(model.W, latents.mean, latents.covariance)
+    k = int(latents.count.argmax()) if component is None else component
+    steps = torch.linspace(-2, 2, side, dtype=torch.float64) if side > 1 else torch.zeros(1, dtype=torch.float64)
+    a = torch.zeros(side, side, model.E, dtype=torch.float64)
+    if model.E > 0:
+        a[:, :, 0] = steps
+    if model.E > 1:
+        a[:, :, 1] = steps[:, None]
+    b = ways.mean[k] + a.reshape(side * side, model.E) @ ways.B[k].T
+    return Code(torch.full((side * side,), k), b.float())
+
+
+def fingerprint(model: LLGAE) -> str:
+    """16 hex digits that stand for mu and W, which alone decide what a code decodes to."""
+    digest = hashlib.sha256()
+    for tensor in (model.mu, model.W):
+        digest.update(_bytes(tensor.detach(), "<f4"))
+    return digest.hexdigest()[:MODEL_TEXT]
+
+
+def _bytes(tensor: torch.Tensor, dtype: str) -> bytes:
+    return np.ascontiguousarray(tensor.cpu().numpy(), np.dtype(dtype)).tobytes()
+
+
+def _write_header(file: IO[bytes], descr: str, shape: tuple[int, ...]) -> None:
+    npy.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = npy.read_magic(file)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if fortran and len(shape) > 1 and min(shape) > 1:
+        raise InputError("arrays in Fortran order; save them with numpy.ascontiguousarray")
+    if dtype.hasobject:
+        raise InputError("holds Python objects, which are never loaded")
+    return shape, dtype

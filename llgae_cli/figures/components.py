@@ -1,0 +1,118 @@
+"""Who does what: use of components, classes in components, spectrum of variances."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
+
+from llgae_cli.figures.style import BLUE, CYCLE, MARKERS, RED, SHARE, Theme, new_figure, styled
+
+MAX_BARS = 60
+MAX_LINES = 5
+
+
+@styled
+def usage(train: np.ndarray, test: np.ndarray, *, theme: Theme = "light") -> Figure:
+    """Share of the training samples (bars) and test samples (dots) coded by each component, by use.
+
+    `train`, `test`: counts (K,). Beyond 60 components the bars are drawn without a gap and unnamed.
+    """
+    order = np.argsort(-train, kind="stable")
+    K = len(order)
+    figure = new_figure(9.2, 3.2)
+    axes = figure.subplots()
+    at = np.arange(K)
+    few = K <= MAX_BARS
+    axes.bar(at, train[order] / max(train.sum(), 1), width=0.72 if few else 1.0, color=BLUE, label="train")
+    axes.plot(at, test[order] / max(test.sum(), 1), ls="", marker="o", ms=5 if few else 2, color=RED, label="test")
+    axes.axhline(1 / K, lw=1, ls="--", color="0.5")
+    axes.annotate("even use", (1, 1 / K), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(axis="x", visible=False)
+    axes.set(xlabel="component, by use", ylabel="share of samples", xlim=(-0.6, K - 0.4))
+    if few:
+        axes.set_xticks(at, [str(k) for k in order])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    axes.set_title(f"Use of the {K} components" if K > 1 else "Use of the one component")
+    return figure
+
+
+@styled
+def class_matrix(
+    k: np.ndarray, labels: np.ndarray, K: int, classes: tuple[str, ...] | None, order: np.ndarray, *,
+    theme: Theme = "light",
+) -> Figure:  # fmt: skip
+    """Which class lives in which component: each row a class, its samples' shares of the components adding to 100 %.
+
+    `k`, `labels`: (N,); `order`: the components, left to right. Numbers stand in the cells where there is room.
+    """
+    present = np.unique(labels)
+    counts = np.zeros((len(present), K))
+    np.add.at(counts, (np.searchsorted(present, labels), k), 1)
+    share = (counts / counts.sum(1, keepdims=True))[:, order]
+    names = [classes[c] if classes and c < len(classes) else str(c) for c in present]
+    shown = min(K, MAX_BARS)
+    share = share[:, :shown]
+    figure = new_figure(9.2, min(1.6 + 0.34 * len(present), 14))
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap=SHARE[theme], vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes.grid(False)
+    axes.set_yticks(np.arange(len(names)), [_plain(name) for name in names])
+    axes.set_xticks(np.arange(shown)[:: max(1, shown // 30)], [str(c) for c in order[:shown]][:: max(1, shown // 30)])
+    more = "" if shown == K else f" (the {shown} most used of {K})"
+    axes.set(xlabel=f"component, by use{more}", ylabel="")
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    if shown <= 16:
+        for (row, column), value in np.ndenumerate(share):
+            if value >= 0.005:
+                dark = value > 0.45 if theme == "light" else value <= 0.45
+                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8.5,
+                          color="white" if dark else "#1f2328")  # fmt: skip
+    bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30)
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+    bar.outline.set_visible(False)
+    axes.set_title("Which class lives in which component (% of the class's test samples)")
+    return figure
+
+
+@styled
+def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, theme: Theme = "light") -> Figure:
+    """Variance per direction, descending, of each component: grey levels squared per pixel (variance / D).
+
+    `variance` (K, E) sums over pixels; `order`: components by use. The five most used have a colour, the others are
+    grey lines.
+    """
+    figure = new_figure(9.2, 3.6)
+    axes = figure.subplots()
+    K, E = variance.shape
+    at = np.arange(1, E + 1)
+    per_pixel = np.where(variance > 0, variance, np.nan) / D
+    if E == 0:
+        axes.text(0.5, 0.5, "E = 0: components are points, without directions", ha="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+    for place, k in reversed(list(enumerate(order))):
+        main = place < MAX_LINES
+        mark = "." if E == 1 else ""  # a single point has no line to be seen by
+        axes.plot(
+            at, per_pixel[k], color=CYCLE[place] if main else "0.6", lw=1.8 if main else 0.7,
+            alpha=1 if main else 0.6, marker=MARKERS[place] if main and E <= 60 else mark, zorder=3 if main else 2,
+            label=f"component {k}" if main else None,
+        )  # fmt: skip
+    if E:
+        axes.set_yscale("log")
+        axes.set_xlim(0.5, E + 0.5)
+        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatter(LogFormatter(minor_thresholds=(2, 0.6)))
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], labels[::-1], title="" if K <= MAX_LINES else "most used; others grey")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set(xlabel="direction of the component, by variance", ylabel="variance (grey levels² per pixel)")
+    axes.set_title("Spectrum of variances within each component")
+    return figure
+
+
+def _plain(text: str) -> str:
+    return (text if len(text) <= 24 else text[:23] + "…").replace("$", r"\$")

@@ -1,0 +1,139 @@
+"""What the page's explorer needs of a model, packed so that the browser draws what Python draws.
+
+mu and W travel as 16-bit integers with one scale a row: an entry is off by at most max|row| / 65534, far below one
+grey level in x_hat = mu_k + W_k b. Codes, means and the maps between b and standard deviations are float32.
+"""
+
+import base64
+from typing import Any
+
+import numpy as np
+import torch
+
+from llgae_cli.experiment import ALPHA
+from llgae_cli.figures.atlas import explained
+from llgae_cli.figures.subject import Subject
+
+IMAGES = 60
+BEST = 4  # the winner and three runners-up
+BUDGET = 6_000_000  # bytes of base64 for mu and W of all checkpoints on a page
+MAX_STEPS = 1000
+
+
+def packed(subject: Subject, budget: int) -> dict[str, Any] | None:
+    """The model's part of the page's data: the most used components that fit `budget`; None when not one does."""
+    model = subject.model
+    each = (2 * model.D * (model.E + 1) + 4 * (2 * model.E * model.E + model.E)) * 4 / 3
+    order = subject.by_use()[: int(budget // each)]
+    if not len(order):
+        return None
+    mu = model.mu.detach().numpy()[order]
+    W = model.W.detach().numpy()[order].transpose(0, 2, 1)  # (Kc, E, D): a row a direction
+    B = subject.directions.B[order]
+    count = subject.latents.count.numpy()
+    return {
+        "K": model.K,
+        "E": model.E,
+        "D": model.D,
+        "shape": list(subject.looks.shape),
+        "image": subject.looks.is_image,
+        "low": subject.looks.low,
+        "high": subject.looks.high,
+        "centred": subject.config.centring == "sample",
+        "alpha": ALPHA[subject.config.prior],
+        "beta": subject.config.beta,
+        "steps": min(subject.config.n_step, MAX_STEPS),
+        "inference": subject.config.inference,
+        "components": [
+            {
+                "k": int(k),
+                "use": float(count[k] / count.sum()),
+                "level": float(subject.levels[k]),
+                "share": [round(float(share), 6) for share in explained(subject, k)],
+            }
+            for k in order
+        ],
+        "mu": quantised(mu),
+        "W": quantised(W.reshape(-1, model.D)),
+        "mean": floats(subject.directions.mean[order].numpy()),
+        "B": floats(B.numpy()),
+        "inverse": floats(torch.linalg.pinv(B).numpy() if model.E else B.numpy()),
+    }
+
+
+def chosen(subject: Subject, n: int = IMAGES) -> np.ndarray:
+    """Rows of about n test samples to look at: of every class alike, from the best reconstructed to the worst."""
+    N = len(subject.residual)
+    labels = subject.labels if subject.labels is not None else np.zeros(N, np.int64)
+    present = np.unique(labels)[:n]
+    rows: list[int] = []
+    for label in present:
+        own = np.flatnonzero(labels == label)
+        own = own[np.argsort(subject.residual[own], kind="stable")]
+        places = np.linspace(0, len(own) - 1, min(len(own), max(1, n // len(present))) + 2)[1:-1]
+        rows += own[np.unique(places.round().astype(int))].tolist()
+    return np.array(rows, dtype=np.int64)
+
+
+def pictured(subject: Subject, rows: np.ndarray) -> dict[str, Any]:
+    """The chosen test samples as stored, their means, and what each is called."""
+    index = torch.as_tensor(rows)
+    means = subject.task.test.means(index)
+    v = (subject.task.test.rows(index) + means[:, None]).numpy()
+    classes = subject.task.classes
+    names = []
+    for row in rows:
+        label = None if subject.labels is None else int(subject.labels[row])
+        named = classes is not None and label is not None and label < len(classes)
+        names.append((classes[label] if named else f"class {label}") if label is not None else "")  # type: ignore[index]
+    eight_bit = subject.task.test.stored == "uint8"
+    return {
+        "rows": rows.tolist(),
+        "names": names,
+        "type": "uint8" if eight_bit else "float32",
+        "values": coded(np.rint(v).astype(np.uint8)) if eight_bit else floats(v),
+        "means": floats(means.numpy()),
+    }
+
+
+@torch.no_grad()
+def codes(subject: Subject, rows: np.ndarray, embedded: list[int]) -> list[list[dict[str, Any]]]:
+    """For every chosen sample its code in the best components, the winner first: place in `embedded`, b, mean L2.
+
+    Components that the page does not hold are left out, but for their place: a sample whose winner is not on the page
+    has the best of those that are.
+    """
+    model = subject.model
+    x = subject.task.test.rows(torch.as_tensor(rows))
+    code = model.encode(x)
+    P = model.maps()[0]
+    b = torch.stack([model.encode_in(x, torch.full((len(x),), k), P) for k in embedded], 1)  # (n, Kc, E)
+    for place, k in enumerate(embedded):
+        b[code.k == k, place] = code.b[code.k == k]
+    residual = torch.stack(
+        [(x - model.mu[k] - b[:, place] @ model.W[k].T).square().mean(1) for place, k in enumerate(embedded)], 1
+    )
+    won = torch.tensor(embedded)[None] == code.k[:, None]
+    order = torch.where(won, -1.0, residual).argsort(1)[:, :BEST]
+    return [
+        [{"at": int(j), "b": floats(b[i, j].numpy()), "mean_l2": float(residual[i, j])} for j in order[i]]
+        for i in range(len(rows))
+    ]
+
+
+def quantised(rows: np.ndarray) -> dict[str, str]:
+    """Rows (n, D) as int16 and a float32 scale each: value = integer * scale."""
+    largest = np.abs(rows).max(axis=1, initial=0.0)
+    scale = np.where(largest > 0, largest / 32767, 1.0).astype(np.float32)
+    whole = np.clip(np.rint(rows / scale[:, None]), -32767, 32767).astype("<i2")
+    return {"values": coded(whole), "scale": floats(scale)}
+
+
+def floats(values: np.ndarray) -> str:
+    """float32, little-endian, base64."""
+    return coded(np.asarray(values).astype("<f4"))
+
+
+def coded(values: np.ndarray) -> str:
+    """The array's bytes in base64."""
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()

@@ -1,0 +1,326 @@
+"""The page put together: numbers, figures, config, provenance and the explorer in one HTML file without network."""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image
+
+from llgae_cli import __version__
+from llgae_cli.errors import InputError, printable
+from llgae_cli.figures import FIGURES, Subject, look
+from llgae_cli.figures.style import Theme
+from llgae_cli.figures.sweep import by_key
+from llgae_cli.report import explorer
+from llgae_cli.report.leaderboard import Leaderboard, read_leaderboard
+from llgae_cli.tasks import Task
+from llgae_cli.writing import replacing
+
+MAX_CHECKPOINTS = 12
+BEST_OF_SWEEP = 3
+MAX_PNG = 1_000_000  # bytes of a picture that a sweep has left
+OF_SWEEP = {
+    "mean_l2": ("Mean L2 over the swept keys", "Mean L2 of the sweep's runs; the leaderboard has the numbers."),
+    "rate_distortion": ("Rate and distortion", "Mean L2 against the bits of a code; the leaderboard has the numbers."),
+}
+VECTOR = frozenset({"training", "usage", "classes", "spectrum", "sweep"})  # lines and bars; the others are pictures
+TITLES = {
+    "training": "Training",
+    "reconstructions": "Reconstructions",
+    "atlas": "Atlas of components",
+    "usage": "Use of components",
+    "classes": "Classes and components",
+    "spectrum": "Spectrum",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as it stands in the page: data URIs for the two themes, width in CSS pixels, and words for it."""
+
+    title: str
+    alt: str
+    light: str
+    dark: str
+    width: int
+    height: int
+
+
+def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = None) -> list[str]:
+    """Write the page about checkpoints, or about a sweep's folder, to `output`; return warnings.
+
+    Of a sweep the leaderboard and its three best checkpoints are shown. Raises InputError for sources that are
+    neither, for unsound checkpoints and missing data; RunError when the page cannot be written.
+    """
+    board, paths = None, list(sources)
+    if len(paths) == 1 and paths[0].is_dir():
+        board = read_leaderboard(paths[0])
+        paths = board.best(paths[0], BEST_OF_SWEEP)
+    if not paths and board is None:
+        raise InputError("report: give checkpoints, or the folder of a sweep")
+    if len(paths) > MAX_CHECKPOINTS:
+        raise InputError(f"report: {len(paths)} checkpoints on one page; {MAX_CHECKPOINTS} are the most")
+    folders = [path for path in paths if path.is_dir()]
+    if folders:
+        raise InputError(f"{printable(folders[0], 200)}: a folder beside other sources; a sweep has a page of its own")
+    subjects = _looked_at(paths, data_dir)
+    html = render(subjects, board, sources[0])
+    with replacing(output) as temporary:
+        temporary.write_text(html, encoding="utf-8", newline="\n")
+    return [f"{subject.path.name}: {line}" for subject in subjects for line in subject.warnings]
+
+
+def _looked_at(paths: Sequence[Path], data_dir: Path | None) -> list[Subject]:
+    """The subjects; checkpoints that share task, centring and seed share the loaded data."""
+    tasks: dict[tuple[str, str, int], Task] = {}
+    subjects = []
+    for path in paths:
+        from llgae_cli.experiment import restore
+
+        config = restore(path)[2]
+        key = (config.task, config.centring, config.seed if config.task == "subspaces" else 0)
+        subjects.append(look(path, data_dir, tasks.get(key)))
+        tasks[key] = subjects[-1].task
+    return subjects
+
+
+def render(subjects: Sequence[Subject], board: Leaderboard | None = None, folder: Path = Path()) -> str:
+    """The page as text. `folder`: the sweep's, which names it and may hold its pictures."""
+    environment = Environment(
+        loader=PackageLoader("llgae_cli.report", "."), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    script, style = (_asset(name) for name in ("explorer.js", "page.css"))
+    names = labels(subjects)
+    data = explorer_data(subjects, names)
+    heading = f"Sweep {folder.resolve().name}" if board is not None else _heading(subjects)
+    return environment.get_template("page.html.j2").render(
+        heading=heading,
+        version=__version__,
+        policy=policy(script, style),
+        script=Markup(script),
+        style=Markup(style),
+        data=Markup(script_json(data)),
+        explorable=bool(data["checkpoints"]),
+        left_out=[names[at] for at in range(len(subjects)) if at not in {one["at"] for one in data["checkpoints"]}],
+        board=board,
+        sweep_pictures=[] if board is None else _sweep_pictures(board, folder),
+        names=names,
+        numbers=numbers(subjects),
+        subjects=[
+            {
+                "name": name,
+                "file": subject.path.name,
+                "warnings": subject.warnings,
+                "pictures": pictures(subject),
+                "config": {key: _text(value) for key, value in subject.config.plain().items()},
+                "provenance": {
+                    **{key: _text(value) for key, value in subject.checkpoint.provenance.items()},
+                    **{f"data {key}": _text(value) for key, value in subject.checkpoint.data.items()},
+                },
+            }
+            for name, subject in zip(names, subjects, strict=True)
+        ],
+        format_cell=_text,
+        file_name=lambda value: Path(value).name if isinstance(value, str) else "",
+    )
+
+
+def policy(script: str, style: str) -> str:
+    """A Content-Security-Policy that forbids all network, and all script and style but these two by their hash."""
+
+    def hashed(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; img-src data:; script-src {hashed(script)}; style-src {hashed(style)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def script_json(data: Any) -> str:
+    r"""JSON that may stand inside <script>: no <, > or &, and ASCII alone (U+2028 comes as \u2028)."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def explorer_data(subjects: Sequence[Subject], names: Sequence[str]) -> dict[str, Any]:
+    """Models and test samples for the explorer; checkpoints of the same data share the samples."""
+    images: dict[str, dict[str, Any]] = {}
+    rows: dict[str, np.ndarray] = {}
+    checkpoints = []
+    for at, (name, subject) in enumerate(zip(names, subjects, strict=True)):
+        model = explorer.packed(subject, explorer.BUDGET // len(subjects))
+        if model is None:
+            continue
+        key = f"{subject.task.fingerprint}-{subject.config.centring}"
+        if key not in rows:
+            rows[key] = explorer.chosen(subject)
+            images[key] = explorer.pictured(subject, rows[key])
+        embedded = [component["k"] for component in model["components"]]
+        codes = explorer.codes(subject, rows[key], embedded)
+        checkpoints.append({"at": at, "name": name, "images": key, "codes": codes, **model})
+    return {"checkpoints": checkpoints, "images": images}
+
+
+def numbers(subjects: Sequence[Subject]) -> list[tuple[str, str, list[str]]]:
+    """The table of numbers: (what, unit, one text a checkpoint); labels' own mean L2 last."""
+    e = [subject.evaluation for subject in subjects]
+    trained = [subject.checkpoint.train_mean_l2 for subject in subjects]
+    table = [
+        ("Mean L2, test", "grey levels² per pixel", [f"{one.mean_l2:.2f}" for one in e]),
+        ("Mean L2, train", "grey levels² per pixel", ["—" if t is None else f"{t:.2f}" for t in trained]),
+        ("Explained variance", "", [f"{one.explained_variance:.2%}" for one in e]),
+        ("PSNR", "dB", [f"{one.psnr:.2f}" for one in e]),
+        ("Components in use", "", [f"{len(one.usage) - one.empty} of {len(one.usage)}" for one in e]),
+        ("Perplexity of use", "components", [f"{one.perplexity:.2f}" for one in e]),
+        ("Bits for k", "bit", [f"{one.bits:.2f}" for one in e]),
+        ("Epochs", "", [str(subject.checkpoint.epoch) for subject in subjects]),
+        ("Training time", "s", [f"{subject.checkpoint.seconds:.1f}" for subject in subjects]),
+        ("Test samples", "", [f"{one.n}" for one in e]),
+    ]
+    for label in sorted({label for one in e for label in one.per_class or {}})[:40]:
+        values = [(one.per_class or {}).get(label) for one in e]
+        table.append((f"Mean L2, {_class(subjects, label)}", "", ["—" if v is None else f"{v:.2f}" for v in values]))
+    return table
+
+
+def pictures(subject: Subject) -> list[Picture]:
+    """All figures of a checkpoint in both themes."""
+    found = []
+    for name, draw in FIGURES.items():
+        light = draw(subject, "light")
+        dark = draw(subject, "dark")
+        if light is not None and dark is not None:
+            found.append(_picture(name, TITLES[name], _alt(name, subject), {"light": light, "dark": dark}))
+    return found
+
+
+def _picture(name: str, title: str, alt: str, figures: dict[Theme, Figure]) -> Picture:
+    uris = {theme: _uri(figure, "svg" if name in VECTOR else "png") for theme, figure in figures.items()}
+    width, height = (round(side * 100) for side in figures["light"].get_size_inches())
+    return Picture(title, alt, uris["light"], uris["dark"], width, height)
+
+
+def _uri(figure: Figure, kind: str) -> str:
+    buffer = io.BytesIO()
+    undated: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {}
+    with matplotlib.rc_context({"svg.hashsalt": "llgae"}):
+        figure.savefig(buffer, format=kind, facecolor=figure.get_facecolor(), **undated)
+    raw = buffer.getvalue()
+    if kind == "png":
+        raw = _fewer_colours(raw)
+    return f"data:image/{'svg+xml' if kind == 'svg' else kind};base64,{base64.b64encode(raw).decode()}"
+
+
+def _fewer_colours(raw: bytes) -> bytes:
+    """The PNG with a palette of 256 colours: a third of the size, and no eye sees it on greys and two ramps."""
+    buffer = io.BytesIO()
+    image: Any = Image.open(io.BytesIO(raw)).convert("RGB")
+    image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    return min(buffer.getvalue(), raw, key=len)
+
+
+def _sweep_pictures(board: Leaderboard, folder: Path) -> list[Picture]:
+    """What the sweep has drawn itself; without it, mean L2 against the swept keys."""
+    found = [
+        Picture(title, alt, uri, uri, width, height)
+        for name, (title, alt) in OF_SWEEP.items()
+        for uri, width, height in _png(folder / "figures" / f"{name}.png")
+    ]
+    if found:
+        return found
+    light, dark = (by_key(board.rows, board.keys, theme=theme) for theme in ("light", "dark"))
+    if light is None or dark is None:
+        return []
+    done = [row["mean_l2"] for row in board.rows if row.get("mean_l2") is not None]
+    alt = f"Mean L2 of {len(done)} runs against {', '.join(board.keys)}; from {min(done):.2f} to {max(done):.2f}."
+    return [_picture("sweep", "What the swept keys do", alt, {"light": light, "dark": dark})]
+
+
+def _png(path: Path) -> list[tuple[str, int, int]]:
+    """The picture as a data URI with its size, in a list that is empty where there is no sound PNG."""
+    try:
+        raw = path.read_bytes()
+        with Image.open(io.BytesIO(raw), formats=["PNG"]) as image:
+            width, height = image.size
+    except (OSError, ValueError):
+        return []
+    return [(f"data:image/png;base64,{base64.b64encode(raw).decode()}", width, height)] if len(raw) < MAX_PNG else []
+
+
+def _alt(name: str, subject: Subject) -> str:
+    history, residual = subject.checkpoint.history, subject.residual
+    if name == "training" and history:
+        first, last = history[0], history[-1]
+        return (
+            f"Mean L2 on the test samples went from {first.get('test_mean_l2', 0):.2f} after the first epoch to "
+            f"{last.get('test_mean_l2', 0):.2f} after {last.get('epoch', 0):.0f} epochs."
+        )
+    if name == "reconstructions":
+        low, middle, high = np.quantile(residual, [0, 0.5, 1])
+        return (
+            "Test samples in rows: original, reconstruction and residual, of typical, best and worst ones. "
+            f"Mean L2 of a sample: {low:.1f} at best, {middle:.1f} in the middle, {high:.1f} at worst."
+        )
+    if name == "usage":
+        use = np.sort(subject.latents.count.numpy())[::-1] / subject.latents.count.sum().item()
+        return f"Bars: the most used component has {use[0]:.1%} of the samples, the least used {use[-1]:.1%}."
+    return {
+        "training": "No epoch is on record.",
+        "atlas": "A row for each component, by use: its mean, and walks along its leading directions.",
+        "classes": "A matrix of classes against components: the share of each class that each component codes.",
+        "spectrum": "Lines falling from left to right: variance along each direction of each component.",
+    }[name]
+
+
+def _heading(subjects: Sequence[Subject]) -> str:
+    tasks = list(dict.fromkeys(_short(subject.task.name) for subject in subjects))
+    return tasks[0] if len(tasks) == 1 else " and ".join(tasks[:3])
+
+
+def _short(task: str) -> str:
+    """A task's name; of one's own data, the last part of the path."""
+    kind, colon, path = task.partition(":")
+    return f"{kind}: {Path(path).name}" if colon and kind in ("npy", "images") else task
+
+
+def labels(subjects: Sequence[Subject]) -> list[str]:
+    """A short name for each checkpoint, no two alike."""
+    names: list[str] = []
+    for subject in subjects:
+        config = subject.config
+        name = f"K {config.K}, E {config.embed_dim}, {config.trainer}, seed {config.seed}"
+        alike = sum(other.partition(" (")[0] == name for other in names)
+        names.append(f"{name} ({alike + 1})" if alike else name)
+    return names
+
+
+def _class(subjects: Sequence[Subject], label: int) -> str:
+    for subject in subjects:
+        if subject.task.classes and label < len(subject.task.classes):
+            return subject.task.classes[label]
+    return f"class {label}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return "—" if value is None else str(value)
+
+
+def _asset(name: str) -> str:
+    return resources.files("llgae_cli.report").joinpath(name).read_text(encoding="utf-8").replace("\r\n", "\n")

@@ -1,0 +1,85 @@
+"""What a sweep has learnt: its rows, ranked; its failures; `results.csv` and `results.json`."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from llgae_cli.sweep.folder import SweepFolder, write_whole
+from llgae_cli.sweep.plan import Cell, Plan
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Board:
+    """The leaderboard.
+
+    rows        one per cell with a result, the best first: `cell`, `status` (done, or stopped by halving),
+                `checkpoint`, `mean_l2`, `train_mean_l2`, `validation_mean_l2` (squared grey levels per pixel), `epoch`
+                (epochs done), `seconds`, `threads`, the fields of `rate.Rate`, and the config's keys in snake_case
+    ranked_by   `validation_mean_l2` where every cell holds out training samples, else `mean_l2`
+    failed      `cell`, `label`, `reason`, `last_line`, `log`
+    missing     cells that have not run
+    """
+
+    plan: Plan
+    rows: list[Row]
+    ranked_by: str
+    failed: list[dict[str, str]]
+    missing: int
+
+    @classmethod
+    def read(cls, plan: Plan, folder: SweepFolder) -> "Board":
+        """The board of what is in the folder now."""
+        rows, failed, missing = [], [], 0
+        for cell in plan.cells:
+            row = _row(plan, folder, cell)
+            failure = None if row and row["status"] == "done" else folder.failure(cell.id)
+            if failure is not None:
+                log = str(folder.cell(cell.id) / "log.txt")
+                failed.append({"cell": cell.id, "label": plan.label(cell), **failure, "log": log})
+            elif row is not None:
+                rows.append(row)
+            else:
+                missing += 1
+        by = "validation_mean_l2" if all(cell.config.validation for cell in plan.cells) else "mean_l2"
+        rows.sort(key=lambda row: (row["status"] != "done", row[by], row["cell"]))
+        return cls(plan, rows, by, failed, missing)
+
+    @property
+    def done(self) -> list[Row]:
+        """The rows of cells that trained to their end."""
+        return [row for row in self.rows if row["status"] == "done"]
+
+    def write(self, folder: SweepFolder) -> None:
+        """Write results.csv and results.json into the folder, each whole."""
+        text = io.StringIO()
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(folder.path / "results.csv", text.getvalue())
+        document = {
+            "sweep": self.plan.name,
+            "swept": [key.replace("-", "_") for key in self.plan.keys],
+            "ranked_by": self.ranked_by,
+            "rows": self.rows,
+            "failed": self.failed,
+            "missing": self.missing,
+        }
+        write_whole(folder.path / "results.json", json.dumps(document, indent=2) + "\n")
+
+
+def _row(plan: Plan, folder: SweepFolder, cell: Cell) -> Row | None:
+    status, result = "done", folder.result(cell.id)
+    for rung in reversed(plan.halving.rungs if plan.halving and result is None else ()):
+        if result is None:
+            status, result = "stopped", folder.result(cell.id, rung)
+    if result is None:
+        return None
+    config = {key.replace("-", "_"): value for key, value in cell.config.plain().items()}
+    head = {"cell": cell.id, "status": status, **result}
+    head["checkpoint"] = str(folder.cell(cell.id) / result["checkpoint"])
+    return {**head, **{key: value for key, value in config.items() if key not in head}}

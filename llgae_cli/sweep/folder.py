@@ -1,0 +1,161 @@
+"""The folder of a sweep: what is in it, who is at work in it, and files that are whole or not there.
+
+In OUT:
+
+    OUT/lock                     held by the sweep at work, with its process number
+    OUT/results.csv, .json       the leaderboard
+    OUT/figures/*.png
+    OUT/cells/ID/config.yaml     the cell's resolved config
+    OUT/cells/ID/log.txt         all that it said, all attempts
+    OUT/cells/ID/*.pkl           its checkpoints
+    OUT/cells/ID/rung-N.json     its figures after N epochs, where the sweep halves
+    OUT/cells/ID/result.json     its figures: there once it is done, and never written again
+    OUT/cells/ID/failed.json     why it failed
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llgae_cli.checkpoints import check_writable, clean_temporaries
+from llgae_cli.config import Config
+from llgae_cli.errors import InputError, RunError, printable
+from llgae_cli.sweep.plan import Cell
+from llgae_cli.writing import replacing
+
+LOG_TAIL = 8192  # bytes of a log in which its last line is looked for
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """A sweep's folder, OUT."""
+
+    path: Path
+
+    def cell(self, id: str) -> Path:
+        """The folder of one cell."""
+        return self.path / "cells" / id
+
+    def holds(self) -> int:
+        """How many cells were begun here."""
+        return sum(1 for _ in (self.path / "cells").glob("*/config.yaml"))
+
+    def prepare(self, cell: Cell, threads: int, save_every: int) -> Path:
+        """Make the cell's folder and write its config: what decides the result as it is, the rest set by the sweep."""
+        folder = self.cell(cell.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        clean_temporaries(folder)
+        plain = {**cell.config.plain(), "checkpoint-dir": str(folder), "threads": threads, "save-every": save_every}
+        text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        write_whole(folder / "config.yaml", f"# one cell of a sweep, cfg{cell.config.identity()}\n{text}")
+        return folder
+
+    def result(self, id: str, until: int | None = None) -> dict[str, Any] | None:
+        """The cell's figures, or those after `until` epochs; None while there are none."""
+        return read_json(self.cell(id) / result_name(until))
+
+    def failure(self, id: str) -> dict[str, Any] | None:
+        """`reason` and `last_line` of a cell that failed, else None."""
+        return read_json(self.cell(id) / "failed.json")
+
+    def fail(self, id: str, reason: str) -> dict[str, Any]:
+        """Note that the cell failed."""
+        failure = {"reason": reason, "last_line": last_line(self.cell(id) / "log.txt")}
+        write_whole(self.cell(id) / "failed.json", json.dumps(failure, indent=2) + "\n")
+        return failure
+
+    def forgive(self, id: str) -> None:
+        """Forget that the cell failed; its log keeps the story."""
+        (self.cell(id) / "failed.json").unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold OUT against other sweeps; InputError names the one that has it. The system lets go at any death."""
+        check_writable(self.path)
+        clean_temporaries(self.path)
+        with held(self.path / "lock") as holder:
+            if holder is not None:
+                raise InputError(f"{self.path}: another sweep is at work here (process {holder})")
+            yield
+
+
+def result_name(until: int | None) -> str:
+    """The file for a cell's figures: its last ones, or those after `until` epochs."""
+    return "result.json" if until is None else f"rung-{until}.json"
+
+
+def begin_save_every(config: Config) -> int:
+    """Epochs between a cell's checkpoints: the config's own number, else so that a death costs 5 % at most."""
+    if config.save_every:
+        return config.save_every
+    return max(1, config.epochs // 20) if config.trainer == "gradient" else 1
+
+
+@contextmanager
+def held(path: Path) -> Iterator[str | None]:
+    """Try to lock a file: None inside when this process has it, else the process number in it."""
+    import fcntl  # Unix alone
+
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            yield printable(file.read(20).strip() or "unknown")
+            return
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield None
+
+
+@contextmanager
+def held_when_free(path: Path, patience: float) -> Iterator[None]:
+    """Lock a file, waiting up to `patience` seconds for another process to let go; RunError after that."""
+    end = time.monotonic() + patience
+    while True:
+        with held(path) as holder:
+            if holder is None:
+                yield
+                return
+        if time.monotonic() > end:
+            raise RunError(f"{path.parent}: process {holder} is still at work on this cell")
+        time.sleep(0.1)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader, a kill or a full disk never leaves half of it under its name."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a file; None when there is no file. InputError when it is not what `write_whole` wrote."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({printable(error)}); remove it to run this cell again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no mapping; remove it to run this cell again")
+    return content
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that is not empty."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - LOG_TAIL))
+            lines = file.read().decode("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    return next((printable(line.strip(), 300) for line in reversed(lines) if line.strip()), "")

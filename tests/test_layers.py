@@ -1,0 +1,107 @@
+"""Imports run downward only; below the command line nothing prints, exits or knows of it."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "llgae_cli"
+
+# From the top: a part may import from its own row and from those below, and no two parts import each other.
+ROWS = [
+    {"cli"},
+    {"sweep", "report", "bench", "figures"},
+    {"experiment", "codes"},
+    {"training", "checkpoints", "writing"},
+    {"models"},
+    {"inference", "directions", "metrics", "tasks", "config"},
+    {"errors"},
+]
+LEVEL = {part: level for level, row in enumerate(ROWS) for part in row}
+NEVER_CONFIG = ("training", "models", "inference", "metrics", "tasks")  # these take plain arguments
+
+
+def sources() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem[:2] != "__")
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that the file names in an import, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def parts_imported(path: Path) -> set[str]:
+    names = (name.split(".") for name in imported(path))
+    return {parts[1] for parts in names if parts[0] == PACKAGE.name and len(parts) > 1 and parts[1][:2] != "__"}
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_downward_only(path: Path) -> None:
+    part = part_of(path)
+    assert part in LEVEL, f"give {part} a row in ROWS and in the design"
+    for other in parts_imported(path) - {part}:
+        assert LEVEL[other] >= LEVEL[part], f"{path} imports {other}, which stands above it"
+    if part in NEVER_CONFIG:
+        assert "config" not in parts_imported(path)
+
+
+def test_no_two_parts_import_each_other() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in sources():
+        graph.setdefault(part_of(path), set()).update(parts_imported(path) - {part_of(path)})
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError
+    assert order[0] == "errors" and order.index("cli") > order.index("experiment")
+
+
+@pytest.mark.parametrize("name", ["errors.py", "config.py"])
+def test_a_leaf_imports_nothing_of_ours_but_errors(name: str) -> None:
+    assert parts_imported(PACKAGE / name) <= {"errors"}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in sources() if part_of(path) != "cli"], ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_only_the_command_line_prints_or_exits(path: Path) -> None:
+    roots = {name.partition(".")[0] for name in imported(path)}
+    assert not roots & {"typer", "click", "rich", "argparse"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("print", "sys.exit", "exit", "quit", "os._exit", "sys.stdout.write"), path
+        if isinstance(node, ast.Raise):
+            assert node.exc is None or "SystemExit" not in ast.unparse(node.exc), path
+
+
+def modules_after(code: str, *arguments: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded once it has run the code."""
+    told = f"import atexit, sys\natexit.register(lambda: sys.stderr.write('\\n' + ' '.join(sys.modules)))\n{code}"
+    done = subprocess.run([sys.executable, "-c", told, *arguments], capture_output=True, text=True, check=True)
+    return set(done.stderr.splitlines()[-1].split())
+
+
+def test_torch_is_imported_late() -> None:
+    loaded = modules_after(
+        "import llgae_cli.config, llgae_cli.checkpoints.names, llgae_cli.checkpoints.table\n"
+        "from llgae_cli.cli.app import main\nmain()",
+        "--help",
+    )
+    assert {"llgae_cli.config", "llgae_cli.cli.training"} <= loaded
+    assert not loaded & {"torch", "torchvision", "numpy", "matplotlib", "ray", "sklearn"}
+
+
+def test_listing_runs_does_not_import_torch(tmp_path: Path) -> None:
+    assert "torch" not in modules_after("from llgae_cli.cli.app import main\nmain()", "runs", str(tmp_path))

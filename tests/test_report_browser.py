@@ -1,0 +1,228 @@
+"""The report's page in a real browser: headless Chromium over file://, with the network watched."""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pictured  # tests/pictured.py
+import pytest
+import torch
+
+from llgae_cli.figures import look
+from llgae_cli.models import Code
+from llgae_cli.report import write_report
+
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,900"
+)
+HOSTILE = "<script>document.title='broken'</script>"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of 12 x 12 images, trained by gradient: its inference takes several steps to arrive."""
+    folder = tmp_path_factory.mktemp("report")
+    generator = np.random.default_rng(5)
+    data = folder / "data"
+    data.mkdir()
+    for part, n in (("train", 400), ("test", 120)):
+        labels = generator.integers(0, 3, n)
+        y, x = np.mgrid[:12, :12]
+        at = generator.uniform(2, 9, (n, 2))
+        width = np.array([1.5, 3.0, 5.0])[labels]
+        spots = np.exp(-((y - at[:, :1, None]) ** 2 + (x - at[:, 1:, None]) ** 2) / (2 * width[:, None, None] ** 2))
+        np.save(data / f"{part}.npy", (spots * 255).astype(np.uint8))
+        np.save(data / f"{part}_labels.npy", labels)
+    return pictured.train(folder, task=f"npy:{data}", trainer="gradient", epochs=3, lr=1e-2, beta=0.02, n_step=6)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium with Debian's driver. Skips where it is missing; under CI=true that is a failure."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    try:
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+    except ImportError:
+        chromium = None
+    if not chromium or not driver:
+        assert os.environ.get("CI") != "true", "CI needs chromium, chromium-driver (make browser) and selenium"
+        pytest.skip("chromium, chromedriver or selenium is missing; `make browser` installs the first two")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in FLAGS.split():
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    os.environ["SE_OFFLINE"] = "true"  # Selenium Manager must not look for drivers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        session = webdriver.Chrome(options=options, service=Service(driver))
+        yield session
+        session.quit()
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, trained: Path) -> Any:
+    write_report([trained], trained.parent / "report.html")
+    browser.get((trained.parent / "report.html").as_uri())
+    return browser
+
+
+def canvas(page: Any, name: str) -> np.ndarray:
+    """The red channel of a canvas, (H, W)."""
+    script = (
+        "const c = document.getElementById(arguments[0]);"
+        "return [c.width, c.height, Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)]"
+    )
+    width, height, values = page.execute_script(script, name)
+    return np.array(values).reshape(height, width, 4)[..., 0]
+
+
+def set_range(page: Any, name: str, value: float) -> None:
+    page.execute_script(
+        "const i = document.getElementById(arguments[0]); i.value = arguments[1];"
+        "i.dispatchEvent(new Event('input', { bubbles: true }))",
+        name,
+        value,
+    )
+
+
+def click(page: Any, group: str, place: int) -> None:
+    page.execute_script("document.querySelectorAll(arguments[0] + ' button')[arguments[1]].click()", f"#{group}", place)
+
+
+def embedded(page: Any) -> dict[str, Any]:
+    return json.loads(page.execute_script("return document.getElementById('data').textContent"))
+
+
+def said(page: Any) -> str:
+    return page.execute_script("return document.getElementById('said').textContent")
+
+
+def grey(values: torch.Tensor) -> np.ndarray:
+    return np.clip(np.rint(values.detach().numpy()), 0, 255).reshape(12, 12)
+
+
+def test_the_canvas_equals_the_python_decoder(page: Any, trained: Path) -> None:
+    subject = look(trained)
+    rows = embedded(page)["images"].popitem()[1]["rows"]
+    for place in range(0, len(rows), 5):
+        click(page, "images", place)
+        v, v_hat, _ = subject.originals(np.array([rows[place]]))
+        assert np.array_equal(canvas(page, "x"), v[0].reshape(12, 12))
+        drawn = np.clip(np.rint(v_hat[0]), 0, 255).reshape(12, 12)
+        assert np.abs(canvas(page, "x-hat") - drawn).max() <= 1
+        assert f"test sample {rows[place]}." in said(page)
+        assert f"Component {subject.k[rows[place]]}," in said(page)
+
+
+def test_sliders_move_along_the_directions(page: Any, trained: Path) -> None:
+    subject = look(trained)
+    for at, k in enumerate(subject.by_use()):
+        click(page, "components", at)
+        before = canvas(page, "x-hat")
+        set_range(page, "b-0", 1.5)
+        set_range(page, "b-2", -2.0)
+        after = canvas(page, "x-hat")
+        a = torch.tensor([1.5, 0.0, -2.0], dtype=torch.float64)
+        b = subject.directions.mean[k] + subject.directions.B[k] @ a
+        x_hat = subject.model.decode(Code(torch.tensor([k]), b[None].float()))
+        assert np.abs(after - grey(x_hat[0] + subject.levels[k])).max() <= 1
+        assert np.abs(after - before).max() > 1
+        assert page.execute_script("return document.querySelector('#sliders output').textContent") == "+1.50 sd"
+
+
+def test_the_inference_climbs_as_the_source_says(page: Any, trained: Path) -> None:
+    from llgae_cli.inference import loop
+
+    subject = look(trained)
+    click(page, "images", 7)
+    row = embedded(page)["images"].popitem()[1]["rows"][7]
+    x, mean = subject.task.test.rows(torch.tensor([row])), subject.task.test.means(torch.tensor([row]))
+    k = int(subject.k[row])
+    model = subject.model
+    losses = []
+    for t in range(7):
+        set_range(page, "t", t)
+        b = loop(x, model.mu[k : k + 1], model.W[k : k + 1], model.beta, t, model.alpha)[:, 0]
+        x_hat = model.decode(Code(torch.tensor([k]), b))
+        assert np.abs(canvas(page, "x-hat") - grey(x_hat[0] + mean)).max() <= 1
+        losses.append(float((x - x_hat.detach()).square().mean()))
+        shown = page.execute_script("return document.querySelector('#steps [aria-current]').textContent")
+        assert float(shown.rpartition(": ")[2]) == pytest.approx(losses[-1], rel=2e-3)
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+
+
+def test_runners_up_are_drawn_with_their_mean_l2(page: Any) -> None:
+    click(page, "images", 3)
+    texts = page.execute_script("return [...document.querySelectorAll('#runners button')].map(b => b.textContent)")
+    values = [float(text.rpartition(" ")[2]) for text in texts]
+    assert len(texts) == 4 and values == sorted(values)
+    click(page, "runners", 1)
+    assert f"Mean L2 {texts[1].rpartition(' ')[2]} " in said(page)
+
+
+def test_everything_can_be_reached_and_has_a_name(page: Any) -> None:
+    nameless = page.execute_script(
+        "const all = 'button, input, select, canvas[role=img], [role=region], img';"
+        "return [...document.querySelectorAll(all)].filter(e =>"
+        "!(e.getAttribute('aria-label') || e.getAttribute('alt') || e.textContent.trim() || (e.labels || []).length))"
+        ".map(e => e.outerHTML)"
+    )
+    assert nameless == []
+    ids = page.execute_script("return [...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+    assert page.execute_script("return document.querySelectorAll('[tabindex]:not([tabindex=\"0\"])').length") == 0
+    assert page.execute_script("return document.getElementById('said').getAttribute('aria-live')") == "polite"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_wider_than_the_screen(page: Any, width: int) -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_hostile_names_are_text(browser: Any, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llgae_cli.report import page as assembly
+
+    subject = look(trained)
+    object.__setattr__(
+        subject.task, "classes", (HOSTILE, "</script><img src=x onerror=alert(1)>", "\u2028${1}{{ 7*7 }}")
+    )
+    object.__setattr__(subject.task, "name", HOSTILE)
+    path = trained.parent / "hostile.html"
+    path.write_text(assembly.render([subject]), encoding="utf-8")
+    browser.get(path.as_uri())
+    assert browser.title == f"{HOSTILE} · llgae report"
+    click(browser, "images", 0)
+    assert said(browser).startswith(HOSTILE)
+    assert browser.execute_script("return document.querySelectorAll('body img[src=x]').length") == 0
+
+
+def test_no_error_and_no_request(page: Any, trained: Path) -> None:
+    page.get_log("performance")  # what came before, the browser's own start page among it
+    page.get((trained.parent / "report.html").as_uri())
+    click(page, "images", 1)
+    click(page, "components", 1)
+    entries = page.get_log("browser")
+    assert [entry for entry in entries if entry["level"] in ("SEVERE", "WARNING")] == []
+    wanted = set()
+    for entry in page.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            wanted.add(message["params"]["request"]["url"].split(":")[0])
+    assert wanted <= {"file", "data"}
+    blocked = page.execute_async_script(
+        "const done = arguments[0]; fetch('https://example.org/').then(() => done('sent'), () => done('refused'))"
+    )
+    assert blocked == "refused"
+    assert any("Content Security Policy" in entry["message"] for entry in page.get_log("browser"))

@@ -1,0 +1,121 @@
+"""Sweep files: which cells they stand for, and what is refused before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from sweeping_helper import written
+
+from llgae_cli.config import Config
+from llgae_cli.errors import InputError
+from llgae_cli.sweep import Cell, read_plan
+from llgae_cli.sweep.halving import Halving
+
+SHIPPED = sorted((Path(__file__).parents[1] / "configs" / "sweeps").glob("*.yaml"))
+
+
+def pairs(path: Path, *keys: str, overrides: list[str] | None = None) -> list[tuple[Any, ...]]:
+    return [tuple(cell.config.plain()[key] for key in keys) for cell in read_plan(path, overrides).cells]
+
+
+def refused(path: Path, overrides: list[str] | None = None) -> str:
+    with pytest.raises(InputError) as error:
+        read_plan(path, overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_grid_is_all_combinations_in_the_files_order(tmp_path: Path) -> None:
+    file = written(tmp_path / "s.yaml", grid={"K": [3, 2], "embed_dim": [0, 5]})
+    assert pairs(file, "K", "embed-dim") == [(3, 0), (3, 5), (2, 0), (2, 5)]
+    assert read_plan(file).keys == ("K", "embed-dim")
+
+
+def test_several_grids_follow_each_other_and_equal_cells_are_one(tmp_path: Path) -> None:
+    grids = [{"K": [2, 3], "embed-dim": 1}, {"K": 3, "embed-dim": [1, 4]}]
+    plan = read_plan(written(tmp_path / "s.yaml", grid=grids))
+    assert [(c.config.K, c.config.embed_dim) for c in plan.cells] == [(2, 1), (3, 1), (3, 4)]
+    assert plan.duplicates == 1
+
+
+def test_zip_goes_in_step_and_crosses_grid_and_seeds(tmp_path: Path) -> None:
+    file = written(
+        tmp_path / "s.yaml", zip={"beta": [1, 0.1], "n-step": [1, 9]}, grid={"K": [2, 4]}, repeat=2, base={"seed": 5}
+    )
+    assert pairs(file, "K", "beta", "n-step", "seed") == [
+        (K, *step, seed) for K in (2, 4) for step in ((1.0, 1), (0.1, 9)) for seed in (5, 6)
+    ]
+
+
+def test_repeat_takes_a_list_of_seeds(tmp_path: Path) -> None:
+    assert pairs(written(tmp_path / "s.yaml", repeat=[7, 1]), "seed") == [(7,), (1,)]
+
+
+def test_a_base_is_a_path_from_the_sweep_files_folder_and_the_later_wins(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("K: 7\nembed-dim: 2\n")
+    file = tmp_path / "s.yaml"
+    file.write_text("base: [base.yaml, {embed-dim: 3}]\ngrid: {beta: [1.0]}\n")
+    assert pairs(file, "K", "embed-dim") == [(7, 3)]
+    assert pairs(file, "K", "embed-dim", overrides=["K=9"]) == [(9, 3)]
+
+
+def test_cells_that_differ_in_epochs_alone_are_two_and_places_make_no_difference(tmp_path: Path) -> None:
+    cells = read_plan(written(tmp_path / "s.yaml", grid={"epochs": [5, 6]})).cells
+    assert len({cell.id for cell in cells}) == 2 and len({cell.config.identity() for cell in cells}) == 1
+    assert Cell(Config(K=3)).id == Cell(Config(K=3, threads=2, save_every=7, data_dir=Path("elsewhere"))).id
+
+
+def test_a_cells_name_does_not_depend_on_the_rest_of_the_sweep(tmp_path: Path) -> None:
+    few = read_plan(written(tmp_path / "a.yaml", grid={"K": [2]}))
+    many = read_plan(written(tmp_path / "b.yaml", grid={"embed-dim": [20], "K": [1, 2], "seed": [28]}))
+    assert few.cells[0].id in {cell.id for cell in many.cells}
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"gird": {"K": [1]}}, "did you mean 'grid'"),
+        ({"K": 3}, "belong under base or grid"),
+        ({"grid": {"embed-dmi": [1]}}, "did you mean 'embed-dim'"),
+        ({"grid": {"K": []}}, "an empty list"),
+        ({"grid": [3]}, "grid: expected"),
+        ({"grid": {"threads": [1, 2]}}, "does not change a result"),
+        ({"grid": {"K": [1]}, "zip": {"K": [2]}}, "in grid and in zip"),
+        ({"zip": {"K": [1, 2], "beta": [1.0, 2.0, 3.0]}}, "K has 2, beta has 3"),
+        ({"grid": {"seed": [1]}, "repeat": 2}, "varies seed itself"),
+        ({"repeat": True}, "neither a number of seeds"),
+        ({"grid": {"K": list(range(1, 1001)), "embed-dim": list(range(1000))}}, "at most"),
+        ({"halving": {"rungs": [2]}}, "for trainer gradient alone"),
+        ({"halving": {"rungs": [2, 1]}}, "do not rise"),
+        ({"halving": {"rugs": [2]}}, "did you mean 'rungs'"),
+        ({"halving": {"rungs": [2], "keep": 1.5}}, "no share"),
+        ({"base": {"trainer": "gradient"}, "halving": {"rungs": [2]}}, "the test set decides nothing"),
+        ({"base": {"trainer": "gradient", "validation": 0.1, "epochs": 2}, "halving": {"rungs": [2]}}, "not below"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_a_line(tmp_path: Path, sections: dict[str, Any], said: str) -> None:
+    assert said in refused(written(tmp_path / "s.yaml", **sections))
+
+
+def test_faulty_cells_are_told_together_and_by_name(tmp_path: Path) -> None:
+    said = refused(written(tmp_path / "s.yaml", grid={"K": [2, 0, -1], "embed-dim": [3]}))
+    assert "cell 2 of 3 (K=0, embed-dim=3)" in said and "cell 3 of 3 (K=-1" in said
+
+
+def test_an_override_of_a_swept_key_is_refused(tmp_path: Path) -> None:
+    assert "varies K" in refused(written(tmp_path / "s.yaml", grid={"K": [1, 2]}), ["K=3"])
+
+
+def test_the_better_share_survives_rounded_up() -> None:
+    halving = Halving((1,), 0.5)
+    assert halving.survivors({"a": 3.0, "b": 1.0, "c": 2.0}) == ["b", "c"]
+    assert halving.survivors({"b": 1.0, "a": 1.0, "c": 1.0}) == ["a", "b"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_sweeps_are_valid_and_open_with_their_command(path: Path) -> None:
+    assert len(read_plan(path).cells) > 1
+    first = path.read_text().splitlines()[0]
+    assert first.startswith(f"# llgae sweep --config configs/sweeps/{path.name}")
+    assert yaml.safe_load(path.read_text())
