@@ -54,5 +54,5 @@ class ShortList:
             product = product.unflatten(0, listed.shape)  # (n, C, E + 1)
             z = product[:, :, :E] - z0[listed]
             distance = squared_mu[listed] - 2 * product[:, :, E] - z.square().sum(2)
-            accumulate(statistics, x, distance, z, listed, coordinates=coordinates)
+            accumulate(statistics, x, distance, z, listed, coordinates=coordinates, workspace=score.workspace)
         return statistics

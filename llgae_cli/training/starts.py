@@ -184,7 +184,8 @@ def moved(x: Tensor, components: Components, generator: torch.Generator) -> Comp
     a is drawn among those that cost least to remove, b among those with the largest distortion.
     """
     statistics = survey(_chunks(x), components)
-    loss = statistics.removal / statistics.removal.mean().clamp(min=1e-30)
+    removal = removal_cost(x, components)
+    loss = removal / removal.mean().clamp(min=1e-30)
     a = _drawn(torch.softmax(-2 * loss, 0), generator)
     worth = statistics.distortion / statistics.distortion.mean().clamp(min=1e-30)
     worth[a] = -math.inf
@@ -193,6 +194,16 @@ def moved(x: Tensor, components: Components, generator: torch.Generator) -> Comp
     for j, half in zip((a, b), split(x, components, b, generator), strict=True):
         new.mu[j], new.U[j] = half.mu[0], half.U[0]
     return new
+
+
+def removal_cost(x: Tensor, components: Components) -> Tensor:
+    """What the summed squared residual of x (n, d) would rise by without each component, (K,); K > 1."""
+    score = components.scorer()
+    cost = x.new_zeros(len(components.mu))
+    for part in _chunks(x):
+        two, k = score(part)[0].topk(2, dim=1, largest=False)
+        cost.index_add_(0, k[:, 0], two[:, 1] - two[:, 0])
+    return cost
 
 
 def _drawn(probability: Tensor, generator: torch.Generator) -> int:
