@@ -27,6 +27,7 @@ K, E, SEED = 11, 20, 28
 TARGET = 734.5  # the best mean L2 that a converged peer reached on Fashion-MNIST, of several seeds
 QUICK = {"restarts": 1, "moves": 6}  # enough to pass the target
 Notify = Callable[[str], None]
+Fit = Callable[[peers.Array], Callable[[peers.Array], float]]
 
 
 @dataclass(frozen=True)
@@ -180,21 +181,29 @@ def against_peers(task: Task, notify: Notify) -> Iterator[Row]:
     ours_took, ours = fit_quickly(task, **QUICK)
     yield Row("peers", f"ours, {QUICK['restarts']} start and {QUICK['moves']} moves: seconds", ours_took, "s")
     yield Row("peers", "ours: test mean L2", ours, "", TARGET, ours / TARGET)
-    least_took, least = fit_quickly(task, restarts=1, moves=0, passes=1)
-    yield Row("peers", "ours, 1 start, 1 pass: seconds", least_took, "s")
-    yield Row("peers", "ours, 1 start, 1 pass: test mean L2", least, "")
+    fit = peers.clustered_pca(MiniBatchKMeans(K, random_state=SEED), E)
+    pairs = [(fit_quickly(task, restarts=1, moves=0, passes=0), seconds_and_score(fit, x, test)) for _ in range(5)]
+    took, quick = (statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
+    ratio = statistics.median(their[0] / our[0] for our, their in pairs)
+    name = "MiniBatchKMeans + PCA; ours, 1 start and no further pass"
+    yield Row("peers", f"{name}: seconds, median of 5 pairs", quick, "s", took, ratio)
+    yield Row("peers", f"{name}: test mean L2", pairs[0][1][1], "", pairs[0][0][1])
     rivals = {
-        "MiniBatchKMeans + PCA": peers.clustered_pca(MiniBatchKMeans(K, random_state=SEED), E),
         "KMeans + PCA": peers.clustered_pca(KMeans(K, random_state=SEED), E),
         "Lloyd VQPCA to convergence": peers.lloyd_vqpca(K, E, 1e-5, SEED),
     }
     for name, fit in rivals.items():
         notify(f"fitting {name}")
-        began = time.perf_counter()
-        score = fit(x)
-        took = time.perf_counter() - began
+        took, reached = seconds_and_score(fit, x, test)
         yield Row("peers", f"{name}: seconds; ours", took, "s", ours_took, took / ours_took)
-        yield Row("peers", f"{name}: test mean L2; ours", score(test), "", ours)
+        yield Row("peers", f"{name}: test mean L2; ours", reached, "", ours)
+
+
+def seconds_and_score(fit: Fit, x: peers.Array, test: peers.Array) -> tuple[float, float]:
+    """Seconds of a peer's fit to x, and its test mean L2."""
+    began = time.perf_counter()
+    score = fit(x)
+    return time.perf_counter() - began, score(test)
 
 
 def fit_quickly(task: Task, restarts: int, moves: int, passes: int = 3) -> tuple[float, float]:

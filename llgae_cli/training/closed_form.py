@@ -123,7 +123,7 @@ class ClosedForm:
 
     def _adopt(self, components: Components, statistics: Statistics) -> None:
         self.components, self.statistics = components, statistics
-        ordered = aligned(components, latent_covariance(statistics))
+        ordered = aligned(components, latent_covariance(components, statistics))
         with torch.no_grad():
             self.model.mu.copy_(ordered.mu if self.origin is None else ordered.mu + self.origin)
             self.model.W.copy_(gauge(ordered.U, self.model.beta, self.model.alpha))

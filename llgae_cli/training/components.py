@@ -100,13 +100,13 @@ def _project(U: Tensor, v: Tensor) -> Tensor:
 class Statistics:
     """All that a pass learns about the data; additive. Distances are squared grey levels summed over pixels.
 
-    With z' = (z - z0, 1, 0 ... 0), z0 = U^T mu at the start of the pass, two products hold every sum that is needed.
-    The zeros make z' a multiple of 8 long, w: products over 21 columns take a third longer than over 24.
+    The product with z' = (z - z0, 1, 0 ... 0), z0 = U^T mu at the start of the pass, holds the sum of x too. The zeros
+    make z' a multiple of 8 long, w: products over 21 columns take a third longer than over 24.
     """
 
-    E: int
     product: Tensor  # (K, D, w) sum of x z'^T: S U before centring, and the sum of x
-    moments: Tensor  # (K, w, w) sum of z' z'^T: second and first moments of the latents, and the count
+    latent: Tensor  # (K, E) sum of z - z0
+    count: Tensor  # (K,) samples
     scatter: Tensor  # (K, d, d) sum of y y^T in coordinates y, where a pass is given any; else d = 0
     energy: Tensor  # () sum of |x|^2, float64
     distortion: Tensor  # (K,) sum of the squared residual at the winner, float64
@@ -117,39 +117,32 @@ class Statistics:
         mu, U = components.mu, components.U
         K, D, E = U.shape
         wide = torch.float32 if mu.device.type == "mps" else torch.float64  # Apple's GPU has no float64
-        w = -(-(E + 1) // 8) * 8
         return cls(
-            E,
-            product=mu.new_zeros(K, D, w),
-            moments=mu.new_zeros(K, w, w),
+            product=mu.new_zeros(K, D, -(-(E + 1) // 8) * 8),
+            latent=mu.new_zeros(K, E),
+            count=mu.new_zeros(K),
             scatter=mu.new_zeros(K, d, d),
             energy=mu.new_zeros((), dtype=wide),
             distortion=mu.new_zeros(K, dtype=wide),
         )
 
     @property
-    def count(self) -> Tensor:
-        """Samples of each component, (K,)."""
-        return self.moments[:, self.E, self.E]
-
-    @property
-    def latent(self) -> Tensor:
-        """Sum of z - z0, (K, E)."""
-        return self.moments[:, : self.E, self.E]
-
-    @property
     def total(self) -> Tensor:
         """Sum of x, (K, D)."""
-        return self.product[:, :, self.E]
+        return self.product[:, :, self.latent.shape[1]]
+
+    def centred_product(self, mean: Tensor) -> Tensor:
+        """S U with shape (K, D, E): sum of (x - mean)(z - mean z)^T, for the component's own `mean` (K, D)."""
+        return self.product[:, :, : self.latent.shape[1]] - mean[:, :, None] * self.latent[:, None, :]
 
     def extended(self, z: Tensor) -> Tensor:
         """Z' = (z, 1, 0 ... 0) of z (..., E)."""
-        zeros = self.moments.shape[1] - self.E - 1
+        zeros = self.product.shape[2] - self.latent.shape[1] - 1
         return torch.nn.functional.pad(torch.nn.functional.pad(z, (0, 1), value=1.0), (0, zeros))
 
     def tensors(self) -> list[Tensor]:
         """The additive tensors, for a reduction over processes."""
-        return [self.product, self.moments, self.scatter, self.energy, self.distortion]
+        return [self.product, self.latent, self.count, self.scatter, self.energy, self.distortion]
 
     @property
     def n(self) -> float:
@@ -208,13 +201,15 @@ def accumulate(
     k, z = k[order], z[order, column[order]]
     if z0 is not None:
         z = z - z0[k]
+    statistics.latent.index_add_(0, k, z)
     z = statistics.extended(z)
     x = torch.index_select(x, 0, order, out=(workspace or Workspace()).take("sorted", x, *x.shape))
-    counts = torch.bincount(k, minlength=K).tolist()
+    tally = torch.bincount(k, minlength=K)
+    statistics.count += tally
+    counts = tally.tolist()
     for j, (x_j, z_j) in enumerate(zip(x.split(counts), z.split(counts), strict=True)):
         if len(x_j):
             statistics.product[j].addmm_(x_j.T, z_j)
-            statistics.moments[j].addmm_(z_j.T, z_j)
     if coordinates is not None:
         for j, y_j in enumerate(coordinates.of(x).split(counts)):
             if len(y_j):
@@ -225,7 +220,7 @@ def soft_survey(chunks: Iterable[Tensor], components: Components, temperature: f
     """One pass with soft assignments, softmax_k(-distance / temperature): deterministic annealing's E-step.
 
     Costs twice a hard pass: every sample counts for every component. `distortion` is still the
-    winner's, and of `moments` only the sums of z' are filled.
+    winner's.
     Source: Rose, Deterministic annealing for clustering, Proc. IEEE 86 (1998).
     """
     score = components.scorer()
@@ -240,7 +235,9 @@ def soft_survey(chunks: Iterable[Tensor], components: Components, temperature: f
         statistics.distortion.index_add_(0, k, (best + squared).to(statistics.distortion.dtype))
         r = torch.softmax(distance / -temperature, 1)  # (n, K)
         weighted = statistics.extended(z - z0) * r[:, :, None]  # r z', (n, K, w)
-        statistics.moments[:, :, E] += weighted.sum(0)
+        sums = weighted.sum(0)
+        statistics.latent += sums[:, :E]
+        statistics.count += sums[:, E]
         statistics.product += (x.T @ weighted.reshape(len(x), -1)).reshape(D, K, -1).permute(1, 0, 2)
     return statistics
 
@@ -253,7 +250,7 @@ def improved(components: Components, statistics: Statistics, prior: Tensor | flo
     n = statistics.count[:, None]
     filled = n > 0
     mean = torch.where(filled, statistics.total / n.clamp(min=1e-12), components.mu)
-    SU = statistics.product[:, :, : statistics.E] - mean[:, :, None] * statistics.latent[:, None, :] + prior
+    SU = statistics.centred_product(mean) + prior
     SU = torch.where(filled[:, :, None], SU, components.U)
     return Components(mean, orthonormal(SU))
 
@@ -267,11 +264,14 @@ def orthonormal(M: Tensor) -> Tensor:
     return torch.linalg.qr(torch.where(scale > 0, M / scale, M))[0]
 
 
-def latent_covariance(statistics: Statistics) -> Tensor:
-    """Covariance of each component's latents, (K, E, E), in squared grey levels; zero where there is no sample."""
-    n = statistics.count[:, None, None].clamp(min=1)
-    mean = statistics.latent[:, :, None] / n
-    return statistics.moments[:, : statistics.E, : statistics.E] / n - mean @ mean.mT
+def latent_covariance(components: Components, statistics: Statistics) -> Tensor:
+    """Covariance of z = U^T x in each component, U^T S U / n with shape (K, E, E); zero where there is no sample.
+
+    `components` are those of the pass, whose product S U holds it already.
+    """
+    n = statistics.count[:, None].clamp(min=1)
+    covariance = components.U.mT @ statistics.centred_product(statistics.total / n) / n[:, :, None]
+    return (covariance + covariance.mT) / 2
 
 
 def aligned(components: Components, second: Tensor) -> Components:

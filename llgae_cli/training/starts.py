@@ -23,7 +23,7 @@ ANNEAL_PASSES = 30  # twice as many win 0.1 % for twice the time (measured on Fa
 ANNEAL_FROM, ANNEAL_TO = 0.35, 0.02  # temperature over the mean squared residual of the starting state
 SETTLE_PASSES = 12  # hard passes after a move before it is judged
 JUDGE_AT, JUDGE_MARGIN = 5, 1.004  # a move this far above the best by then has never won: given up early
-REFINE_PASSES, REFINE_TOL = 10, 2e-4
+REFINE_PASSES, REFINE_TOL = 10, 1e-3
 SOLVED_K = 64  # beyond it, a full eigenproblem for every component costs more than the passes it saves
 
 
