@@ -100,7 +100,7 @@ def train(config: Config, reporter: Reporter, resume: str | None = None) -> Outc
                 if config.save_every and run.done % config.save_every == 0 and not last:
                     save(run)
             warn_of_divergence(run.model, reporter)
-            return finish(run)
+            return finish(run, reporter)
         except Interrupted as interrupt:
             if run.snapshot is not None:
                 interrupt.saved = save(run)
@@ -246,13 +246,16 @@ def rescue(run: Run) -> Path | None:
         return save(run)
 
 
-def finish(run: Run) -> Outcome:
+def finish(run: Run, reporter: Reporter) -> Outcome:
     """Measure the final model on the training samples too, write the checkpoint, and say what came of it."""
     if run.snapshot is None:  # resumed at its end
         return resumed_at_end(run)
     evaluation, latents = metrics.measure(run.model, run.train, run.task.peak)
-    extras = {"count": latents.count, "latent_mean": latents.mean, "latent_covariance": latents.covariance}
+    extras: dict[str, Any] = {"count": latents.count, "latent_mean": latents.mean, "latent_covariance": latents.covariance}
     last = run.history[-1]
+    if isinstance(run.trainer, ClosedForm) and run.trainer.short_list:
+        extras["candidates_lost"] = lost = last["train_mean_l2"] / evaluation.mean_l2 - 1
+        reporter.note(f"candidates: short lists lost {lost:.4%} of the train mean L2 {evaluation.mean_l2:.2f}")
     return Outcome(
         checkpoint=save(run, train_mean_l2=evaluation.mean_l2, extras=extras),
         mean_l2=last["test_mean_l2"],
