@@ -251,7 +251,11 @@ def finish(run: Run, reporter: Reporter) -> Outcome:
     if run.snapshot is None:  # resumed at its end
         return resumed_at_end(run)
     evaluation, latents = metrics.measure(run.model, run.train, run.task.peak)
-    extras: dict[str, Any] = {"count": latents.count, "latent_mean": latents.mean, "latent_covariance": latents.covariance}
+    extras: dict[str, Any] = {
+        "count": latents.count,
+        "latent_mean": latents.mean,
+        "latent_covariance": latents.covariance,
+    }
     last = run.history[-1]
     if isinstance(run.trainer, ClosedForm) and run.trainer.short_list:
         extras["candidates_lost"] = lost = last["train_mean_l2"] / evaluation.mean_l2 - 1
