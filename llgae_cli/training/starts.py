@@ -21,10 +21,11 @@ from llgae_cli.training.shrinkage import chosen_strength, shrunk
 
 ANNEAL_PASSES = 30  # twice as many win 0.1 % for twice the time (measured on Fashion-MNIST)
 ANNEAL_FROM, ANNEAL_TO = 0.35, 0.02  # temperature over the mean squared residual of the starting state
+ANNEALED_K = 64  # beyond it, cells are small and many: annealing costs minutes there and gains little
 SETTLE_PASSES = 12  # hard passes after a move before it is judged
 JUDGE_AT, JUDGE_MARGIN = 5, 1.004  # a move this far above the best by then has never won: given up early
 REFINE_PASSES, REFINE_TOL = 10, 1e-3
-SOLVED_K = 64  # beyond it, a full eigenproblem for every component costs more than the passes it saves
+SOLVED_K = 64  # beyond this K, a full eigenproblem for every component costs more than the passes it saves
 
 
 @dataclass
@@ -117,7 +118,7 @@ def principal_coordinates(x: Tensor, d: int, generator: torch.Generator) -> Coor
 def annealed(x: Tensor, K: int, E: int, generator: torch.Generator) -> Components:
     """Components for x (n, d) from K random rows, by soft passes of falling temperature."""
     components = seeded(x, K, E, generator)
-    if K == 1:
+    if K == 1 or K > ANNEALED_K:
         return components
     heat = survey(_chunks(x), components).objective
     for i in range(ANNEAL_PASSES):
