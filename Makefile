@@ -6,18 +6,21 @@ DATA   ?= data
 BIN    := $(VENV)/bin
 LLGAE  := $(BIN)/llgae
 BEST   := $(LLGAE) runs checkpoints --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)[0]["checkpoint"])'
+# Where neither the disk nor a download has the data, Debian's package may; the second look then says what is wrong.
+FETCH  := $(LLGAE) data fashion-mnist --data-dir $(DATA) || \
+	{ apt-get update --quiet && apt-get install --quiet --yes dataset-fashion-mnist; $(LLGAE) data fashion-mnist --data-dir $(DATA); }
 
 .DEFAULT_GOAL := help
 .PHONY: help train test install lint data eval sweep report bench smoke browser clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 train: install data ## environment, data, then the default run: ends in a checkpoint and its mean L2
 	$(LLGAE) train --config $(CONFIG)
 
 test: install ## environment and data if missing, then every test
-	-$(MAKE) data
+	-$(FETCH)
 	$(BIN)/python -m pytest
 
 install: $(VENV)/installed ## the environment, with the versions that were tested
@@ -34,12 +37,7 @@ lint: install ## style, docstrings and types
 	$(BIN)/mypy
 
 data: install ## Fashion-MNIST: found, downloaded, or from Debian's package
-	$(LLGAE) data fashion-mnist --data-dir $(DATA) || $(MAKE) debian-data
-
-.PHONY: debian-data
-debian-data:
-	apt-get update --quiet && apt-get install --quiet --yes dataset-fashion-mnist
-	$(LLGAE) data fashion-mnist --data-dir $(DATA)
+	$(FETCH)
 
 eval: install ## measure the best checkpoint in checkpoints/ again
 	$(LLGAE) eval "$$($(BEST))"
