@@ -11,7 +11,16 @@ from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.training import distributed
 from llgae_cli.training.candidates import COORDINATES, LENGTH, WORTHWHILE_K, ShortList
-from llgae_cli.training.components import Components, Coordinates, Statistics, aligned, latent_covariance, split, survey
+from llgae_cli.training.components import (
+    Components,
+    Coordinates,
+    Statistics,
+    aligned,
+    latent_covariance,
+    split,
+    survey,
+    winners,
+)
 from llgae_cli.training.progress import EpochRecord, Notify
 from llgae_cli.training.shrinkage import shrunk
 from llgae_cli.training.starts import Start, start
@@ -155,8 +164,9 @@ class ClosedForm:
         if distributed.rank() == 0:
             rows = self._rows(torch.randperm(self.samples.N, generator=self.generator)[:START_ROWS])
             worst = statistics.distortion.argsort(descending=True).tolist()
+            k = winners(rows, components)
             for i, a in enumerate(empty):
-                half, _ = split(rows, components, worst[i % (self.model.K - len(empty))], self.generator)
+                half, _ = split(rows, k, components, worst[i % (self.model.K - len(empty))], self.generator)
                 repaired.mu[a], repaired.U[a] = half.mu[0], half.U[0]
         distributed.from_first_([repaired.mu, repaired.U])
         self.repaired += len(empty)

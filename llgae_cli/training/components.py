@@ -288,13 +288,22 @@ def aligned(components: Components, second: Tensor) -> Components:
     return Components(components.mu, U * torch.where(peak < 0, -1.0, 1.0).to(U.dtype))
 
 
-def split(x: Tensor, components: Components, b: int, generator: torch.Generator) -> tuple[Components, Components]:
+def winners(x: Tensor, components: Components) -> Tensor:
+    """The nearest component of each of x (n, D), scored a block of rows at a time: k (n,)."""
+    score = components.scorer()
+    return torch.cat([score(part)[0].argmin(1) for part in x.split(1024)])
+
+
+def split(
+    x: Tensor, k: Tensor, components: Components, b: int, generator: torch.Generator
+) -> tuple[Components, Components]:
     """Two components (K = 1 each) that share the samples of component b among x (n, D), halved by two random seeds.
+
+    `k` (n,) says which component each sample is in.
 
     Where fewer than two of x belong to b, the seeds are drawn from all of x.
     """
-    distance, _ = components.scorer()(x)
-    own = x[distance.argmin(1) == b]
+    own = x[k == b]
     if len(own) < 2:
         own = x
     first, second = own[torch.randperm(len(own), generator=generator)[:2].to(own.device)]

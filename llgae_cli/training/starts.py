@@ -15,7 +15,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llgae_cli.training.components import Components, Coordinates, improved, orthonormal, soft_survey, split, survey
+from llgae_cli.training.components import (
+    Components,
+    Coordinates,
+    improved,
+    orthonormal,
+    soft_survey,
+    split,
+    survey,
+    winners,
+)
 from llgae_cli.training.progress import Notify
 from llgae_cli.training.shrinkage import chosen_strength, shrunk
 
@@ -192,7 +201,7 @@ def moved(x: Tensor, components: Components, generator: torch.Generator) -> Comp
     worth[a] = -math.inf
     b = _drawn(torch.softmax(2 * worth, 0), generator)
     new = components.clone()
-    for j, half in zip((a, b), split(x, components, b, generator), strict=True):
+    for j, half in zip((a, b), split(x, winners(x, components), components, b, generator), strict=True):
         new.mu[j], new.U[j] = half.mu[0], half.U[0]
     return new
 
