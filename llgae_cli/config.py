@@ -56,7 +56,7 @@ class Config(BaseModel):
         "auto", description="closed-form: split-merge moves tried on the best start"
     )
     candidates: Positive | Literal["auto", "off"] = Field(
-        "auto", description="closed-form: components scored exactly for each sample, after a first look at all"
+        "auto", description="closed-form: components scored exactly for each sample"
     )
     shrinkage: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         0.0, description="closed-form: samples' worth of its neighbours' scatter that each component is given"
