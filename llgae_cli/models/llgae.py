@@ -84,8 +84,7 @@ class LLGAE(nn.Module):
         """
         if self.inference == "loop":
             return self._every(x)[1].min(1).values.sum() / x.numel()
-        G = self.W.mT @ self.W
-        Q = infer.gain(infer.MAPS[self.inference](G, self.beta, self.n_step, self.alpha), G)
+        _, Q = self.maps()
         with torch.no_grad():
             k = infer.distances(x, self.mu, *infer.folded(self.W, Q)).argmin(1)
         return _WinnersResidual.apply(self.mu, self.W, Q, x, k) / x.numel()

@@ -108,7 +108,6 @@ class Statistics:
     latent: Tensor  # (K, E) sum of z - z0
     count: Tensor  # (K,) samples
     scatter: Tensor  # (K, d, d) sum of y y^T in coordinates y, where a pass is given any; else d = 0
-    energy: Tensor  # () sum of |x|^2, float64
     distortion: Tensor  # (K,) sum of the squared residual at the winner, float64
 
     @classmethod
@@ -122,7 +121,6 @@ class Statistics:
             latent=mu.new_zeros(K, E),
             count=mu.new_zeros(K),
             scatter=mu.new_zeros(K, d, d),
-            energy=mu.new_zeros((), dtype=wide),
             distortion=mu.new_zeros(K, dtype=wide),
         )
 
@@ -142,7 +140,7 @@ class Statistics:
 
     def tensors(self) -> list[Tensor]:
         """The additive tensors, for a reduction over processes."""
-        return [self.product, self.latent, self.count, self.scatter, self.energy, self.distortion]
+        return [self.product, self.latent, self.count, self.scatter, self.distortion]
 
     @property
     def n(self) -> float:
@@ -190,12 +188,10 @@ def accumulate(
     order; z0 (K, E) is subtracted from z where z is not relative to it already.
     """
     K = len(statistics.count)
-    wide = statistics.energy.dtype
     squared = torch.linalg.vector_norm(x, dim=1).square_()  # reads x once and writes n numbers, unlike x.square()
     best, column = distance.min(1)
     k = column if listed is None else listed.gather(1, column[:, None])[:, 0]
-    statistics.energy += squared.sum(dtype=wide)
-    statistics.distortion.index_add_(0, k, (best + squared).to(wide))
+    statistics.distortion.index_add_(0, k, (best + squared).to(statistics.distortion.dtype))
 
     order = torch.argsort(k)  # samples of one component side by side: their products are then dense and contiguous
     k, z = k[order], z[order, column[order]]
@@ -231,7 +227,6 @@ def soft_survey(chunks: Iterable[Tensor], components: Components, temperature: f
         distance, z = score(x)
         squared = x.square().sum(1)
         best, k = distance.min(1)
-        statistics.energy += squared.sum(dtype=statistics.energy.dtype)
         statistics.distortion.index_add_(0, k, (best + squared).to(statistics.distortion.dtype))
         r = torch.softmax(distance / -temperature, 1)  # (n, K)
         weighted = statistics.extended(z - z0) * r[:, :, None]  # r z', (n, K, w)
