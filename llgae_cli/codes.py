@@ -4,9 +4,10 @@ A codes file is a plain .npz:
 
     k         int32 (N,)       component
     b         float32 (N, E)   where in it
+    s         int32 (N, S)     further symbols, for models that have some: components of later levels, shifts
     residual  float32 (N,)     mean over the D values of (x - x_hat)^2
     mean      float32 (N,)     what centring subtracted: the image is x_hat + mean
-    model     text             fingerprint of the mu and W that made the codes
+    model     text             fingerprint of the parameters that made the codes
 """
 
 import hashlib
@@ -26,20 +27,21 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from llgae_cli.checkpoints import Checkpoint
-from llgae_cli.directions import principal
+from llgae_cli.directions import Directions, principal
 from llgae_cli.errors import InputError, printable
 from llgae_cli.metrics import CHUNK, Latents
-from llgae_cli.models import LLGAE, Code
+from llgae_cli.models import Code, Model
 from llgae_cli.tasks import Samples, load_task
 from llgae_cli.tasks.samples import Centring
 from llgae_cli.writing import replacing
 
 SPOOL_BYTES = 1 << 24  # of the per-sample numbers kept in memory before they go to a temporary file
 MODEL_TEXT = 16
+UNSEEN = 1e-9  # keeps the draw of a symbol defined in a component that has no samples
 
 
 @torch.no_grad()
-def encode(model: LLGAE, samples: Samples, path: Path) -> float:
+def encode(model: Model, samples: Samples, path: Path) -> float:
     """Write the codes of all samples, in order, to the .npz at `path`; return their mean L2.
 
     Memory: one chunk. The zip takes one array after the other, so b is written as it comes and the three numbers a
@@ -50,7 +52,7 @@ def encode(model: LLGAE, samples: Samples, path: Path) -> float:
     with replacing(path) as temporary, ExitStack() as stack:
         waiting = {
             name: stack.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(temporary.parent)))
-            for name in ("k", "residual", "mean")
+            for name in ("k", "residual", "mean", *(["s"] if model.symbols else []))
         }
         archive = stack.enter_context(zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED))
         with archive.open("b.npy", "w", force_zip64=True) as member:
@@ -64,12 +66,15 @@ def encode(model: LLGAE, samples: Samples, path: Path) -> float:
                 total += float(residual.double().sum())
                 member.write(_bytes(code.b, "<f4"))
                 waiting["k"].write(_bytes(code.k, "<i4"))
+                if code.s is not None:
+                    waiting["s"].write(_bytes(code.s, "<i4"))
                 waiting["residual"].write(_bytes(residual, "<f4"))
                 waiting["mean"].write(_bytes(samples.means(here), "<f4"))
         for name, spool in waiting.items():
             spool.seek(0)
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                _write_header(member, "<i4" if name == "k" else "<f4", (samples.N,))
+                shape = (samples.N, len(model.symbols)) if name == "s" else (samples.N,)
+                _write_header(member, "<i4" if name in ("k", "s") else "<f4", shape)
                 shutil.copyfileobj(spool, member, 1 << 20)
         with archive.open("model.npy", "w") as member:
             npy.write_array(member, np.array(fingerprint(model)), allow_pickle=False)
@@ -91,18 +96,20 @@ class CodesFile:
     fit the model (shape, k out of 0..K-1, another model's fingerprint), is cut short, or holds NaN.
     """
 
-    def __init__(self, path: Path, model: LLGAE) -> None:
+    def __init__(self, path: Path, model: Model) -> None:
         """Read the headers alone."""
         self.path, self.model = Path(path), model
         try:
             with zipfile.ZipFile(self.path) as archive:
                 self.names = [name.removesuffix(".npy") for name in archive.namelist()]
-                for name in ("k", "b"):
+                for name in self._needed:
                     if name not in self.names:
                         raise self._wrong(f"has no array '{name}'")
                 self.N = self._header(archive, "k", "iu", ())
                 found = {name: self._header(archive, name, "f", ()) for name in ("mean",) if name in self.names}
                 found["b"] = self._header(archive, "b", "f", (model.E,))
+                if model.symbols:
+                    found["s"] = self._header(archive, "s", "iu", (len(model.symbols),))
                 unequal = [f"{n} of {name}" for name, n in found.items() if n != self.N]
                 if unequal:
                     raise self._wrong(f"has {self.N} of k and {unequal[0]}")
@@ -118,11 +125,11 @@ class CodesFile:
 
     def chunks(self, size: int = CHUNK) -> Iterator[Coded]:
         """The codes in order, at most `size` at a time; mean is 0 where the file has none."""
-        device = self.model.mu.device
+        device = self.model.device
         with ExitStack() as stack:
             archive = stack.enter_context(zipfile.ZipFile(self.path))
             readers = {}
-            for name in ("k", "b", "mean"):
+            for name in (*self._needed, "mean"):
                 if name in self.names:
                     file = stack.enter_context(archive.open(f"{name}.npy"))
                     readers[name] = (file, *_read_header(file))
@@ -133,13 +140,26 @@ class CodesFile:
                 bad = np.flatnonzero((part["k"] < 0) | (part["k"] >= self.model.K))
                 if len(bad):
                     raise self._wrong(f"row {start + bad[0]} has k = {k[bad[0]]}; 0..{self.model.K - 1} are there")
+                s = self._symbols(part["s"].astype(np.int64), start).to(device) if self.model.symbols else None
                 mean = part.get("mean", np.zeros(n, np.float32)).astype(np.float32)
                 with np.errstate(over="ignore"):  # a float64 too large for float32 is refused below
                     b = part["b"].astype(np.float32)
                 if not (np.isfinite(b).all() and np.isfinite(mean).all()):
                     raise self._wrong(f"rows {start}..{start + n - 1} hold values that are not finite")
-                code = Code(torch.from_numpy(k).to(device), torch.from_numpy(b).to(device))
+                code = Code(torch.from_numpy(k).to(device), torch.from_numpy(b).to(device), s)
                 yield Coded(code, torch.from_numpy(mean).to(device))
+
+    @property
+    def _needed(self) -> tuple[str, ...]:
+        return ("k", "b", "s") if self.model.symbols else ("k", "b")
+
+    def _symbols(self, s: np.ndarray, start: int) -> torch.Tensor:
+        bad = np.argwhere((s < 0) | (s >= np.array(self.model.symbols)))
+        if len(bad):
+            row, at = (int(place) for place in bad[0])
+            allowed = f"0..{self.model.symbols[at] - 1} are there"
+            raise self._wrong(f"row {start + row} has s[{at}] = {s[row, at]}; {allowed}")
+        return torch.from_numpy(s)
 
     def _rows(self, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], n: int) -> np.ndarray:
         width = int(np.prod(shape[1:], dtype=np.int64))
@@ -177,7 +197,7 @@ class CodesFile:
 
 
 @torch.no_grad()
-def decoded(model: LLGAE, codes: CodesFile, centred: bool = False) -> Iterator[torch.Tensor]:
+def decoded(model: Model, codes: CodesFile, centred: bool = False) -> Iterator[torch.Tensor]:
     """x_hat + mean, (n, D) float32, chunk by chunk; `centred` leaves the mean out: x_hat, as the model draws it."""
     for part in codes.chunks():
         x_hat = model.decode(part.code)
@@ -192,7 +212,7 @@ def write_npy(chunks: Iterator[torch.Tensor], path: Path, shape: tuple[int, ...]
             file.write(_bytes(chunk, "<f4"))
 
 
-def write_images(model: LLGAE, codes: CodesFile, folder: Path, shape: tuple[int, ...], peak: float) -> None:
+def write_images(model: Model, codes: CodesFile, folder: Path, shape: tuple[int, ...], peak: float) -> None:
     """Write each decoded sample as `folder/000000.png`, 000001.png, ...: 8 bits, clipped, mean put back.
 
     Values 0..peak become black..white where peak is 255 or 1; other data runs from its least to its greatest decoded
@@ -213,7 +233,7 @@ def write_images(model: LLGAE, codes: CodesFile, folder: Path, shape: tuple[int,
             row += 1
 
 
-def shape_of(checkpoint: Checkpoint, model: LLGAE) -> tuple[int, ...]:
+def shape_of(checkpoint: Checkpoint, model: Model) -> tuple[int, ...]:
     """The shape of a sample, as the checkpoint says; (D,) where what it says does not make D values."""
     said = checkpoint.data.get("shape")
     if isinstance(said, list) and all(isinstance(side, int) and side > 0 for side in said):
@@ -243,18 +263,19 @@ def samples_of(task: str, split: str | None, data_dir: Path, centring: Centring,
 
 
 @torch.no_grad()
-def draw(model: LLGAE, code: Code) -> torch.Tensor:
-    """x_hat = mu_k + W_k b, (n, D), on the CPU and centred as the model's pictures are."""
+def draw(model: Model, code: Code) -> torch.Tensor:
+    """x_hat (n, D), on the CPU and centred as the model's pictures are."""
     return model.decode(code).cpu()
 
 
-def latents_of(checkpoint: Checkpoint, model: LLGAE, path: Path) -> Latents:
+def latents_of(checkpoint: Checkpoint, model: Model, path: Path) -> Latents:
     """How the training data's codes spread, as the checkpoint recorded it.
 
     Raises InputError for a checkpoint without it (one of an unfinished run) or with shapes that do not fit.
     """
     K, E = model.K, model.E
-    shapes = {"count": (K,), "latent_mean": (K, E), "latent_covariance": (K, E, E)}
+    shapes: dict[str, tuple[int, ...]] = {"count": (K,), "latent_mean": (K, E), "latent_covariance": (K, E, E)}
+    shapes |= {f"symbol_{j}": (K, values) for j, values in enumerate(model.symbols)}
     found: list[Any] = [checkpoint.extras.get(name) for name in shapes]
     if any(value is None for value in found):
         raise InputError(
@@ -265,16 +286,30 @@ def latents_of(checkpoint: Checkpoint, model: LLGAE, path: Path) -> Latents:
         sound = isinstance(value, torch.Tensor) and value.shape == shape and bool(torch.isfinite(value).all())
         if not sound:
             raise InputError(f"{printable(path.name, 200)}: its {name} is not of shape {shape}, or not finite")
-    count, mean, covariance = found
-    if not float(count.sum()) > 0 or float(count.min()) < 0:
+    count, mean, covariance, *symbols = (value.float() for value in found)
+    if not float(count.sum()) > 0 or any(float(counts.min()) < 0 for counts in (count, *symbols)):
         raise InputError(f"{printable(path.name, 200)}: its count of samples is not sound")
-    return Latents(count.float(), mean.float(), covariance.float())
+    return Latents(count, mean, covariance, tuple(symbols))
 
 
-def sampled(model: LLGAE, latents: Latents, n: int, seed: int, component: int | None = None) -> Iterator[Code]:
-    """N new codes, chunk by chunk: k ~ count / sum(count), or `component`; b ~ N(mean_k, covariance_k)."""
+def centres(latents: Latents) -> Code:
+    """The middle of each component's codes, K rows: b its mean, each further symbol the most frequent one."""
+    s = [counts.argmax(1) for counts in latents.symbols]
+    return Code(torch.arange(len(latents.count)), latents.mean, torch.stack(s, 1) if s else None)
+
+
+def directions_of(model: Model, latents: Latents) -> Directions:
+    """The leading directions of every component's codes, as the model draws them around its centre."""
+    return principal(model.jacobian(centres(latents)), latents.mean, latents.covariance)
+
+
+def sampled(model: Model, latents: Latents, n: int, seed: int, component: int | None = None) -> Iterator[Code]:
+    """N new codes, chunk by chunk: k ~ count / sum(count), or `component`; b ~ N(mean_k, covariance_k).
+
+    Further symbols are drawn as often as they go with k, one independent of the other.
+    """
     generator = torch.Generator().manual_seed(seed)
-    ways = principal(model.W, latents.mean, latents.covariance)
+    ways = directions_of(model, latents)
     share = latents.count.double() / latents.count.double().sum()
     for start in range(0, n, CHUNK):
         m = min(CHUNK, n - start)
@@ -285,15 +320,16 @@ def sampled(model: LLGAE, latents: Latents, n: int, seed: int, component: int | 
         )
         a = torch.randn(m, model.E, generator=generator, dtype=torch.float64)
         b = ways.mean[k] + torch.einsum("nef,nf->ne", ways.B[k], a)
-        yield Code(k, b.float())
+        s = [torch.multinomial(counts[k] + UNSEEN, 1, generator=generator) for counts in latents.symbols]
+        yield Code(k, b.float(), torch.cat(s, 1) if s else None)
 
 
-def on_grid(model: LLGAE, latents: Latents, side: int, component: int | None = None) -> Code:
+def on_grid(model: Model, latents: Latents, side: int, component: int | None = None) -> Code:
     """side^2 codes of one component (the most used unless given): its two leading directions, -2 to +2 sd each.
 
     Row by row; the first direction runs along a row. A component with one direction repeats its row.
     """
-    ways = principal(model.W, latents.mean, latents.covariance)
+    ways = directions_of(model, latents)
     k = int(latents.count.argmax()) if component is None else component
     steps = torch.linspace(-2, 2, side, dtype=torch.float64) if side > 1 else torch.zeros(1, dtype=torch.float64)
     a = torch.zeros(side, side, model.E, dtype=torch.float64)
@@ -302,13 +338,14 @@ def on_grid(model: LLGAE, latents: Latents, side: int, component: int | None = N
     if model.E > 1:
         a[:, :, 1] = steps[:, None]
     b = ways.mean[k] + a.reshape(side * side, model.E) @ ways.B[k].T
-    return Code(torch.full((side * side,), k), b.float())
+    s = centres(latents).s
+    return Code(torch.full((side * side,), k), b.float(), None if s is None else s[k].repeat(side * side, 1))
 
 
-def fingerprint(model: LLGAE) -> str:
-    """16 hex digits that stand for mu and W, which alone decide what a code decodes to."""
+def fingerprint(model: Model) -> str:
+    """16 hex digits that stand for the parameters (of an LLGAE mu, then W), which decide what a code decodes to."""
     digest = hashlib.sha256()
-    for tensor in (model.mu, model.W):
+    for tensor in model.parameters():
         digest.update(_bytes(tensor.detach(), "<f4"))
     return digest.hexdigest()[:MODEL_TEXT]
 

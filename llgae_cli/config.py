@@ -8,19 +8,67 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from llgae_cli.errors import InputError, nearest, printable
 
-MAX_CONFIG_BYTES = 1_000_000
+MAX_CONFIG_BYTES = 100_000  # parsing takes some 10 s a megabyte
+MAX_VALUES, MAX_DEPTH, MAX_BITS = 100_000, 20, 2_000  # of what YAML stands for once its anchors are followed
 
 # Keys that say where and how a run is carried out, never what comes out of it: they stay out of a config's identity.
 # `epochs` is among them because a run may be continued; the checkpoint's name holds the epoch that was reached.
 NEUTRAL_KEYS = frozenset({"epochs", "data-dir", "checkpoint-dir", "save-every", "device", "threads", "figures"})
 
+# Keys that came later than the first checkpoints: at their default they stay out of a config's plain form, so that the
+# identity of older configs is what it was.
+LATER_KEYS = frozenset(
+    [
+        *("decoder", "width", "channels", "latent-start", "through", "tau", "gates", "gate-dim", "levels", "sweeps"),
+        *("window", "noise", "start", "schedule", "weight-decay", "average", "precision", "flip"),
+    ]
+)
+
+NETWORKS = ("gae", "deep-llgae", "autoencoder", "denoising-autoencoder")  # models that have a decoder network
+GRADIENT_ONLY = ("soft-llgae", *NETWORKS)
+
+# The models that a key is for; setting it for another one is an error.
+MEANT_FOR = {
+    "decoder": NETWORKS,
+    "width": NETWORKS,
+    "channels": NETWORKS,
+    "latent-start": ("gae", "deep-llgae"),
+    "through": ("gae", "deep-llgae"),
+    "tau": ("soft-llgae",),
+    "gates": ("soft-llgae",),
+    "gate-dim": ("soft-llgae",),
+    "levels": ("residual",),
+    "sweeps": ("residual",),
+    "window": ("shift",),
+    "noise": ("denoising-autoencoder",),
+}
+
+# What a model is: such a key may be left out or said, and nothing else.
+FIXED: dict[str, dict[str, Any]] = {
+    "pca": {"K": 1},
+    "kmeans": {"embed-dim": 0},
+    "autoencoder": {"K": 1},
+    "denoising-autoencoder": {"K": 1},
+}
+
+# What a model is trained with unless the config says otherwise.
+TRAINED_WITH: dict[str, dict[str, Any]] = {
+    "pca": {"inference": "least-squares", "tol": 1e-7},
+    "soft-llgae": {"trainer": "gradient", "start": "closed-form", "optimizer": "adam"},
+    "gae": {"trainer": "gradient", "optimizer": "adam"},
+    "deep-llgae": {"trainer": "gradient", "start": "closed-form"},
+    "autoencoder": {"trainer": "gradient"},
+    "denoising-autoencoder": {"trainer": "gradient"},
+}
+
 ALIASES = {"fashion-mnist": "fashion-mnist-compress"}  # the source's name is the one that names carry
 
-Positive = Annotated[int, Field(ge=1)]
+MOST = 10**9 - 1  # what a checkpoint's name holds
+Positive = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class Config(BaseModel):
@@ -37,9 +85,12 @@ class Config(BaseModel):
     )
 
     task: str = Field("fashion-mnist-compress", min_length=1, description="data set: a name, npy:PATH or images:FOLDER")
-    model: Literal["llgae"] = Field("llgae", description="model family")
+    model: Literal[
+        "llgae", "pca", "kmeans", "soft-llgae", "gae", "deep-llgae", "residual", "shift", "autoencoder",
+        "denoising-autoencoder",
+    ] = Field("llgae", description="member of the family")  # fmt: skip
     K: Positive = Field(11, description="number of components (affine subspaces)")
-    embed_dim: int = Field(20, ge=0, description="E, latent dimensions of each component")
+    embed_dim: int = Field(20, ge=0, le=MOST, description="E, latent dimensions of each component")
     prior: Literal["uniform", "gaussian"] = Field(
         "uniform", description="prior on the latent b: uniform (alpha = 0) or unit Gaussian (alpha = 1)"
     )
@@ -52,7 +103,7 @@ class Config(BaseModel):
     epochs: Positive = Field(100, description="passes over the training data, at most")
     tol: float = Field(1e-4, ge=0, description="closed-form: stop once a pass gains a smaller share than this")
     restarts: Positive | Literal["auto"] = Field("auto", description="closed-form: starts tried on some of the rows")
-    moves: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    moves: Annotated[int, Field(ge=0, le=MOST)] | Literal["auto"] = Field(
         "auto", description="closed-form: split-merge moves tried on the best start"
     )
     candidates: Positive | Literal["auto", "off"] = Field(
@@ -61,17 +112,45 @@ class Config(BaseModel):
     shrinkage: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         0.0, description="closed-form: samples' worth of its neighbours' scatter that each component is given"
     )
-    optimizer: Literal["rmsprop", "adam", "sgd"] = Field("rmsprop", description="gradient: the optimiser")
+    optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = Field("rmsprop", description="gradient: the optimiser")
     lr: float = Field(1e-3, gt=0, description="gradient: the learning rate")
     batch_size: Positive = Field(280, description="gradient: samples a mini-batch")
+    start: Literal["random", "closed-form"] = Field("random", description="gradient: where mu and W begin")
+    schedule: Literal["constant", "one-cycle"] = Field(
+        "constant", description="gradient: the learning rate stays, or rises to lr and falls to 0 over the epochs"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="gradient: decay of network weights, with adamw")
+    average: float = Field(
+        0.0, ge=0, lt=1, description="gradient: decay a step of the weights' running mean, which is kept; 0: the last"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="gradient: of products within a training step; every reported number is float32's"
+    )
+    flip: bool = Field(False, description="gradient: train on mirror images too, one of the two at random")
+    decoder: Literal["linear", "mlp", "conv"] = Field("conv", description="gae and autoencoders: the decoder network")
+    width: Positive = Field(512, description="numbers in a network's dense layers")
+    channels: Positive = Field(32, description="conv: channels at the finest resolution")
+    latent_start: Literal["zero", "linear", "learnt"] = Field(
+        "zero", description="gae: where the ascent on b begins: 0, the locally linear code, or a network's guess"
+    )
+    through: bool = Field(True, description="gae: the gradient passes through the steps on b, or takes b as given")
+    tau: float = Field(1e-5, gt=0, description="soft-llgae: gates are softmax(-tau |x - mu_k|^2)")
+    gates: Literal["data", "embedding"] = Field(
+        "data", description="soft-llgae: gates from the sample, or from an embedding that is part of the code"
+    )
+    gate_dim: Positive = Field(2, description="soft-llgae: numbers in that embedding")
+    levels: Positive = Field(2, description="residual: components that add up, one of each level")
+    sweeps: int = Field(1, ge=0, description="residual: rounds in which each level is chosen again, given the others")
+    window: int = Field(1, ge=0, description="shift: pixels that a sample may be moved by, each way")
+    noise: float = Field(50.0, ge=0, description="denoising-autoencoder: standard deviation added to each value")
     centring: Literal["sample", "none"] = Field("sample", description="subtract each sample's own mean, or nothing")
     validation: float = Field(0.0, ge=0, le=0.5, description="share of the training samples held out to choose by")
     seed: int = Field(28, ge=0, lt=2**63, description="seed of every random number generator")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where the arithmetic is done")
-    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 leaves the choice to torch")
     data_dir: Path = Field(Path("data"), strict=False, description="where data sets are looked for and kept")
     checkpoint_dir: Path = Field(Path("checkpoints"), strict=False, description="where checkpoints are written")
-    save_every: int = Field(0, ge=0, description="epochs between checkpoints; 0 writes the last alone")
+    save_every: int = Field(0, ge=0, le=MOST, description="epochs between checkpoints; 0 writes the last alone")
     figures: bool = Field(True, description="draw the training curve and reconstructions beside the checkpoint")
 
     @field_validator("task")
@@ -84,14 +163,46 @@ class Config(BaseModel):
     def _lower_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value  # the source writes LLGAE
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_model(cls, values: Any) -> Any:
+        """What the model fixes, and what it is trained with unless something else is said."""
+        given = {str(key).replace("_", "-"): value for key, value in values.items()}
+        model = str(given.get("model", "llgae")).lower()
+        for key, value in FIXED.get(model, {}).items():
+            if given.setdefault(key, value) != value:
+                raise ValueError(f"{key}: {given[key]} with model {model}, which is {key} {value}")
+        if model in GRADIENT_ONLY and given.get("trainer", "gradient") == "closed-form":
+            raise ValueError(f"trainer: closed-form with model {model}, which is trained by gradient alone")
+        return {**TRAINED_WITH.get(model, {}), **given}
+
+    @model_validator(mode="after")
+    def _meant(self) -> "Config":
+        for key, models in MEANT_FOR.items():
+            if self.model not in models and key in self.plain():
+                raise ValueError(f"{key}: has no effect on model {self.model}; it is for {', '.join(models)}")
+        return self
+
     def plain(self) -> dict[str, Any]:
-        """The resolved config as plain values under its YAML keys, in the order of the fields."""
-        return self.model_dump(mode="json", by_alias=True)
+        """The resolved config as plain values under its YAML keys, in the order of the fields (see LATER_KEYS)."""
+        values = self.model_dump(mode="json", by_alias=True)
+        defaults = {str(field.alias): field.default for field in Config.model_fields.values()}
+        return {key: value for key, value in values.items() if key not in LATER_KEYS or value != defaults[key]}
+
+    def shown(self) -> dict[str, Any]:
+        """The plain form with the defaults of every key that the model knows."""
+        values = self.model_dump(mode="json", by_alias=True)
+        return {key: value for key, value in values.items() if self.model in MEANT_FOR.get(key, (self.model,))}
 
     def identity(self) -> str:
-        """Six hex digits that stand for every key that can change the result (see NEUTRAL_KEYS)."""
-        what = {key: value for key, value in self.plain().items() if key not in NEUTRAL_KEYS}
+        """Six hex digits that stand for every key that can change the result (see `neutral`)."""
+        neutral = self.neutral()
+        what = {key: value for key, value in self.plain().items() if key not in neutral}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:6]
+
+    def neutral(self) -> frozenset[str]:
+        """The keys that cannot change the result: NEUTRAL_KEYS, without `epochs` where the schedule follows them."""
+        return NEUTRAL_KEYS - {"epochs"} if self.schedule == "one-cycle" else NEUTRAL_KEYS
 
 
 def keys() -> list[str]:
@@ -112,9 +223,10 @@ def read_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for path in paths:
+        where = printable(path, 200)
         for key, value in read_mapping(path).items():
-            name = known_key(key, str(path))
-            values[name], origin[name] = value, str(path)
+            name = known_key(key, where)
+            values[name], origin[name] = value, where
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
@@ -149,39 +261,67 @@ def known_key(key: object, where: str) -> str:
 
 def read_mapping(path: Path) -> dict[Any, Any]:
     """The mapping in a YAML file; InputError when the file is missing, empty, binary, too large or no mapping."""
+    where = printable(path, 200)
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_CONFIG_BYTES + 1)
     except FileNotFoundError:
         near = nearest(path.name, (p.name for p in path.parent.glob("*.y*ml"))) if path.parent.is_dir() else ""
-        raise InputError(f"{printable(path, 200)}: no such config file{near}") from None
+        raise InputError(f"{where}: no such config file{near}") from None
     except OSError as error:
-        raise InputError(f"{printable(path, 200)}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{where}: cannot be read ({error.strerror})") from None
+    except ValueError:  # a null byte in the path
+        raise InputError(f"{where}: no path of a file") from None
     if len(raw) > MAX_CONFIG_BYTES:
-        raise InputError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, this is no config")
+        raise InputError(f"{where}: larger than {MAX_CONFIG_BYTES} bytes, this is no config")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file (UTF-8 YAML is expected)") from None
-    values = parse_yaml(text, str(path))
+        raise InputError(f"{where}: not a text file (UTF-8 YAML is expected)") from None
+    values = parse_yaml(text, where)
     if values is None:
-        raise InputError(f"{path}: empty; a config holds lines such as 'K: 11'")
+        raise InputError(f"{where}: empty; a config holds lines such as 'K: 11'")
     if not isinstance(values, dict):
-        raise InputError(f"{path}: holds a {type(values).__name__}; a config is a mapping of keys to values")
+        raise InputError(f"{where}: holds a {type(values).__name__}; a config is a mapping of keys to values")
     return values
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML with plain values only; InputError names the line at fault."""
+    """Parse YAML with plain values only; InputError names the line at fault.
+
+    Anchors are followed as far as a config can mean it: to MAX_VALUES values, MAX_DEPTH containers deep.
+    """
     try:
-        return yaml.load(text, _Loader)
+        values = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{where}:{line} not valid YAML: {printable(error.problem)}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{where}: not valid YAML: {printable(error)}") from None
     except RecursionError:
         raise InputError(f"{where}: nested too deeply for a config") from None
+    except Exception as error:  # `!!int ""` is an IndexError, `!!bool x` a KeyError, and so on
+        raise InputError(f"{where}: not valid YAML: {printable(error)}") from None
+    wrong = _unfit(values)
+    if wrong:
+        raise InputError(f"{where}: {wrong}")
+    return values
+
+
+def _unfit(values: Any) -> str | None:
+    """Why plain values are no config's, or None; a list may hold itself, or 10^9 values in ten lines of anchors."""
+    ahead, seen = [(values, MAX_DEPTH)], 0
+    while ahead:
+        (value, depth), seen = ahead.pop(), seen + 1
+        if seen > MAX_VALUES or depth == 0:
+            return "nested too deeply for a config" if depth == 0 else f"more than {MAX_VALUES} values"
+        if isinstance(value, dict):
+            ahead += [(part, depth - 1) for pair in value.items() for part in pair]
+        elif isinstance(value, (list, tuple, set)):
+            ahead += [(part, depth - 1) for part in value]
+        elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+            return f"a whole number of more than {MAX_BITS} bits"
+        elif isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+            return f"a text that no name or path can hold: {printable(value)}"
+    return None
 
 
 class _Loader(yaml.SafeLoader):
@@ -209,10 +349,19 @@ _Loader.add_implicit_resolver(
 
 
 def _line(key: str, problems: Sequence[Any], origin: dict[str, str]) -> str:
+    if not problems[0]["loc"]:  # of several keys together, in words of our own
+        return str(problems[0]["msg"]).removeprefix("Value error, ")
     key = key.replace("_", "-")
     where = f"{origin[key]}: " if key in origin and not origin[key].startswith("-S") else ""
     value = problems[0]["input"]
     said = " or ".join(problem["msg"][0].lower() + problem["msg"][1:] for problem in problems)
     options = " ".join(str((problem.get("ctx") or {}).get("expected", "")) for problem in problems)
-    near = nearest(str(value), re.findall(r"'([^']+)'", options))
-    return f"{where}{key}: {printable(json.dumps(value, default=str))} is not allowed: {said}{near}"
+    near = nearest(value, re.findall(r"'([^']+)'", options)) if isinstance(value, str) else ""
+    return f"{where}{key}: {printable(_spelled(value))} is not allowed: {said}{near}"
+
+
+def _spelled(value: Any) -> str:
+    try:
+        return json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):  # a number of 5000 digits, a list that holds itself
+        return f"a {type(value).__name__}"

@@ -1,5 +1,8 @@
 """The leading directions of a component: axes of its own spread, in place of W's columns, which no one can compare.
 
+W_k is what the decoder does near the centre of component k's codes: its Jacobian there, which for an affine decoder
+is the same everywhere.
+
 W may be replaced by W R for any invertible R without changing what the model can draw. A gradient-trained W has an
 arbitrary R; a closed-form one has none left. With C_k the covariance of a component's latents,
 

@@ -42,6 +42,9 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
 
 def printable(text: object, limit: int = 80) -> str:
     """Foreign text made safe to show on one line: control and bidirectional characters escaped, length bounded."""
-    raw = str(text)
+    try:
+        raw = str(text)
+    except (ValueError, RecursionError):  # a number of more digits than Python spells out
+        raw = f"a {type(text).__name__} that is too long to show"
     cut = raw if len(raw) <= limit else raw[: limit - 1] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)

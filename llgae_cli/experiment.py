@@ -10,15 +10,13 @@ from typing import Any, Protocol
 import torch
 
 from llgae_cli import checkpoints, metrics
+from llgae_cli.assembly import build_model, build_trainer
 from llgae_cli.checkpoints import Checkpoint
-from llgae_cli.config import NEUTRAL_KEYS, Config, validated
+from llgae_cli.config import Config, validated
 from llgae_cli.errors import InputError, Interrupted, LlgaeError, ProcessLostError, RunError, printable
-from llgae_cli.inference import step_limit
-from llgae_cli.models import LLGAE, MODELS
+from llgae_cli.models import LLGAE, Model
 from llgae_cli.tasks import Samples, Task, load_task
-from llgae_cli.training import ClosedForm, EpochRecord, Gradient, Trainer, distributed
-
-ALPHA = {"uniform": 0.0, "gaussian": 1.0}
+from llgae_cli.training import ClosedForm, EpochRecord, Trainer, distributed
 
 
 class Reporter(Protocol):
@@ -54,7 +52,7 @@ class Run:
     task: Task
     train: Samples
     validation: Samples | None
-    model: LLGAE
+    model: Model
     trainer: Trainer
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -141,7 +139,7 @@ def set_up(config: Config, device: torch.device) -> Run:
         raise InputError(f"K: {config.K} components for {train.N} training samples; K is at most their number")
     if config.embed_dim > train.D:
         raise InputError(f"embed-dim: {config.embed_dim} is more than the {train.D} values of a sample")
-    model = build_model(config, train.D).to(device)
+    model = build_model(config, task.shape).to(device)
     return Run(config, task, train, validation, model, build_trainer(config, model, train))
 
 
@@ -152,45 +150,6 @@ def held_out(train: Samples, share: float, seed: int) -> tuple[Samples, Samples 
         return train, None
     order = torch.randperm(train.N, generator=torch.Generator().manual_seed(seed))
     return train.subset(order[n:].sort().values), train.subset(order[:n].sort().values)
-
-
-def build_model(config: Config, D: int) -> LLGAE:
-    """The model a config describes, for samples of D values; its parameters are not set yet."""
-    alpha = ALPHA[config.prior]
-    if config.trainer == "closed-form" and alpha * config.beta >= 1:
-        raise InputError(f"beta: {config.beta} with prior gaussian; the closed-form trainer needs beta below 1")
-    return MODELS[config.model](
-        config.K,
-        D,
-        config.embed_dim,
-        beta=config.beta,
-        n_step=config.n_step,
-        alpha=alpha,
-        inference=config.inference,
-    )
-
-
-def build_trainer(config: Config, model: LLGAE, samples: Samples) -> Trainer:
-    """The trainer a config describes."""
-    if config.trainer == "closed-form":
-        return ClosedForm(
-            model,
-            samples,
-            seed=config.seed,
-            restarts=config.restarts,
-            moves=config.moves,
-            tol=config.tol,
-            candidates=config.candidates,
-            shrinkage=config.shrinkage,
-        )
-    return Gradient(
-        model,
-        samples,
-        seed=config.seed,
-        optimizer=config.optimizer,
-        lr=config.lr,
-        batch_size=config.batch_size,
-    )
 
 
 def complete_epoch(run: Run, record: EpochRecord) -> None:
@@ -255,6 +214,7 @@ def finish(run: Run, reporter: Reporter) -> Outcome:
         "count": latents.count,
         "latent_mean": latents.mean,
         "latent_covariance": latents.covariance,
+        **{f"symbol_{j}": counts for j, counts in enumerate(latents.symbols)},
     }
     last = run.history[-1]
     if isinstance(run.trainer, ClosedForm) and run.trainer.short_list:
@@ -284,9 +244,9 @@ def restore_run(run: Run, resume: str, reporter: Reporter) -> None:
     path = checkpoints.find_last(run.config.checkpoint_dir, run.config) if resume == "last" else Path(resume)
     checkpoint = checkpoints.load(path)
     old, new = checkpoint.config, run.config.plain()
-    changed = [key for key in new if key not in NEUTRAL_KEYS and old.get(key) != new[key]]
+    changed = [key for key in {**new, **old} if key not in run.config.neutral() and old.get(key) != new.get(key)]
     if changed:
-        what = ", ".join(f"{key} is {new[key]} and was {old.get(key)}" for key in changed)
+        what = ", ".join(f"{key} is {new.get(key, 'its default')} and was {old.get(key)}" for key in changed)
         raise InputError(f"--resume {path.name}: the config has changed: {what}")
     if checkpoint.data.get("fingerprint") != run.task.fingerprint:
         raise InputError(f"--resume {path.name}: the data is not the same as then ({run.task.source})")
@@ -299,7 +259,7 @@ def restore_run(run: Run, resume: str, reporter: Reporter) -> None:
     reporter.note(f"resumed after epoch {run.done} from {path}")
 
 
-def load_state(model: LLGAE, checkpoint: Checkpoint, path: Path) -> None:
+def load_state(model: Model, checkpoint: Checkpoint, path: Path) -> None:
     """Put a checkpoint's tensors into a model; InputError when their names or shapes do not fit its own config."""
     try:
         model.load_state_dict(checkpoint.state)
@@ -308,22 +268,22 @@ def load_state(model: LLGAE, checkpoint: Checkpoint, path: Path) -> None:
         raise InputError(f"{path.name}: its tensors do not fit its config ({reason})") from None
 
 
-def warn_of_divergence(model: LLGAE, reporter: Reporter) -> None:
-    """Warn where the ascent on b diverges: beta beyond 2 / max eigenvalue of W^T W + alpha."""
-    limit = step_limit(model.W.detach(), model.alpha)
-    if model.inference != "least-squares" and model.n_step > 1 and model.beta > limit * (1 + 1e-6):
+def warn_of_divergence(model: Model, reporter: Reporter) -> None:
+    """Warn where the ascent on b diverges: beta beyond the largest stable step."""
+    limit = model.step_limit()
+    if isinstance(model, LLGAE) and model.n_step > 1 and model.beta > limit * (1 + 1e-6):
         reporter.warn(
             f"beta: {model.beta:g} is beyond {limit:.4g} = 2 / max eigenvalue of W^T W + alpha: "
             "the ascent on b diverges"
         )
 
 
-def restore(path: Path) -> tuple[LLGAE, Checkpoint, Config]:
+def restore(path: Path) -> tuple[Model, Checkpoint, Config]:
     """The model in a checkpoint, ready to encode and decode; InputError where the file is not sound."""
     checkpoint = checkpoints.load(path)
     try:
         config = validated(checkpoint.config)
-        model = build_model(config, int(checkpoint.data["D"]))
+        model = build_model(config, tuple(int(side) for side in checkpoint.data["shape"]))
     except (KeyError, TypeError, ValueError, LlgaeError) as error:
         raise InputError(f"{path.name}: its config does not make a model ({error})") from None
     load_state(model, checkpoint, path)

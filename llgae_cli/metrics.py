@@ -17,9 +17,10 @@ class Coder(Protocol):
 
     K: int
     E: int
+    symbols: tuple[int, ...]
 
     def encode(self, x: Tensor) -> Any:
-        """The code of x, with attributes k (n,) and b (n, E)."""
+        """The code of x, with attributes k (n,), b (n, E) and s (n, S) or None."""
 
     def decode(self, code: Any) -> Tensor:
         """x_hat (n, D)."""
@@ -35,7 +36,7 @@ class Evaluation:
     psnr                 10 log10(peak^2 / mean_l2), decibel
     usage                share of the samples coded by each component, length K
     perplexity           2^entropy of usage: how many components are in effect used, 1 to K
-    bits                 entropy of usage: bits for k with an ideal code; at most log2 K
+    bits                 entropy of k, and of each further symbol: bits for them with an ideal code; at most log2 K
     empty                components without a sample
     """
 
@@ -56,11 +57,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Latents:
-    """How component k's codes spread: count (K,), mean (K, E) and covariance (K, E, E) of b, at the winners."""
+    """How component k's codes spread: count (K,), mean (K, E) and covariance (K, E, E) of b, at the winners.
+
+    `symbols`: for each further symbol how often component k goes with each of its values, (K, values).
+    """
 
     count: Tensor
     mean: Tensor
     covariance: Tensor
+    symbols: tuple[Tensor, ...] = ()
 
 
 @torch.no_grad()
@@ -69,12 +74,16 @@ def measure(model: Coder, samples: Samples, peak: float) -> tuple[Evaluation, La
     K, E = model.K, model.E
     squared = torch.empty(samples.N, dtype=torch.float64)  # one mean squared residual a sample
     count, first, second = torch.zeros(K).double(), torch.zeros(K, E).double(), torch.zeros(K, E, E).double()
+    symbols = tuple(torch.zeros(K, values).double() for values in model.symbols)
     total, energy = torch.zeros(samples.D, dtype=torch.float64), 0.0
     for here, x in samples.chunks(CHUNK):
         code = model.encode(x)
         squared[here] = (x - model.decode(code)).square_().mean(1).double().cpu()
         k, b = code.k.cpu(), code.b.cpu().double()
         count += torch.bincount(k, minlength=K)
+        for j, seen in enumerate(symbols):
+            values = seen.shape[1]
+            seen += torch.bincount(k * values + code.s[:, j].cpu(), minlength=K * values).view(K, values)
         first.index_add_(0, k, b)
         for j in k.unique().tolist():
             own = b[k == j]
@@ -84,7 +93,7 @@ def measure(model: Coder, samples: Samples, peak: float) -> tuple[Evaluation, La
     mean_l2 = float(squared.mean())
     variance = energy / samples.N / samples.D - float((total / samples.N).square().mean())
     usage = count / samples.N
-    bits = float(torch.special.entr(usage).sum()) / math.log(2)
+    bits = _entropy(usage)
     evaluation = Evaluation(
         n=samples.N,
         mean_l2=mean_l2,
@@ -93,12 +102,12 @@ def measure(model: Coder, samples: Samples, peak: float) -> tuple[Evaluation, La
         psnr=psnr(mean_l2, peak),
         usage=usage.tolist(),
         perplexity=2**bits,
-        bits=bits,
+        bits=bits + sum(_entropy(seen.sum(0) / samples.N) for seen in symbols),
         empty=int((count == 0).sum()),
     )
     mean = first / count.clamp(min=1)[:, None]
     covariance = second / count.clamp(min=1)[:, None, None] - mean[:, :, None] * mean[:, None, :]
-    return evaluation, Latents(count.float(), mean.float(), covariance.float())
+    return evaluation, Latents(count.float(), mean.float(), covariance.float(), tuple(seen.float() for seen in symbols))
 
 
 @torch.no_grad()
@@ -113,6 +122,11 @@ def mean_l2(model: Coder, samples: Samples) -> float:
 def psnr(mean_l2: float, peak: float) -> float:
     """10 log10(peak^2 / mean_l2) in decibel; infinite for a perfect reconstruction."""
     return 10 * math.log10(peak**2 / mean_l2) if mean_l2 > 0 else math.inf
+
+
+def _entropy(share: Tensor) -> float:
+    """-sum p log2 p, in bits."""
+    return float(torch.special.entr(share).sum()) / math.log(2)
 
 
 def _by_label(squared: Tensor, labels: Tensor) -> dict[int, float]:

@@ -39,7 +39,7 @@ names = st.builds(
     CheckpointName,
     seed=st.integers(0, 2**63 - 1),
     task=slugs,
-    model=st.from_regex(r"[a-z][a-z0-9]{0,11}", fullmatch=True),
+    model=st.from_regex(r"[a-z][a-z0-9-]{0,23}", fullmatch=True),
     K=counts,
     embed_dim=st.integers(0, 10**9 - 1),
     beta=positive,

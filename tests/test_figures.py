@@ -79,7 +79,7 @@ def test_walks_pass_through_the_mean_and_are_straight(subject: figures.Subject) 
     for k in range(4):
         walked = atlas.walks(subject, k, 3)
         assert np.allclose(walked[:, 2], atlas.centre(subject, k))
-        assert np.allclose(walked[:, 0] + walked[:, 4], 2 * walked[:, 2])
+        assert np.allclose(walked[:, 0] + walked[:, 4], 2 * walked[:, 2], atol=1e-3)  # decoded in float32
         step = walked[:, 3] - walked[:, 2]  # one standard deviation
         assert np.allclose((step**2).sum(1), subject.directions.variance[k, :3])
         assert np.all(np.diff(atlas.explained(subject, k)) <= 0) and atlas.explained(subject, k).sum() < 1

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "llgae_cli"
 ROWS = [
     {"cli"},
     {"sweep", "report", "bench", "figures"},
-    {"experiment", "codes"},
+    {"experiment", "assembly", "codes", "rate"},
     {"training", "checkpoints", "writing"},
     {"models"},
     {"inference", "directions", "metrics", "tasks", "config"},

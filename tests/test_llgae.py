@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llgae_cli.models import LLGAE, MODELS, Code
+from llgae_cli.models import LLGAE, Code
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -148,7 +148,3 @@ def test_an_overflow_is_nan_in_the_loss_of_every_inference() -> None:
         model.W.data[1] = math.inf
         assert not model.loss(X).isfinite()
         assert not model.decode(model.encode(X)).isfinite().all()
-
-
-def test_the_family_is_registered_under_its_names() -> None:
-    assert MODELS["llgae"] is LLGAE

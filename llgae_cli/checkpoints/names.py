@@ -19,7 +19,7 @@ MAX_COUNT = 10**9  # K, embed-dim, n-step and epoch stay below: the same bound o
 
 NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]{1,3})?"
 SLUG = rf"[A-Za-z0-9._-]{{1,{MAX_SLUG}}}"
-MODEL = r"[A-Z][A-Z0-9]{0,11}"
+MODEL = r"[A-Z][A-Z0-9-]{0,23}"
 TRAINER = r"[a-z][a-z-]{0,15}"
 LOG = r"-?[0-9]+(?:\.[0-9]+)?"
 
@@ -104,7 +104,7 @@ class CheckpointName:
                 self._refuse(key, "a number above 0")
         for key, pattern, allowed in (
             ("task", SLUG, f"1 to {MAX_SLUG} of A-Z a-z 0-9 . _ -"),
-            ("model", MODEL.replace("A-Z", "a-z"), "a lower-case word of at most 12"),
+            ("model", MODEL.replace("A-Z", "a-z"), "a lower-case word of at most 24, dashes within"),
             ("trainer", TRAINER, "a lower-case word of at most 16, dashes within"),
             ("config_id", r"(?:[0-9a-f]{6})?", "six hex digits"),
         ):

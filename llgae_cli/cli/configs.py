@@ -25,7 +25,7 @@ def config(
         return
     settings = read_config(config or [], overrides or [])
     if json:
-        print_json(settings.plain())
+        print_json(settings.shown())
         return
     say(f"# identity cfg{settings.identity()}")
-    write(yaml.safe_dump(settings.plain(), sort_keys=False, allow_unicode=True))
+    write(yaml.safe_dump(settings.shown(), sort_keys=False, allow_unicode=True))

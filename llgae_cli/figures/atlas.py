@@ -16,21 +16,17 @@ MAX_COMPONENTS = 24
 def walks(subject: Subject, k: int, directions: int) -> np.ndarray:
     """Pictures (directions, len(STEPS), D) from -2 to +2 standard deviations along the leading directions of k.
 
-    x_hat = mu_k + W_k (mean_k + a B_kj), plus the mean grey level of its samples; the middle one is the
+    What the model decodes from (k, mean_k + a B_kj), plus the mean grey level of its samples; the middle one is the
     component's mean.
     """
     steps = torch.tensor(STEPS, dtype=torch.float64)
-    mu, W = subject.model.mu[k].detach().double(), subject.model.W[k].detach().double()
-    drawn = [mu + subject.directions.walk(k, j, steps) @ W.T for j in range(directions)]
-    if not drawn:
-        return np.empty((0, len(STEPS), subject.model.D))
-    return (torch.stack(drawn) + subject.levels[k]).numpy()
+    drawn = [subject.drawn(k, subject.directions.walk(k, j, steps)) for j in range(directions)]
+    return np.stack(drawn) if drawn else np.empty((0, len(STEPS), subject.model.D))
 
 
 def centre(subject: Subject, k: int) -> np.ndarray:
-    """The mean of what component k draws, mu_k + W_k mean_k plus the mean grey level of its samples, (D,)."""
-    mu, W = subject.model.mu[k].detach().double(), subject.model.W[k].detach().double()
-    return (mu + W @ subject.directions.mean[k] + subject.levels[k]).numpy()
+    """What component k draws at the mean of its codes, plus the mean grey level of its samples, (D,)."""
+    return subject.drawn(k, subject.directions.mean[k][None])[0]
 
 
 def explained(subject: Subject, k: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import torch
 from matplotlib.figure import Figure
 
 from llgae_cli.figures import cells
+from llgae_cli.figures.atlas import centre
 from llgae_cli.figures.pictures import by_class, class_name, ranked, sheet
 from llgae_cli.figures.style import Theme, styled
 from llgae_cli.figures.subject import Subject
@@ -43,8 +44,7 @@ def _slices(subject: Subject, columns: int) -> list[cells.Row]:
     steps = torch.linspace(-2, 2, columns, dtype=torch.float64)
     rows: list[cells.Row] = []
     for k in _unlike(subject):
-        mu, W = subject.model.mu[k].detach().double(), subject.model.W[k].detach().double()
-        walk = (mu + subject.directions.walk(k, 0, steps) @ W.T + subject.levels[k]).numpy()
+        walk = subject.drawn(k, subject.directions.walk(k, 0, steps))
         captions = [f"{float(step):+.1f}".replace("-", "−") for step in steps] if not rows else []
         label = f"component {k}\n−2 to +2 sd"
         rows.append(cells.Row(walk, label, captions=captions, gap_before=not rows))
@@ -52,8 +52,9 @@ def _slices(subject: Subject, columns: int) -> list[cells.Row]:
 
 
 def _unlike(subject: Subject) -> list[int]:
-    """The most used component, then in turn the one whose mu is farthest from those chosen; rarely used ones aside."""
-    mu, count = subject.model.mu.detach().numpy(), subject.latents.count.numpy()
+    """The most used component, then in turn the one that draws least like those chosen; rarely used ones aside."""
+    mu = np.stack([centre(subject, k) for k in range(subject.model.K)])  # (K, D)
+    count = subject.latents.count.numpy()
     order = subject.by_use()
     order = order[count[order] >= count.sum() / subject.model.K / 2]
     chosen = [int(order[0])]

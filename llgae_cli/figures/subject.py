@@ -9,10 +9,10 @@ import torch
 from llgae_cli import codes, experiment, metrics
 from llgae_cli.checkpoints import Checkpoint, disagreement
 from llgae_cli.config import Config
-from llgae_cli.directions import Directions, principal
+from llgae_cli.directions import Directions
 from llgae_cli.errors import InputError
 from llgae_cli.figures.cells import Looks
-from llgae_cli.models import LLGAE
+from llgae_cli.models import Code, Model
 from llgae_cli.tasks import Task, load_task
 
 RANGE_SAMPLES = 1000
@@ -30,7 +30,7 @@ class Subject:
     """
 
     path: Path
-    model: LLGAE
+    model: Model
     checkpoint: Checkpoint
     config: Config
     task: Task
@@ -51,6 +51,13 @@ class Subject:
         with torch.no_grad():
             x_hat = self.model.decode(self.model.encode(x))
         return (x + means[:, None]).numpy(), (x_hat + means[:, None]).numpy(), means.numpy()
+
+    @torch.no_grad()
+    def drawn(self, k: int, b: torch.Tensor) -> np.ndarray:
+        """What component k draws at the latents b (n, E), plus the mean grey level of its samples, (n, D)."""
+        s = codes.centres(self.latents).s
+        code = Code(torch.full((len(b),), k), b.float(), None if s is None else s[k].repeat(len(b), 1))
+        return (self.model.decode(code).double() + self.levels[k]).numpy()
 
     def by_use(self) -> np.ndarray:
         """The components, most used by the training samples first; (K,)."""
@@ -87,7 +94,7 @@ def look(path: Path, data_dir: Path | None = None, task: Task | None = None) -> 
         task=task,
         evaluation=evaluation,
         latents=latents,
-        directions=principal(model.W, latents.mean, latents.covariance),
+        directions=codes.directions_of(model, latents),
         k=k,
         residual=residual,
         labels=labels,
@@ -108,7 +115,7 @@ def looks_of(task: Task) -> Looks:
 
 
 @torch.no_grad()
-def _coded(model: LLGAE, task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _coded(model: Model, task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     test = task.test
     k, residual, means = np.empty(test.N, np.int64), np.empty(test.N), np.empty(test.N)
     for here, x in test.chunks(metrics.CHUNK):

@@ -1,7 +1,6 @@
 """The family: each model has encode(x) -> code, decode(code) -> x_hat and loss(x) -> mean L2."""
 
-from llgae_cli.models.llgae import LLGAE, Code
+from llgae_cli.models.contract import Code, Model
+from llgae_cli.models.llgae import LLGAE
 
-MODELS = {"llgae": LLGAE}
-
-__all__ = ["LLGAE", "MODELS", "Code"]
+__all__ = ["LLGAE", "Code", "Model"]

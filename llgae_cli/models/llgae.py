@@ -1,21 +1,13 @@
 """LLGAE: K affine subspaces mu_k + W_k b; the code (k, b) is found by climbing the likelihood, not by a network."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from llgae_cli import inference as infer
+from llgae_cli.models.contract import Code, Model
 
 
-class Code(NamedTuple):
-    """k (n,) int64: which component; b (n, E): where in it."""
-
-    k: Tensor
-    b: Tensor
-
-
-class LLGAE(nn.Module):
+class LLGAE(Model):
     """Locally linear generative autoencoder (CATSMILE-1022); K = 1 is LGAE (PCA), E = 0 is k-means.
 
         b_k   = T ascent steps of size beta on -1/2 |x - mu_k - W_k b|^2 - alpha/2 |b|^2, from b = 0
@@ -44,6 +36,23 @@ class LLGAE(nn.Module):
         self.beta, self.n_step, self.alpha, self.inference = beta, n_step, alpha, inference
         self.mu = nn.Parameter(torch.zeros(K, D))
         self.W = nn.Parameter(torch.zeros(K, D, E))
+
+    @torch.no_grad()
+    def initialise(self, rows: Tensor, generator: torch.Generator) -> None:
+        """mu_k = rows (K, D), random samples; W uniform in +-1/sqrt(D), the usual linear layer's."""
+        self.mu.copy_(rows)
+        W = torch.rand(self.W.shape, generator=generator) * 2 - 1
+        self.W.copy_(W / nn.init.calculate_gain("linear") / self.D**0.5)
+
+    def step_limit(self) -> float:
+        """2 / max eigenvalue of W^T W + alpha; infinity for least squares, which takes no steps."""
+        if self.inference == "least-squares":
+            return float("inf")
+        return infer.step_limit(self.W.detach(), self.alpha)
+
+    def jacobian(self, at: Code) -> Tensor:
+        """W_k, shape (m, D, E)."""
+        return self.W.detach()[at.k]
 
     def maps(self) -> tuple[Tensor, Tensor]:
         """P and Q, each (K, E, E): b = P c, and |x - mu - W b|^2 = |x - mu|^2 - c^T Q c, for c = W^T (x - mu)."""

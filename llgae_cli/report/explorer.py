@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from llgae_cli.experiment import ALPHA
+from llgae_cli.assembly import ALPHA
 from llgae_cli.figures.atlas import explained
 from llgae_cli.figures.subject import Subject
+from llgae_cli.models import LLGAE
 
 IMAGES = 60
 BEST = 4  # the winner and three runners-up
@@ -21,8 +22,13 @@ MAX_STEPS = 1000
 
 
 def packed(subject: Subject, budget: int) -> dict[str, Any] | None:
-    """The model's part of the page's data: the most used components that fit `budget`; None when not one does."""
+    """The model's part of the page's data: the most used components that fit `budget`.
+
+    None when not one does, and for a model that the browser cannot draw: mu_k + W_k b is all it can.
+    """
     model = subject.model
+    if not isinstance(model, LLGAE):
+        return None
     each = (2 * model.D * (model.E + 1) + 4 * (2 * model.E * model.E + model.E)) * 4 / 3
     order = subject.by_use()[: int(budget // each)]
     if not len(order):
@@ -104,6 +110,7 @@ def codes(subject: Subject, rows: np.ndarray, embedded: list[int]) -> list[list[
     has the best of those that are.
     """
     model = subject.model
+    assert isinstance(model, LLGAE), "as `packed` has seen to"
     x = subject.task.test.rows(torch.as_tensor(rows))
     code = model.encode(x)
     P = model.maps()[0]

@@ -85,15 +85,15 @@ def _begun(folder: Path, config: Config) -> bool:
 
 
 def _rate(path: Path, mean_l2: float) -> dict[str, Any]:
-    from llgae_cli import experiment, metrics
-    from llgae_cli.sweep.rate import measure_rate
+    from llgae_cli import codes, experiment, metrics
+    from llgae_cli.rate import measure_rate
     from llgae_cli.tasks import load_task
 
     model, checkpoint, config = experiment.restore(path)
     task = load_task(config.task, config.data_dir, config.centring, config.seed)
-    mean, covariance = (checkpoint.extras.get(name) for name in ("latent_mean", "latent_covariance"))
-    if mean is None or covariance is None:  # saved on a signal, right after the last epoch
+    try:
+        latents = codes.latents_of(checkpoint, model, path)
+    except InputError:  # saved on a signal, right after the last epoch
         train = experiment.held_out(task.train, config.validation, config.seed)[0]
         _, latents = metrics.measure(model, train, task.peak)
-        mean, covariance = latents.mean, latents.covariance
-    return asdict(measure_rate(model, task.test, mean_l2, mean, covariance))
+    return asdict(measure_rate(model, task.test, mean_l2, latents))

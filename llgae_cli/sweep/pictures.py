@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from llgae_cli.figures.style import BLUE, CYCLE, GREEN, GREY, MARKERS, RED, new_figure, save, styled
+from llgae_cli.rate import SHARE, pareto
 from llgae_cli.sweep.board import Board, Row
-from llgae_cli.sweep.rate import SHARE, pareto
 
 UNIT = "mean L2 (grey levels² per pixel)"
 SPLITS = {

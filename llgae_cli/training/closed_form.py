@@ -123,7 +123,7 @@ class ClosedForm:
         # With a prior the plain objective may rise a little on the way to the penalised optimum.
         if gained > 0 or self.strength > 0:
             self._adopt(candidate, statistics)
-        self.finished = (abs(gained) if self.strength > 0 else gained) <= self.tol * before
+        self.finished = (abs(gained) if self.strength > 0 else gained) <= self.tol * abs(before)  # rounding may leave it just below zero
         return EpochRecord(
             train_mean_l2=self.statistics.objective / self.model.D,
             empty=int((self.statistics.count == 0).sum()),

@@ -4,11 +4,10 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llgae_cli.errors import RunError
-from llgae_cli.inference import step_limit
-from llgae_cli.models import LLGAE
+from llgae_cli.models import Model
 from llgae_cli.tasks import Samples
 from llgae_cli.training import distributed
 from llgae_cli.training.progress import EpochRecord, Notify
@@ -25,15 +24,16 @@ class Gradient:
 
     finished = False  # goes on for as many epochs as asked
 
-    def __init__(self, model: LLGAE, samples: Samples, *, seed: int, optimizer: str, lr: float, batch_size: int):
+    def __init__(self, model: Model, samples: Samples, *, seed: int, optimizer: str, lr: float, batch_size: int):
         self.model, self.samples, self.batch_size = model, samples, batch_size
         self.generator = torch.Generator().manual_seed(seed)
         self.optimizer = OPTIMIZERS[optimizer](model.parameters(), lr=lr)
         self.epochs_done = 0
 
     def start(self, notify: Notify) -> None:
-        """Initial mu and W: small, so that every component starts out alike and none is out of reach."""
-        initialised(self.model, self.samples, self.generator)
+        """The model's own random start, the same on every process."""
+        rows = torch.randperm(self.samples.N, generator=self.generator)[: self.model.K]
+        self.model.initialise(self.samples.rows(rows), self.generator)
         distributed.from_first_(parameter.data for parameter in self.model.parameters())
         notify(f"random start, {self.steps} steps an epoch")
 
@@ -51,10 +51,10 @@ class Gradient:
             self.optimizer.zero_grad()
             loss = self._backward(mine, len(batch))
             if not math.isfinite(float(loss)):
-                limit = step_limit(self.model.W.detach(), self.model.alpha)
+                limit = self.model.step_limit()
                 raise RunError(
                     f"the loss became {float(loss)} in epoch {self.epochs_done + 1}, step {step + 1} of {self.steps}: "
-                    "lower lr or beta" + (f" (beta < {limit:.3g} is stable now)" if limit > 0 else "")
+                    "lower lr or beta" + (f" (beta < {limit:.3g} is stable now)" if 0 < limit < math.inf else "")
                 )
             self.optimizer.step()
             total += loss.double() * len(batch)
@@ -65,7 +65,7 @@ class Gradient:
         """Gradients of the mean over the whole batch of n, from this process's rows of it. Returns the batch's loss."""
         parameters = list(self.model.parameters())
         if len(mine):
-            loss = self.model.loss(self.samples.rows(mine, dtype=self.model.mu.dtype)) * (len(mine) / n)
+            loss = self.model.loss(self.samples.rows(mine, dtype=parameters[0].dtype)) * (len(mine) / n)
             loss.backward()
             loss = loss.detach().cpu()
         else:
@@ -91,12 +91,3 @@ class Gradient:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.epochs_done = state["epochs_done"]
-
-
-def initialised(model: LLGAE, samples: Samples, generator: torch.Generator) -> None:
-    """mu_k = K random samples; W uniform in +-1/sqrt(D), the usual linear layer's."""
-    with torch.no_grad():
-        rows = torch.randperm(samples.N, generator=generator)[: model.K]
-        model.mu.copy_(samples.rows(rows))
-        W = torch.rand(model.W.shape, generator=generator) * 2 - 1
-        model.W.copy_(W / nn.init.calculate_gain("linear") / model.D**0.5)

@@ -8,7 +8,7 @@ import torch
 
 from llgae_cli import metrics
 from llgae_cli.models import LLGAE
-from llgae_cli.sweep.rate import SHARE, Rate, axes, entropy, measure_rate, pareto
+from llgae_cli.rate import SHARE, Rate, axes, entropy, measure_rate, pareto
 from llgae_cli.tasks import Samples
 
 
@@ -28,7 +28,7 @@ def model_of(W: torch.Tensor) -> LLGAE:
 
 def rate_of(model: LLGAE, test: Samples) -> tuple[float, Rate]:
     evaluation, latents = metrics.measure(model, test, 1.0)
-    return evaluation.mean_l2, measure_rate(model, test, evaluation.mean_l2, latents.mean, latents.covariance)
+    return evaluation.mean_l2, measure_rate(model, test, evaluation.mean_l2, latents)
 
 
 def test_entropy_is_the_textbooks() -> None:
