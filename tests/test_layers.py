@@ -15,14 +15,14 @@ PACKAGE = Path(__file__).parents[1] / "llgae_cli"
 ROWS = [
     {"cli"},
     {"sweep", "report", "bench", "figures"},
-    {"experiment", "assembly", "codes", "rate"},
+    {"experiment", "assembly", "codes", "rate", "sklearn"},
     {"training", "checkpoints", "writing"},
     {"models"},
     {"inference", "directions", "metrics", "tasks", "config"},
     {"errors"},
 ]
 LEVEL = {part: level for level, row in enumerate(ROWS) for part in row}
-NEVER_CONFIG = ("training", "models", "inference", "metrics", "tasks")  # these take plain arguments
+NEVER_CONFIG = ("training", "models", "inference", "metrics", "tasks", "sklearn")  # these take plain arguments
 
 
 def sources() -> list[Path]:

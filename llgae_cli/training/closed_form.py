@@ -1,6 +1,6 @@
 """The closed-form trainer: assign, then the optimum of every component given its samples; no step size anywhere."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -22,6 +22,7 @@ from llgae_cli.training.components import (
     winners,
 )
 from llgae_cli.training.progress import EpochRecord, Notify
+from llgae_cli.training.saved import real, tensor_like, whole
 from llgae_cli.training.shrinkage import shrunk
 from llgae_cli.training.starts import Start, start
 
@@ -30,6 +31,9 @@ REFINE_ROWS = 60_000
 FAR = 100  # how many times the spread of the components' means the data's mean may lie from zero, squared
 SHORT_LIST_ROWS = 4096  # larger, so that a component's few samples in a chunk still make a product worth calling
 CHUNK_VALUES = 1 << 20  # numbers in a chunk's widest array: 4 MB, so that the chunk stays in the L2/L3 cache
+
+# Of the components of a pass: what they are to explain of samples x (n, D), where that is not x itself.
+View = Callable[[Components], Callable[[Tensor], Tensor]]
 
 
 class ClosedForm:
@@ -50,9 +54,13 @@ class ClosedForm:
         tol: float = 1e-4,
         candidates: int | str = "off",
         shrinkage: float | Literal["auto"] = 0.0,
+        view: View | None = None,
     ):
-        """Restarts, moves: see `starts`. `candidates`: see `candidates`, auto | off | C. `shrinkage`: in samples."""
-        self.model, self.samples, self.tol = model, samples, tol
+        """Restarts, moves: see `starts`. `candidates`: see `candidates`, auto | off | C. `shrinkage`: in samples.
+
+        `view`: what is explained in place of x, for models with more in their codes than k and b.
+        """
+        self.model, self.samples, self.tol, self.view = model, samples, tol, view
         self.shrinkage, self.strength = shrinkage, 0.0
         self.coordinates = Start.blank(Components(model.mu.detach(), model.W.detach())).coordinates
         worthwhile = model.K >= WORTHWHILE_K and model.D >= 2 * COORDINATES
@@ -91,7 +99,7 @@ class ClosedForm:
         distributed.from_first_(found.tensors())
         found = self._seen_from_origin(found)
         self._prepare(found.coordinates, float(found.strength))
-        self._adopt(found.components, self._survey(found.components))
+        self._adopt(found.components, self.survey(found.components))
 
     def _seen_from_origin(self, found: Start) -> Start:
         """Move the origin to the data's mean where that is far from zero compared with the data's spread.
@@ -113,46 +121,64 @@ class ClosedForm:
     def epoch(self) -> EpochRecord:
         """One pass over all rows; `train_mean_l2` is the model's own: exact, or that of the short lists if any."""
         if self.statistics is None:  # a resumed run
-            self.statistics = self._survey(self.components)
+            self.statistics = self.survey(self.components)
         before = self.statistics.objective
-        candidate = self._repaired(
-            shrunk(self.components, self.statistics, self.coordinates, self.strength), self.statistics
-        )
-        statistics = self._survey(candidate)
+        candidate = self.candidate(self.statistics)
+        statistics = self.survey(candidate)
         gained = before - statistics.objective
         # With a prior the plain objective may rise a little on the way to the penalised optimum.
         if gained > 0 or self.strength > 0:
             self._adopt(candidate, statistics)
-        self.finished = (abs(gained) if self.strength > 0 else gained) <= self.tol * abs(before)  # rounding may leave it just below zero
+        # Rounding may leave an objective of zero just below it.
+        self.finished = (abs(gained) if self.strength > 0 else gained) <= self.tol * abs(before)
         return EpochRecord(
             train_mean_l2=self.statistics.objective / self.model.D,
             empty=int((self.statistics.count == 0).sum()),
             repaired=self.repaired,
         )
 
-    def _adopt(self, components: Components, statistics: Statistics) -> None:
-        self.components, self.statistics = components, statistics
-        ordered = aligned(components, latent_covariance(components, statistics))
-        with torch.no_grad():
-            self.model.mu.copy_(ordered.mu if self.origin is None else ordered.mu + self.origin)
-            self.model.W.copy_(gauge(ordered.U, self.model.beta, self.model.alpha))
+    def candidate(self, statistics: Statistics) -> Components:
+        """The next components, given what a pass with the present ones has found."""
+        return self._repaired(shrunk(self.components, statistics, self.coordinates, self.strength), statistics)
 
-    def _survey(self, components: Components) -> Statistics:
+    def _adopt(self, components: Components, statistics: Statistics) -> None:
+        self.statistics = statistics
+        self.put(components, latent_covariance(components, statistics))
+
+    @torch.no_grad()
+    def put(self, components: Components, covariance: Tensor) -> None:
+        """Make these the present components and write them into the model; `covariance` (K, E, E) of their latents."""
+        self.components = components
+        ordered = self._of_the_data(aligned(components, covariance))
+        self.model.mu.copy_(ordered.mu)
+        self.model.W.copy_(gauge(ordered.U, self.model.beta, self.model.alpha))
+
+    def survey(self, components: Components) -> Statistics:
+        """One pass over all rows, on all processes."""
         low, high = distributed.share(self.samples.N)
         one_pass = self.short_list.survey if self.short_list else survey
-        statistics = one_pass(self._chunks(low, high), components, self.coordinates if self.strength else None)
+        chunks = self._chunks(low, high, self.view and self.view(self._of_the_data(components)))
+        statistics = one_pass(chunks, components, self.coordinates if self.strength else None)
         distributed.sum_(statistics.tensors())
         return statistics
 
-    def _chunks(self, low: int, high: int) -> Iterator[Tensor]:
+    def _of_the_data(self, components: Components) -> Components:
+        """Components as the data has them, not seen from the origin."""
+        return components if self.origin is None else Components(components.mu + self.origin, components.U)
+
+    def _chunks(self, low: int, high: int, seen: Callable[[Tensor], Tensor] | None) -> Iterator[Tensor]:
         K, D, E = self.model.K, self.model.D, self.model.E
         size = SHORT_LIST_ROWS if self.short_list else chunk_rows(K, D, E)
         buffer = torch.empty(size, self.model.D, dtype=self.components.mu.dtype, device=self.samples.device)
         for _, x in self.samples.chunks(size, dtype=buffer.dtype, start=low, stop=high, out=buffer):
+            x = x if seen is None else seen(x)
             yield x if self.origin is None else x.sub_(self.origin)
 
     def _rows(self, index: Tensor) -> Tensor:
         x = self.samples.rows(index, dtype=self.components.mu.dtype)
+        if self.view is not None:
+            seen = self.view(self._of_the_data(self.components))
+            x = torch.cat([seen(part) for part in x.split(SHORT_LIST_ROWS)])
         return x if self.origin is None else x - self.origin
 
     def _repaired(self, components: Components, statistics: Statistics) -> Components:
@@ -188,12 +214,13 @@ class ClosedForm:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up where `state_dict` left off."""
-        device = self.model.mu.device
-        self.components = Components(state["mu"].to(device), state["U"].to(device))
-        self.origin = None if state["origin"] is None else state["origin"].to(device)
-        self._prepare(Coordinates(state["centre"].to(device), state["V"].to(device)), state["strength"])
+        mu, U, here = self.components.mu, self.components.U, self.coordinates
+        self.components = Components(tensor_like(state["mu"], mu), tensor_like(state["U"], U))
+        self.origin = None if state["origin"] is None else tensor_like(state["origin"], here.centre)
+        coordinates = Coordinates(tensor_like(state["centre"], here.centre), tensor_like(state["V"], here.V))
+        self._prepare(coordinates, real(state["strength"]))
         self.generator.set_state(state["generator"])
-        self.finished, self.repaired = state["finished"], state["repaired"]
+        self.finished, self.repaired = bool(state["finished"]), whole(state["repaired"])
 
 
 def chunk_rows(K: int, D: int, E: int) -> int:

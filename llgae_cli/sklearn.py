@@ -1,0 +1,274 @@
+"""The model as a scikit-learn estimator, trained in closed form: for pipelines, grid searches, arrays in memory.
+
+Needs the extra `[sklearn]`. Imports in this package are absolute, so `sklearn` below is scikit-learn itself.
+"""
+
+import warnings
+from collections.abc import Iterator
+from numbers import Integral, Real
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llgae_cli import models
+from llgae_cli.errors import InputError
+from llgae_cli.models import Code
+from llgae_cli.tasks import Samples
+from llgae_cli.training import ClosedForm
+
+try:
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.utils import check_array, check_random_state, check_scalar
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(f"scikit-learn 1.6 or later is needed; pip install 'llgae[sklearn]' ({error})") from error
+
+CHUNK = 2048
+DTYPES = [np.float64, np.float32]
+# Parameters that are a number or a word: the words, the number's type, the least number.
+NUMBER_OR_WORD: dict[str, tuple[tuple[str, ...], type, int]] = {
+    "n_init": (("auto",), Integral, 1),
+    "moves": (("auto",), Integral, 0),
+    "candidates": (("auto", "off"), Integral, 1),
+    "shrinkage": (("auto",), Real, 0),
+}
+
+
+# Not a ClusterMixin: scikit-learn's contract for those is to find blobs, and where n_components is n_features, any one
+# subspace holds all samples.
+class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """K affine subspaces of E dimensions, and each sample's projection onto the nearest: a mixture of PCA.
+
+        minimise  sum_i |x_i - x_hat_i|^2,   x_hat = mu_k + U_k b,   b = U_k^T (x - mu_k),
+                                             k     = argmin_k |x - mu_k - U_k U_k^T (x - mu_k)|^2
+
+    The code of a sample is (k, b). The two sizes are spelled as in the two estimators that this one lies between:
+    `LLGAE(n_clusters=1, n_components=E)` is `PCA(n_components=E)`, `LLGAE(n_clusters=K, n_components=0)` is
+    `KMeans(n_clusters=K)`. Note that `n_components` is thus E, while the rest of this package calls k the component.
+
+    Samples are taken as they are: unlike the command line, nothing subtracts each sample's own mean. Training is in
+    X's own type where that is float32 or float64, else in float64, and on the CPU. X may be memory-mapped.
+
+    Args:
+        n_clusters: K, how many subspaces; at most the number of samples.
+        n_components: E, dimensions of each; 0 to the number of features.
+        max_iter: passes over the samples, at most, after the starts.
+        tol: stop after a pass that lowers the objective by no more than this share of it.
+        n_init: starts, of which the best goes on; "auto" is 4, and 1 beyond 32 clusters. Where there are more samples,
+            starts and moves see 12,000 of them, or 100 for each cluster.
+        moves: attempts to improve the best start by removing one subspace and splitting another; "auto" is
+            60 - n_clusters, at least 0.
+        candidates: how many subspaces are scored exactly for a sample during training, "off" all of them, "auto"
+            decides by n_clusters and the number of features. Saves time at hundreds of clusters, and is approximate.
+        shrinkage: strength of a prior that draws each subspace towards its neighbours', in samples; "auto" chooses it
+            on held-out samples (10 are needed). Helps where clusters hold few samples each.
+        random_state: an int, a RandomState or None, as everywhere in scikit-learn. torch's own generator is not used.
+
+    Attributes:
+        means_: mu, shape (n_clusters, n_features), in the unit of X.
+        bases_: U, shape (n_clusters, n_features, n_components): orthonormal columns, most variance first, the entry
+            of largest magnitude positive.
+        labels_: k of each training sample, shape (n_samples,).
+        mean_l2_: mean over training samples and features of (x - x_hat)^2, in squared units of X.
+        n_iter_: passes taken.
+        n_features_in_: features of a sample.
+        feature_names_in_: their names, where X had any.
+
+    Sources: CATSMILE-1022 (the model); see `training.closed_form` for the training.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        n_components: int = 2,
+        *,
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        n_init: int | Literal["auto"] = "auto",
+        moves: int | Literal["auto"] = "auto",
+        candidates: int | Literal["auto", "off"] = "off",
+        shrinkage: float | Literal["auto"] = 0.0,
+        random_state: int | np.random.RandomState | None = None,
+    ):
+        self.n_clusters = n_clusters
+        self.n_components = n_components
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_init = n_init
+        self.moves = moves
+        self.candidates = candidates
+        self.shrinkage = shrinkage
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> "LLGAE":
+        """Find the subspaces for X (n_samples, n_features); y is not used.
+
+        Warns (ConvergenceWarning) when max_iter ends the training, and when a cluster is left without samples. Raises
+        ValueError for NaN, infinities, values beyond 1e15 or all too small to square, fewer samples than clusters,
+        fewer features than components, and parameters out of their range; TypeError for those of another type and for
+        sparse X.
+        """
+        self._check_parameters()
+        X = validate_data(self, X, dtype=DTYPES)
+        n_samples, n_features = X.shape
+        if self.n_clusters > n_samples:
+            raise ValueError(f"n_samples={n_samples} should be >= n_clusters={self.n_clusters}.")
+        if self.n_components > n_features:
+            raise ValueError(f"n_components={self.n_components} must be between 0 and n_features={n_features}.")
+        if self.shrinkage == "auto" and n_samples < 10:
+            raise ValueError(f"shrinkage='auto' needs 10 samples to hold one out; n_samples={n_samples}.")
+
+        samples = _samples(X)
+        if 0 < max(X.max(), -X.min()) < 1e4 * float(np.finfo(X.dtype).tiny) ** 0.5:
+            raise ValueError(f"X: all values are so small that their squares vanish in {X.dtype}; scale X.")
+        model = _blank(int(self.n_clusters), n_features, int(self.n_components), X.dtype)
+        trainer = ClosedForm(
+            model,
+            samples,
+            seed=int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)),
+            restarts=self.n_init,
+            moves=self.moves,
+            tol=self.tol,
+            candidates=self.candidates,
+            shrinkage=self.shrinkage,
+        )
+        trainer.start(lambda message: None)
+        self.n_iter_ = 0
+        while self.n_iter_ < self.max_iter and not trainer.finished:
+            trainer.epoch()
+            self.n_iter_ += 1
+        if not trainer.finished:
+            self._warn(f"not converged after max_iter={self.max_iter} passes: raise max_iter or tol")
+
+        self.means_: NDArray[Any] = model.mu.detach().numpy().copy()
+        self.bases_: NDArray[Any] = model.W.detach().numpy().copy()
+        self.labels_, self.mean_l2_ = self._assigned(samples)  # of the subspaces as returned, as `predict` has them
+        used = len(np.unique(self.labels_))
+        if used < self.n_clusters:
+            self._warn(f"only {used} of n_clusters={self.n_clusters} hold samples: fewer may describe X as well")
+        return self
+
+    def transform(self, X: Any) -> NDArray[Any]:
+        """The codes of X (n_samples, n_features), shape (n_samples, 1 + n_components).
+
+        Column 0 is k, a whole number; the others are b = U_k^T (x - mu_k), coordinates in the unit of X within
+        subspace k. A b of one subspace and a b of another have no relation: a step that follows in a pipeline should
+        take column 0 for a category. `inverse_transform(transform(X))` is the reconstruction.
+        """
+        samples = self._new_samples(X)
+        codes: NDArray[Any] = np.empty((samples.N, self._n_features_out), self.means_.dtype)
+        for here, _, _, code in self._coded(samples):
+            codes[here, 0] = code.k
+            codes[here, 1:] = code.b
+        return codes
+
+    def inverse_transform(self, X: Any) -> NDArray[Any]:
+        """x_hat = mu_k + U_k b of codes as `transform` returns them, shape (n_samples, n_features).
+
+        Raises ValueError where there are not 1 + n_components columns or the first is not one of 0 .. n_clusters - 1.
+        """
+        check_is_fitted(self)
+        codes = check_array(X, dtype=self.means_.dtype)
+        if codes.shape[1] != self._n_features_out:
+            raise ValueError(f"X has {codes.shape[1]} columns; {self._n_features_out} are expected: k, and then b.")
+        if not np.isin(codes[:, 0], np.arange(len(self.means_))).all():
+            raise ValueError(f"The first column of X holds k, whole numbers from 0 to {len(self.means_) - 1}.")
+        k = codes[:, 0].astype(np.int64)
+        model = self._model()
+        x_hat: NDArray[Any] = np.empty((len(codes), self.n_features_in_), self.means_.dtype)
+        for low in range(0, len(codes), CHUNK):
+            here = slice(low, low + CHUNK)
+            with torch.no_grad():
+                x_hat[here] = model.decode(Code(torch.tensor(k[here]), torch.tensor(codes[here, 1:])))
+        return x_hat
+
+    def predict(self, X: Any) -> NDArray[np.int64]:
+        """The subspace nearest to each of X (n_samples, n_features), shape (n_samples,)."""
+        return self._assigned(self._new_samples(X))[0]
+
+    def fit_predict(self, X: Any, y: Any = None) -> NDArray[np.int64]:
+        """`fit(X)`, and then `labels_`."""
+        return self.fit(X).labels_
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Minus the mean L2 of X (n_samples, n_features), in squared units of X: higher is better, 0 is perfect.
+
+        A larger n_components nearly always scores higher, on held-out samples too: a longer code tells more. A larger
+        n_clusters can over-fit, so a grid search over it has an optimum.
+        """
+        return -self._assigned(self._new_samples(X))[1]
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """`llgae_k`, `llgae_b0`, `llgae_b1` ...; input_features is only checked against the names seen in `fit`."""
+        super().get_feature_names_out(input_features)
+        return np.array(["llgae_k", *(f"llgae_b{e}" for e in range(self._n_features_out - 1))], dtype=object)
+
+    @property
+    def _n_features_out(self) -> int:
+        return 1 + self.bases_.shape[2]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _check_parameters(self) -> None:
+        check_scalar(self.n_clusters, "n_clusters", Integral, min_val=1)
+        check_scalar(self.n_components, "n_components", Integral, min_val=0)
+        check_scalar(self.max_iter, "max_iter", Integral, min_val=1)
+        check_scalar(self.tol, "tol", Real, min_val=0)
+        for name, (words, kind, least) in NUMBER_OR_WORD.items():
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                check_scalar(value, name, kind, min_val=least)
+            elif value not in words:
+                raise ValueError(f"{name} == {value!r}, must be a number or {' or '.join(map(repr, words))}.")
+
+    def _new_samples(self, X: Any) -> Samples:
+        check_is_fitted(self)
+        return _samples(validate_data(self, X, dtype=DTYPES, reset=False))
+
+    def _model(self) -> models.LLGAE:
+        # Made anew each time: the fitted state is arrays alone, which pickle and joblib share between processes.
+        K, D, E = self.bases_.shape
+        model = _blank(K, D, E, self.means_.dtype)
+        model.load_state_dict({"mu": torch.tensor(self.means_), "W": torch.tensor(self.bases_)})
+        return model
+
+    @torch.no_grad()
+    def _coded(self, samples: Samples) -> Iterator[tuple[slice, Tensor, models.LLGAE, Code]]:
+        """Chunks of samples x (n, D) with their codes, and the model that made them."""
+        model = self._model()
+        for here, x in samples.chunks(CHUNK, dtype=model.mu.dtype):
+            yield here, x, model, model.encode(x)
+
+    @torch.no_grad()
+    def _assigned(self, samples: Samples) -> tuple[NDArray[np.int64], float]:
+        """The nearest subspaces k (n,), and the mean L2."""
+        labels, total = np.empty(samples.N, np.int64), 0.0
+        for here, x, model, code in self._coded(samples):
+            labels[here] = code.k
+            total += float((x - model.decode(code)).square_().sum(1).double().sum())
+        return labels, total / samples.N / samples.D
+
+    def _warn(self, message: str) -> None:
+        warnings.warn(f"{type(self).__name__}: {message}", ConvergenceWarning, stacklevel=3)
+
+
+def _samples(X: NDArray[Any]) -> Samples:
+    """X as it is; ValueError where its squares would leave float32's range."""
+    samples = Samples(X, centring="none", origin="X")
+    try:
+        samples.check_finite()
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return samples
+
+
+def _blank(K: int, D: int, E: int, dtype: Any) -> models.LLGAE:
+    """A model to fill, in the gauge W = U: with beta = 1, one step of the ascent is exact (see `inference.gauge`)."""
+    return models.LLGAE(K, D, E, beta=1.0, n_step=1).to(torch.from_numpy(np.empty(0, dtype)).dtype)
