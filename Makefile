@@ -11,7 +11,7 @@ FETCH  := $(LLGAE) data fashion-mnist --data-dir $(DATA) || \
 	{ apt-get update --quiet && apt-get install --quiet --yes dataset-fashion-mnist; $(LLGAE) data fashion-mnist --data-dir $(DATA); }
 
 .DEFAULT_GOAL := help
-.PHONY: help train test install lint data eval sweep report bench smoke browser clean
+.PHONY: help train test install lint audit data eval sweep report bench smoke soak browser clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,7 +21,7 @@ train: install data ## environment, data, then the default run: ends in a checkp
 
 test: install ## environment and data if missing, then every test
 	-$(FETCH)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 install: $(VENV)/installed ## the environment, with the versions that were tested
 
@@ -35,6 +35,13 @@ lint: install ## style, docstrings and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: install ## known vulnerabilities of what is installed: pins offline, then advisories where they can be reached
+	$(BIN)/pip check
+	$(BIN)/python -m pytest tests/test_supply_chain.py
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3' || { echo 'audit: pip-audit cannot be installed from here, so no advisory was looked up' >&2; exit 1; }
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt || { echo 'audit: a vulnerable pin, or one that could not be looked up (listed above)' >&2; exit 1; }
 
 data: install ## Fashion-MNIST: found, downloaded, or from Debian's package
 	$(FETCH)
@@ -51,6 +58,9 @@ report: install ## one HTML page about the best checkpoint in checkpoints/
 smoke: install ## the whole path on synthetic data: offline, under a minute
 	$(LLGAE) train --config configs/smoke.yaml --set checkpoint-dir=build/smoke
 	$(LLGAE) runs build/smoke
+
+soak: install ## 2,000 trainings and 2,000 evaluations in one process; prints memory, handles, files
+	LLGAE_SOAK_RUNS=2000 $(BIN)/python -m pytest -s tests/test_reliability_runs.py -k pile
 
 bench: install data ## speed against the machine's limit and the peers
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

@@ -37,6 +37,7 @@ from llgae_cli.writing import replacing
 
 SPOOL_BYTES = 1 << 24  # of the per-sample numbers kept in memory before they go to a temporary file
 MODEL_TEXT = 16
+BOMB_BYTES, BOMB_RATIO = 1 << 24, 200  # codes are packed to a half or a tenth; zeros alone to a thousandth
 UNSEEN = 1e-9  # keeps the draw of a symbol defined in a component that has no samples
 
 
@@ -141,8 +142,8 @@ class CodesFile:
                 if len(bad):
                     raise self._wrong(f"row {start + bad[0]} has k = {k[bad[0]]}; 0..{self.model.K - 1} are there")
                 s = self._symbols(part["s"].astype(np.int64), start).to(device) if self.model.symbols else None
-                mean = part.get("mean", np.zeros(n, np.float32)).astype(np.float32)
                 with np.errstate(over="ignore"):  # a float64 too large for float32 is refused below
+                    mean = part.get("mean", np.zeros(n, np.float32)).astype(np.float32)
                     b = part["b"].astype(np.float32)
                 if not (np.isfinite(b).all() and np.isfinite(mean).all()):
                     raise self._wrong(f"rows {start}..{start + n - 1} hold values that are not finite")
@@ -180,8 +181,13 @@ class CodesFile:
         if len(shape) != 1 + len(rest) or shape[1:] != rest:
             expected = ", ".join(map(str, ("N", *rest)))
             raise self._wrong(f"'{name}' has shape {shape}; ({expected}) is expected by this checkpoint")
-        if archive.getinfo(f"{name}.npy").file_size != offset + int(np.prod(shape, dtype=object)) * dtype.itemsize:
+        member_info = archive.getinfo(f"{name}.npy")
+        if member_info.file_size != offset + int(np.prod(shape, dtype=object)) * dtype.itemsize:
             raise self._wrong("cut short")
+        if member_info.file_size > BOMB_BYTES and member_info.file_size > BOMB_RATIO * member_info.compress_size:
+            raise self._wrong(
+                f"'{name}' unpacks to {member_info.file_size} bytes, {BOMB_RATIO} times and more its size"
+            )
         return shape[0]
 
     def _check_model(self, archive: zipfile.ZipFile) -> None:
@@ -201,7 +207,10 @@ def decoded(model: Model, codes: CodesFile, centred: bool = False) -> Iterator[t
     """x_hat + mean, (n, D) float32, chunk by chunk; `centred` leaves the mean out: x_hat, as the model draws it."""
     for part in codes.chunks():
         x_hat = model.decode(part.code)
-        yield (x_hat if centred else x_hat + part.mean[:, None]).cpu()
+        x_hat = x_hat if centred else x_hat + part.mean[:, None]
+        if not bool(x_hat.isfinite().all()):
+            raise InputError(f"{printable(codes.path, 200)}: holds codes so large that they decode to no finite value")
+        yield x_hat.cpu()
 
 
 def write_npy(chunks: Iterator[torch.Tensor], path: Path, shape: tuple[int, ...]) -> None:
@@ -343,9 +352,9 @@ def on_grid(model: Model, latents: Latents, side: int, component: int | None = N
 
 
 def fingerprint(model: Model) -> str:
-    """16 hex digits that stand for the parameters (of an LLGAE mu, then W), which decide what a code decodes to."""
+    """16 hex digits that stand for the model's tensors, of an LLGAE mu and W, which decide what a code decodes to."""
     digest = hashlib.sha256()
-    for tensor in model.parameters():
+    for tensor in model.state_dict().values():
         digest.update(_bytes(tensor.detach(), "<f4"))
     return digest.hexdigest()[:MODEL_TEXT]
 

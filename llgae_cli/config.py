@@ -23,12 +23,13 @@ NEUTRAL_KEYS = frozenset({"epochs", "data-dir", "checkpoint-dir", "save-every", 
 # identity of older configs is what it was.
 LATER_KEYS = frozenset(
     [
-        *("decoder", "width", "channels", "latent-start", "through", "tau", "gates", "gate-dim", "levels", "sweeps"),
+        *("decoder", "width", "channels", "latent-start", "ascent", "tau", "gates", "gate-dim", "levels", "sweeps"),
         *("window", "noise", "start", "schedule", "weight-decay", "average", "precision", "flip"),
     ]
 )
 
 NETWORKS = ("gae", "deep-llgae", "autoencoder", "denoising-autoencoder")  # models that have a decoder network
+ENCODED = ("autoencoder", "denoising-autoencoder")  # models that take no steps on b
 GRADIENT_ONLY = ("soft-llgae", *NETWORKS)
 
 # The models that a key is for; setting it for another one is an error.
@@ -37,7 +38,8 @@ MEANT_FOR = {
     "width": NETWORKS,
     "channels": NETWORKS,
     "latent-start": ("gae", "deep-llgae"),
-    "through": ("gae", "deep-llgae"),
+    "ascent": ("gae", "deep-llgae"),
+    "precision": NETWORKS,
     "tau": ("soft-llgae",),
     "gates": ("soft-llgae",),
     "gate-dim": ("soft-llgae",),
@@ -55,14 +57,19 @@ FIXED: dict[str, dict[str, Any]] = {
     "denoising-autoencoder": {"K": 1},
 }
 
+BY_NETWORK = {
+    "trainer": "gradient", "optimizer": "adamw", "lr": 2e-3, "weight-decay": 0.01, "schedule": "one-cycle",
+    "average": 0.998, "batch-size": 128, "epochs": 20,
+}  # fmt: skip
+
 # What a model is trained with unless the config says otherwise.
 TRAINED_WITH: dict[str, dict[str, Any]] = {
     "pca": {"inference": "least-squares", "tol": 1e-7},
     "soft-llgae": {"trainer": "gradient", "start": "closed-form", "optimizer": "adam"},
     "gae": {"trainer": "gradient", "optimizer": "adam"},
-    "deep-llgae": {"trainer": "gradient", "start": "closed-form"},
-    "autoencoder": {"trainer": "gradient"},
-    "denoising-autoencoder": {"trainer": "gradient"},
+    "deep-llgae": {"latent-start": "learnt", "ascent": "later", "beta": 4e-6, "n-step": 5, **BY_NETWORK},
+    "autoencoder": {"n-step": 0, **BY_NETWORK},
+    "denoising-autoencoder": {"n-step": 0, **BY_NETWORK},
 }
 
 ALIASES = {"fashion-mnist": "fashion-mnist-compress"}  # the source's name is the one that names carry
@@ -98,7 +105,7 @@ class Config(BaseModel):
         "collapse", description="how b is found: T ascent steps one by one, the same in closed form, or T = infinity"
     )
     beta: float = Field(0.01, gt=0, description="step size of the ascent on b")
-    n_step: Positive = Field(5, description="T, steps of the ascent on b")
+    n_step: int = Field(5, ge=0, description="T, steps of the ascent on b; 0 keeps a learnt or linear latent-start")
     trainer: Literal["closed-form", "gradient"] = Field("closed-form", description="how mu and W are improved")
     epochs: Positive = Field(100, description="passes over the training data, at most")
     tol: float = Field(1e-4, ge=0, description="closed-form: stop once a pass gains a smaller share than this")
@@ -124,7 +131,7 @@ class Config(BaseModel):
         0.0, ge=0, lt=1, description="gradient: decay a step of the weights' running mean, which is kept; 0: the last"
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="gradient: of products within a training step; every reported number is float32's"
+        "float32", description="of networks' products on the way to a code; every reported number is float32's"
     )
     flip: bool = Field(False, description="gradient: train on mirror images too, one of the two at random")
     decoder: Literal["linear", "mlp", "conv"] = Field("conv", description="gae and autoencoders: the decoder network")
@@ -133,7 +140,9 @@ class Config(BaseModel):
     latent_start: Literal["zero", "linear", "learnt"] = Field(
         "zero", description="gae: where the ascent on b begins: 0, the locally linear code, or a network's guess"
     )
-    through: bool = Field(True, description="gae: the gradient passes through the steps on b, or takes b as given")
+    ascent: Literal["through", "given", "later"] = Field(
+        "through", description="gae: train through the steps on b, with the b they come to as given, or without them"
+    )
     tau: float = Field(1e-5, gt=0, description="soft-llgae: gates are softmax(-tau |x - mu_k|^2)")
     gates: Literal["data", "embedding"] = Field(
         "data", description="soft-llgae: gates from the sample, or from an embedding that is part of the code"
@@ -178,6 +187,10 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _meant(self) -> "Config":
+        if self.n_step == 0 and self.latent_start == "zero" and self.model not in ENCODED:
+            raise ValueError(
+                "n-step: 0 leaves b at 0; at least 1 step, or another latent-start (model gae, deep-llgae)"
+            )
         for key, models in MEANT_FOR.items():
             if self.model not in models and key in self.plain():
                 raise ValueError(f"{key}: has no effect on model {self.model}; it is for {', '.join(models)}")
@@ -349,10 +362,12 @@ _Loader.add_implicit_resolver(
 
 
 def _line(key: str, problems: Sequence[Any], origin: dict[str, str]) -> str:
-    if not problems[0]["loc"]:  # of several keys together, in words of our own
-        return str(problems[0]["msg"]).removeprefix("Value error, ")
-    key = key.replace("_", "-")
+    together = not problems[0]["loc"]  # of several keys, in words of our own that begin with the key at fault
+    said = str(problems[0]["msg"]).removeprefix("Value error, ")
+    key = said.partition(":")[0] if together else key.replace("_", "-")
     where = f"{origin[key]}: " if key in origin and not origin[key].startswith("-S") else ""
+    if together:
+        return where + said
     value = problems[0]["input"]
     said = " or ".join(problem["msg"][0].lower() + problem["msg"][1:] for problem in problems)
     options = " ".join(str((problem.get("ctx") or {}).get("expected", "")) for problem in problems)

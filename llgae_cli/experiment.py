@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.overrides import TorchFunctionMode
 
-from llgae_cli import checkpoints, metrics
+from llgae_cli import checkpoints, interrupts, metrics
 from llgae_cli.assembly import build_model, build_trainer
 from llgae_cli.checkpoints import Checkpoint
 from llgae_cli.config import Config, validated
@@ -17,6 +18,10 @@ from llgae_cli.errors import InputError, Interrupted, LlgaeError, ProcessLostErr
 from llgae_cli.models import LLGAE, Model
 from llgae_cli.tasks import Samples, Task, load_task
 from llgae_cli.training import ClosedForm, EpochRecord, Trainer, distributed
+
+LOOK = 0.3  # seconds between two looks at a lock; the first refusal may have been a look at it by `clean_locks`
+CERTAIN = 4096
+BEYOND = 1e34  # mean L2 of the largest values that a task takes stays below
 
 
 class Reporter(Protocol):
@@ -65,19 +70,23 @@ class Run:
         return int(self.history[-1]["epoch"]) if self.history else 0
 
 
-def train(config: Config, reporter: Reporter, resume: str | None = None) -> Outcome:
+def train(config: Config, reporter: Reporter, resume: str | None = None, patience: float = 0.0) -> Outcome:
     """Train what the config says and write the checkpoint. `resume` is `last` or a checkpoint's path.
 
-    Raises InputError for a config that does not fit the data, RunError for a training that cannot go on. On
+    Another run of this config in the same folder is waited for `patience` seconds; then InputError names it. Raises
+    InputError for a config that does not fit the data, RunError for a training that cannot go on. On
     Interrupted, and when another process of the run dies, the state after the last complete epoch is saved first.
     """
     prepare_torch(config)
     device = chosen_device(config.device)
+    lock = checkpoints.RunLock(config.checkpoint_dir, config)
     joined = distributed.join(device)
     try:
         if distributed.rank() == 0:
             checkpoints.check_writable(config.checkpoint_dir)
             checkpoints.clean_temporaries(config.checkpoint_dir)
+            checkpoints.clean_locks(config.checkpoint_dir)
+        take(lock, reporter, patience)
         run = set_up(config, device)
         if resume is not None:
             restore_run(run, resume, reporter)
@@ -100,15 +109,37 @@ def train(config: Config, reporter: Reporter, resume: str | None = None) -> Outc
             warn_of_divergence(run.model, reporter)
             return finish(run, reporter)
         except Interrupted as interrupt:
-            if run.snapshot is not None:
-                interrupt.saved = save(run)
+            interrupt.saved = run.saved if run.snapshot is None else save(run)
             raise
         except ProcessLostError as lost:
             saved = rescue(run)
             raise RunError(f"{lost}" + (f"; saved {saved}, continue with --resume last" if saved else "")) from None
     finally:
+        lock.release()
         if joined:
             distributed.leave()
+
+
+def take(lock: checkpoints.RunLock, reporter: Reporter, patience: float) -> None:
+    """Take the lock of a config, waiting up to `patience` seconds for another run to end; InputError after that.
+
+    Rank 0 takes it; the others ask along, for a process that is silent for minutes is taken for dead.
+    """
+    began, told = time.monotonic(), False
+    while not distributed.agreed(distributed.rank() == 0 and lock.attempt()):
+        waited = time.monotonic() - began
+        if distributed.agreed(waited > max(patience, LOOK)):
+            who = lock.holder or "another process"
+            raise InputError(
+                f"{printable(lock.path.parent, 300)}: {who} is training this very config ({lock.subject}) here; wait "
+                "for its end with --wait, or choose another checkpoint-dir or seed"
+            )
+        if waited > LOOK and not told:
+            reporter.note(f"waiting for {lock.holder}, which is training this very config ({lock.subject}) here")
+            told = True
+        time.sleep(LOOK)
+    if not lock.supported:
+        reporter.note("this folder's file system has no locks: start no second run of this config beside this one")
 
 
 def prepare_torch(config: Config) -> None:
@@ -140,7 +171,7 @@ def set_up(config: Config, device: torch.device) -> Run:
     if config.embed_dim > train.D:
         raise InputError(f"embed-dim: {config.embed_dim} is more than the {train.D} values of a sample")
     model = build_model(config, task.shape).to(device)
-    return Run(config, task, train, validation, model, build_trainer(config, model, train))
+    return Run(config, task, train, validation, model, build_trainer(config, model, train, task.shape))
 
 
 def held_out(train: Samples, share: float, seed: int) -> tuple[Samples, Samples | None]:
@@ -167,10 +198,15 @@ def complete_epoch(run: Run, record: EpochRecord) -> None:
         "state": {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()},
         "trainer_state": copy.deepcopy(run.trainer.state_dict()),
     }
+    interrupts.check()
 
 
 def save(run: Run, **more: Any) -> Path | None:
-    """Write the last complete epoch's state as a checkpoint; rank 0 alone does, and the others get None."""
+    """Write the last complete epoch's state as a checkpoint; rank 0 alone does, and the others get None.
+
+    Raises RunError where it cannot be written, and where the folder has been removed since the run began: it is made
+    anew for the state, but with it the run's lock and its earlier checkpoints are gone, which somebody has to look at.
+    """
     if distributed.rank() or run.snapshot is None:
         return None
     last = run.snapshot["history"][-1]
@@ -193,7 +229,18 @@ def save(run: Run, **more: Any) -> Path | None:
         **run.snapshot,
     )
     name = checkpoints.name_of(run.config, checkpoint.epoch, checkpoint.mean_l2)
-    run.saved = checkpoints.save(checkpoint, run.config.checkpoint_dir, name)
+    folder = run.config.checkpoint_dir
+    removed = not folder.is_dir()
+    try:
+        run.saved = checkpoints.save(checkpoint, folder, name)
+    except RunError as error:
+        last_good = f"; the last one that was is {run.saved}, go on from it with --resume last" if run.saved else ""
+        raise RunError(f"{error}{last_good}") from None
+    if removed:
+        raise RunError(
+            f"{printable(folder, 300)}: was removed while the run was at work; made again, and the state after epoch "
+            f"{checkpoint.epoch} saved there, continue with --resume last"
+        )
     return run.saved
 
 
@@ -251,29 +298,87 @@ def restore_run(run: Run, resume: str, reporter: Reporter) -> None:
     if checkpoint.data.get("fingerprint") != run.task.fingerprint:
         raise InputError(f"--resume {path.name}: the data is not the same as then ({run.task.source})")
     load_state(run.model, checkpoint, path)
+    check_record(checkpoint, path)
     try:
         run.trainer.load_state_dict(checkpoint.trainer_state)
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"--resume {path.name}: its trainer's state does not fit ({error})") from None
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = printable(error, 200)
+        raise InputError(f"--resume {printable(path.name, 200)}: its trainer's state does not fit ({reason})") from None
     run.history, run.seconds, run.saved = list(checkpoint.history), checkpoint.seconds, path
+    if checkpoint.train_mean_l2 is None:  # saved on the way: where there is nothing left to do, `finish` completes it
+        run.snapshot = {
+            "history": list(checkpoint.history),
+            "seconds": checkpoint.seconds,
+            "state": checkpoint.state,
+            "trainer_state": checkpoint.trainer_state,
+        }
     reporter.note(f"resumed after epoch {run.done} from {path}")
 
 
 def load_state(model: Model, checkpoint: Checkpoint, path: Path) -> None:
-    """Put a checkpoint's tensors into a model; InputError when their names or shapes do not fit its own config."""
-    try:
-        model.load_state_dict(checkpoint.state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{path.name}: its tensors do not fit its config ({reason})") from None
+    """Put a checkpoint's tensors into a model; InputError when names, shapes or types do not fit its own config."""
+    check_state(model, checkpoint, path)
+    model.load_state_dict(checkpoint.state)
+    if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
+        raise InputError(f"{printable(path.name, 200)}: its tensors hold numbers beyond the model's precision")
+
+
+class _Undrawn(TorchFunctionMode):
+    """No random numbers for tensors that have none: torch would import its compiler for them, which takes 2 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.nn.init.normal_, torch.nn.init.uniform_, torch.nn.init.kaiming_uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def check_sizes(config: Config, checkpoint: Checkpoint) -> None:
+    """Raise InputError for a size that the tensors are too few for: modules are built one by one, in no time or never.
+
+    Sizes up to CERTAIN pass: some are of no meaning for the config's model and stand at their default.
+    """
+    most = max(CERTAIN, sum(tensor.numel() for tensor in checkpoint.state.values()))
+    for key in ("K", "embed_dim", "levels", "width", "channels", "gate_dim", "window"):
+        if getattr(config, key, 0) > most:
+            raise InputError(f"{key.replace('_', '-')}: {getattr(config, key)} for a model of at most {most} numbers")
+
+
+def check_state(model: Model, checkpoint: Checkpoint, path: Path) -> None:
+    """Raise InputError where a checkpoint's tensors are not those of the model, by name, shape and kind of number."""
+    own, found = model.state_dict(), checkpoint.state
+    unequal = own.keys() ^ found.keys()
+    wrong = f"it lacks or adds {sorted(unequal)[0]}" if unequal else ""
+    for name in own if not wrong else ():
+        mine, given = own[name], found[name]
+        if mine.shape != given.shape:
+            wrong = f"{name} is {tuple(given.shape)}, not {tuple(mine.shape)}"
+        elif mine.dtype != given.dtype and not (mine.is_floating_point() and given.is_floating_point()):
+            wrong = f"{name} holds {given.dtype}, not {mine.dtype}"
+    if wrong:
+        raise InputError(f"{printable(path.name, 200)}: its tensors do not fit its config ({printable(wrong, 200)})")
+
+
+def check_record(checkpoint: Checkpoint, path: Path) -> None:
+    """Raise InputError where a checkpoint's history or data say what no run writes: figures and resuming rely on it."""
+    peak = checkpoint.data.get("peak", 255.0)
+    wrong = ""
+    if not all({"epoch", "seconds", "test_mean_l2"} <= row.keys() for row in checkpoint.history):
+        wrong = "a row of its history lacks epoch, seconds or test_mean_l2"
+    elif not all(abs(number) < BEYOND for row in checkpoint.history for number in row.values()):
+        wrong = "its history holds numbers that no run comes to"
+    elif not isinstance(peak, (int, float)) or not 0 < peak < BEYOND:
+        wrong = f"its peak is {printable(peak)}, not a number above 0"
+    if wrong:
+        raise InputError(f"{printable(path.name, 200)}: {wrong}")
 
 
 def warn_of_divergence(model: Model, reporter: Reporter) -> None:
     """Warn where the ascent on b diverges: beta beyond the largest stable step."""
     limit = model.step_limit()
-    if isinstance(model, LLGAE) and model.n_step > 1 and model.beta > limit * (1 + 1e-6):
+    affine = [part for part in model.modules() if isinstance(part, LLGAE)]  # itself, or what it is made of
+    if affine and affine[0].n_step > 1 and affine[0].beta > limit * (1 + 1e-6):
         reporter.warn(
-            f"beta: {model.beta:g} is beyond {limit:.4g} = 2 / max eigenvalue of W^T W + alpha: "
+            f"beta: {affine[0].beta:g} is beyond {limit:.4g} = 2 / max eigenvalue of W^T W + alpha: "
             "the ascent on b diverges"
         )
 
@@ -283,9 +388,17 @@ def restore(path: Path) -> tuple[Model, Checkpoint, Config]:
     checkpoint = checkpoints.load(path)
     try:
         config = validated(checkpoint.config)
-        model = build_model(config, tuple(int(side) for side in checkpoint.data["shape"]))
-    except (KeyError, TypeError, ValueError, LlgaeError) as error:
-        raise InputError(f"{path.name}: its config does not make a model ({error})") from None
+        shape = tuple(int(side) for side in checkpoint.data["shape"])
+        check_sizes(config, checkpoint)
+        # Sizes alone: what a config claims takes no memory before the tensors bear it out.
+        with torch.device("meta"), _Undrawn():
+            claimed = build_model(config, shape)
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, LlgaeError) as error:
+        reason = printable(error, 200)
+        raise InputError(f"{printable(path.name, 200)}: its config does not make a model ({reason})") from None
+    check_state(claimed, checkpoint, path)
+    check_record(checkpoint, path)
+    model = build_model(config, shape)
     load_state(model, checkpoint, path)
     return model, checkpoint, config
 

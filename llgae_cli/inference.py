@@ -95,7 +95,11 @@ def distances(x: Tensor, mu: Tensor, A: Tensor, s: Tensor) -> Tensor:
     Seen from m, an offset that all share costs no digits: |x|^2 may be 1e8 times the distances that are compared.
     """
     m = mu.mean(0)
-    x, mu = x - m, mu - m
+    return relative_distances(x - m, mu - m, A, s)
+
+
+def relative_distances(x: Tensor, mu: Tensor, A: Tensor, s: Tensor) -> Tensor:
+    """|x - mu_k - W_k b_k(T)|^2 - |x|^2 with shape (n, K)."""
     squares = correlations(x, mu, A).square_()
     lowered = squares.sum(2) if bool((s > 0).all()) else (squares * s).sum(2)
     return mu.square().sum(1) - 2 * x @ mu.T - lowered

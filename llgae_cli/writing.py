@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llgae_cli.checkpoints.folders import made_folder, temporary_path
+from llgae_cli.checkpoints.folders import clean_temporaries, made_folder, temporary_path
 from llgae_cli.errors import RunError, printable
 
 
@@ -19,6 +19,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     path = Path(path)
     try:
         made_folder(path.parent)
+        clean_temporaries(path.parent)  # a killed `encode` may have left gigabytes here
     except (OSError, ValueError) as error:
         raise RunError(f"{printable(path, 300)}: cannot be written ({_reason(error)})") from None
     temporary = temporary_path(path.parent)

@@ -38,7 +38,7 @@ from llgae_cli.checkpoints import (
 )
 from llgae_cli.checkpoints import files as files_module
 from llgae_cli.checkpoints.contents import packed
-from llgae_cli.checkpoints.folders import temporary_path
+from llgae_cli.checkpoints.folders import FORSAKEN, temporary_path
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, RunError
 
@@ -323,15 +323,16 @@ def test_a_folder_that_cannot_be_written_is_found_up_front(tmp_path: Path, monke
             check_writable(folder)
         with pytest.raises(RunError, match="no checkpoint could be written"):
             save(a_checkpoint(), folder, NAME)
-    monkeypatch.setattr("builtins.open", fail_with(errno.EACCES))
-    with pytest.raises(InputError, match=os.strerror(errno.EACCES)):
-        check_writable(tmp_path)
+    for number in (errno.EACCES, errno.EROFS, errno.ENOSPC):  # rightly named, and the system refuses
+        monkeypatch.setattr("builtins.open", fail_with(number))
+        with pytest.raises(RunError, match=os.strerror(number)):
+            check_writable(tmp_path)
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_found_up_front(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(InputError, match=os.strerror(errno.EACCES)):
+    with pytest.raises(RunError, match=os.strerror(errno.EACCES)):
         check_writable(tmp_path)
 
 
@@ -369,6 +370,9 @@ def test_only_temporaries_of_dead_processes_of_this_machine_are_removed(tmp_path
     assert clean_temporaries(tmp_path) == 1
     assert not dead.exists()
     assert len(os.listdir(tmp_path)) == 4
+    os.utime(elsewhere, (time.time() - FORSAKEN - 1,) * 2)  # nobody writes to a temporary file for so long
+    assert clean_temporaries(tmp_path) == 1
+    assert not elsewhere.exists()
     assert clean_temporaries(tmp_path / "none") == 0
 
 

@@ -14,11 +14,12 @@ PACKAGE = Path(__file__).parents[1] / "llgae_cli"
 # From the top: a part may import from its own row and from those below, and no two parts import each other.
 ROWS = [
     {"cli"},
-    {"sweep", "report", "bench", "figures"},
+    {"sweep", "report", "bench", "figures", "standings"},
     {"experiment", "assembly", "codes", "rate", "sklearn"},
     {"training", "checkpoints", "writing"},
     {"models"},
     {"inference", "directions", "metrics", "tasks", "config"},
+    {"interrupts"},
     {"errors"},
 ]
 LEVEL = {part: level for level, row in enumerate(ROWS) for part in row}

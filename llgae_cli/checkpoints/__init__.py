@@ -3,6 +3,7 @@
 from llgae_cli.checkpoints.contents import FORMAT_VERSION, Checkpoint, provenance
 from llgae_cli.checkpoints.files import disagreement, load, save
 from llgae_cli.checkpoints.folders import check_writable, clean_temporaries, find_last
+from llgae_cli.checkpoints.locks import RunLock, clean_locks
 from llgae_cli.checkpoints.names import CheckpointName, name_of, slug
 from llgae_cli.checkpoints.table import count_others, filter_rows, list_runs, sort_rows
 
@@ -10,7 +11,9 @@ __all__ = [
     "FORMAT_VERSION",
     "Checkpoint",
     "CheckpointName",
+    "RunLock",
     "check_writable",
+    "clean_locks",
     "clean_temporaries",
     "count_others",
     "disagreement",

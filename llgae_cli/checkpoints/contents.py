@@ -101,13 +101,16 @@ def unpacked(content: Any) -> Checkpoint:
 
 
 def same_result(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether both hold one result: same model, epoch and numbers on the same data. Times and versions may differ."""
+    """Whether both hold one result: same model, epoch and numbers on the same data. Times and versions may differ.
+
+    A run that was saved on its way and not at its end has no `train_mean_l2`; it is the same result without it.
+    """
     import torch
 
     return (
         one.epoch == other.epoch
         and one.mean_l2 == other.mean_l2
-        and one.train_mean_l2 == other.train_mean_l2
+        and (one.train_mean_l2 == other.train_mean_l2 or None in (one.train_mean_l2, other.train_mean_l2))
         and one.data.get("fingerprint") == other.data.get("fingerprint")
         and one.state.keys() == other.state.keys()
         and all(
@@ -178,9 +181,20 @@ def _parts(value: Any, where: str, budget: Iterator[int]) -> Iterator[Any]:
                 return
             if type(part) is dict and not all(type(key) in (str, int, float, bool) for key in part):
                 yield f"'{where}' has keys that are no plain values"
+            elif type(part) is dict and any(not _holds(key) for key in part):
+                yield f"'{where}' has a text that is no UTF-8, or a whole number of more than {MAX_DIGITS} digits"
             ahead += [(inner, depth - 1) for inner in (part.values() if type(part) is dict else part)]
+        elif not _holds(part):
+            yield f"'{where}' has a text that is no UTF-8, or a whole number of more than {MAX_DIGITS} digits"
         elif part is not None and type(part) not in (str, int, float, bool):
             yield f"'{where}' has a {printable(type(part).__name__)} and takes tensors and plain values alone"
+
+
+def _holds(value: Any) -> bool:
+    """Whether a text or a whole number can be shown and written again: Python reads some that it cannot."""
+    if type(value) is str:
+        return value.isascii() or value == value.encode("utf-8", "ignore").decode()
+    return type(value) is not int or value.bit_length() <= MAX_DIGITS * 3
 
 
 def _plain(value: Any, where: str, depth: int = MAX_DEPTH) -> Any:

@@ -18,6 +18,7 @@ from llgae_cli.checkpoints.folders import made_folder, temporary_path
 from llgae_cli.checkpoints.names import SUFFIX, CheckpointName, slug
 from llgae_cli.config import validated
 from llgae_cli.errors import InputError, RunError, nearest, printable
+from llgae_cli.interrupts import postponed
 
 MAX_MEMBERS = 10_000  # of the zip: one a tensor and six more
 MAX_DIRECTORY = 4_000_000  # bytes of the zip's table of contents
@@ -43,8 +44,9 @@ def save(checkpoint: Checkpoint, folder: Path, name: CheckpointName) -> Path:
 
     The file is written under a temporary name, flushed to the disk, read through once and renamed: a reader, a
     killed process or a full disk never leaves half of one under the final name. A name stands for one config, seed,
-    epoch and mean L2. When it is there already with the same result, that file is kept as it is; when its content
-    is another's (or can no longer be read), the old file stays beside the new one as `NAME.old-1`, -2, ...
+    epoch and mean L2. When it is there already with the same result, that file is kept as it is, or replaced where
+    the new one adds the mean L2 on the training samples; when its content is another's (or can no longer be read),
+    the old file stays beside the new one as `NAME.old-1`, -2, ... An interrupt waits for the file to be whole.
 
     Raises RunError when the disk is full, the folder cannot be written, the mean L2 is not finite or the model's
     tensors are not; other files are then as they were and the temporary one is gone.
@@ -53,18 +55,20 @@ def save(checkpoint: Checkpoint, folder: Path, name: CheckpointName) -> Path:
     content = packed(checkpoint)
     temporary = None
     try:
-        if final.exists() and _holds(final, checkpoint):
+        there = _same(final, checkpoint)
+        if there is not None and (checkpoint.train_mean_l2 is None or there.train_mean_l2 is not None):
             return final
         made_folder(final.parent)
         temporary = temporary_path(final.parent)
-        _write(content, temporary)
-        aside = _keep_aside(final)
-        try:
-            os.replace(temporary, final)
-        except OSError:
-            _put_back(aside, final)
-            raise
-        _flush_folder(final.parent)
+        with postponed():
+            _write(content, temporary)
+            aside = _keep_aside(final) if there is None else None
+            try:
+                os.replace(temporary, final)
+            except OSError:
+                _put_back(aside, final)
+                raise
+            _flush_folder(final.parent)
     except (OSError, RuntimeError) as error:  # RuntimeError: what torch.save cannot write
         reason = getattr(error, "strerror", None) or printable(error, 200)
         raise RunError(f"{printable(folder, 300)}: no checkpoint could be written ({reason})") from None
@@ -287,11 +291,13 @@ def _write(content: dict[str, Any], path: Path) -> None:
             raise OSError(errno.EIO, f"what was written does not read back: {error}") from None
 
 
-def _holds(path: Path, checkpoint: Checkpoint) -> bool:
+def _same(path: Path, checkpoint: Checkpoint) -> Checkpoint | None:
+    """What is in the file, where it is the same result; None for another's, for a damaged file and for no file."""
     try:
-        return same_result(load(path), checkpoint)
+        there = load(path) if path.exists() else None
     except InputError:
-        return False
+        return None
+    return there if there is not None and same_result(there, checkpoint) else None
 
 
 def _keep_aside(final: Path) -> Path | None:

@@ -1,23 +1,30 @@
 """A folder of checkpoints: may it be written, what was left in it by killed processes, which file is the last."""
 
+import errno
 import hashlib
 import os
 import platform
 import re
 import secrets
+import time
 from pathlib import Path
 
 from llgae_cli.checkpoints.names import SUFFIX, CheckpointName, name_of
 from llgae_cli.config import Config
-from llgae_cli.errors import InputError, printable
+from llgae_cli.errors import InputError, RunError, printable
 
 _TEMPORARY = re.compile(r"\.tmp-([0-9]{1,10})-([0-9a-f]{6})-[0-9a-f]+")
+FORSAKEN = 86_400.0  # seconds without a write after which a temporary file is nobody's, wherever it came from
+
+# The folder is named rightly, and the system refuses to write in it.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 
 def check_writable(folder: Path) -> None:
     """Make `folder` where missing and try to write in it: called before training, so that a run is not lost to it.
 
-    Raises InputError with the folder's name and the system's reason.
+    Raises RunError where the disk is full, read-only or not ours to write, InputError where no folder can have that
+    name, with the system's reason.
     """
     try:
         made_folder(Path(folder))
@@ -29,12 +36,16 @@ def check_writable(folder: Path) -> None:
             trial.unlink(missing_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{printable(folder, 300)}: checkpoints cannot be written here ({reason})") from None
+        kind = RunError if getattr(error, "errno", None) in _REFUSALS else InputError
+        raise kind(f"{printable(folder, 300)}: checkpoints cannot be written here ({reason})") from None
 
 
 def made_folder(folder: Path) -> None:
     """Make the folder and its parents. Raises OSError, also when it is a file."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except RecursionError:  # a thousand folders deep
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)) from None
 
 
 def temporary_path(folder: Path) -> Path:
@@ -43,16 +54,19 @@ def temporary_path(folder: Path) -> Path:
 
 
 def clean_temporaries(folder: Path) -> int:
-    """Remove what processes of this machine left half-written and that live no longer; return how many files.
+    """Remove what processes left half-written and that live no longer; return how many files.
 
-    Files of living processes and of other machines (a shared disk) stay, and so does any file that cannot be removed.
+    Files of living processes stay. Of another machine's, on a shared disk, or another container's nobody here can
+    know: theirs stay until nothing has been written to them for a day. So does any file that cannot be removed.
     """
     removed = 0
     for path in Path(folder).glob(".tmp-*") if Path(folder).is_dir() else ():
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None or match[2] != _host() or _lives(int(match[1])):
+        if match is None or (match[2] == _host() and _lives(int(match[1]))):
             continue
         try:
+            if match[2] != _host() and time.time() - path.stat().st_mtime < FORSAKEN:
+                continue
             path.unlink()
             removed += 1
         except OSError:  # another process cleaned it first, or it is not ours to remove
@@ -86,7 +100,12 @@ def find_last(folder: Path, config: Config) -> Path:
 
 
 def _host() -> str:
-    return hashlib.sha256(platform.node().encode("utf-8", "replace")).hexdigest()[:6]
+    """Six digits for where a process number means something: the machine, and in it the container."""
+    try:
+        numbering = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        numbering = ""
+    return hashlib.sha256(f"{platform.node()}{numbering}".encode("utf-8", "replace")).hexdigest()[:6]
 
 
 def _lives(pid: int) -> bool:

@@ -93,7 +93,7 @@ class CheckpointName:
             ("seed", 0, 2**63),
             ("K", 1, MAX_COUNT),
             ("embed_dim", 0, MAX_COUNT),
-            ("n_step", 1, MAX_COUNT),
+            ("n_step", 0, MAX_COUNT),
             ("epoch", 0, MAX_COUNT),
         ):
             value = getattr(self, key)

@@ -1,15 +1,24 @@
 """The `llgae` command: its sub-commands, its signals, and the exit code of every way out."""
 
-import os
-import signal
 import sys
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
-from llgae_cli import __version__
-from llgae_cli.cli import benching, coding, configs, datasets, evaluating, listing, picturing, sweeping, training
+from llgae_cli import __version__, interrupts
+from llgae_cli.cli import (
+    benching,
+    coding,
+    comparing,
+    configs,
+    datasets,
+    evaluating,
+    listing,
+    picturing,
+    signals,
+    sweeping,
+    training,
+)
 from llgae_cli.cli.output import complain
 from llgae_cli.errors import Interrupted, LlgaeError
 
@@ -30,6 +39,7 @@ app.command("encode")(coding.encode)
 app.command("decode")(coding.decode)
 app.command("sample")(coding.sample)
 app.command("figures")(picturing.figures)
+app.command("compare")(comparing.compare)
 app.command("report")(picturing.report)
 app.command("sweep")(sweeping.sweep)
 app.command("sweep-cell", hidden=True)(sweeping.sweep_cell)
@@ -45,9 +55,11 @@ def _options(
 
 
 def main() -> NoReturn:
-    """Run the command line. Exit codes: 0, 1 a run failed, 2 wrong usage or input, 130 Ctrl-C, 143 SIGTERM."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _interrupt)
+    """Run the command line.
+
+    Exit codes: 0, 1 a run failed, 2 wrong usage or input, 130 Ctrl-C, 143 SIGTERM, 129 the terminal was closed.
+    """
+    signals.listen()
     try:
         app()
     except LlgaeError as error:
@@ -56,6 +68,7 @@ def main() -> NoReturn:
     except Interrupted as interrupt:
         saved = f"; saved {interrupt.saved}, continue with --resume last" if interrupt.saved else ""
         complain(f"interrupted{saved}")
+        interrupts.forget()  # it has been answered
         sys.exit(128 + interrupt.signum)
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
@@ -72,10 +85,3 @@ def _out_of_memory(error: Exception) -> bool:
     """Torch's allocators raise RuntimeError, each in words of its own: CUDA, MPS, then Linux, then Windows."""
     said = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(words in str(error) for words in said)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """First signal: unwind, saving on the way. Second: leave at once; half-written files are temporary ones."""
-    for other in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(other, lambda number, _: os._exit(128 + number))
-    raise Interrupted(signum)

@@ -29,7 +29,10 @@ def encode(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Turn data into codes: k, b, mean squared residual and mean grey level of each sample, as an .npz file."""
+    """Turn data into codes: k, b, mean squared residual and mean grey level of each sample, as an .npz file.
+
+    Models whose code has further symbols (residual, shift) add s.
+    """
     _suffix(output, ".npz")
     from llgae_cli import codes, experiment
 
@@ -58,7 +61,7 @@ def decode(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Turn codes back into data: x_hat = mu_k + W_k b, with each sample's mean put back."""
+    """Turn codes back into data, x_hat (in llgae mu_k + W_k b), with each sample's mean put back."""
     to_npy = output.suffix == ".npy"
     if output.suffix and not to_npy and not output.is_dir():
         raise InputError(f"-o {printable(output, 200)}: an .npy file or a folder is expected")

@@ -44,9 +44,13 @@ def evaluate(
         f"mean L2             {evaluation.mean_l2:.5f}{recorded}",
         f"explained variance  {evaluation.explained_variance:.2%}",
         f"PSNR                {evaluation.psnr:.2f} dB",
-        f"components          {K - evaluation.empty} of {K} in use, perplexity {evaluation.perplexity:.2f}",
-        f"bits for k          {evaluation.bits:.2f}",
-        "use of components   " + " ".join(f"{share:.1%}" for share in sorted(evaluation.usage, reverse=True)[:20]),
     )
+    if K > 1:
+        say(
+            f"components          {K - evaluation.empty} of {K} in use, perplexity {evaluation.perplexity:.2f}",
+            "use of components   " + " ".join(f"{share:.1%}" for share in sorted(evaluation.usage, reverse=True)[:20]),
+        )
+    if evaluation.bits:
+        say(f"bits for symbols    {evaluation.bits:.2f}, k and what other symbols the code has")
     if evaluation.per_class:
         table(["class", "mean L2"], [[names[label], f"{value:.2f}"] for label, value in evaluation.per_class.items()])

@@ -5,23 +5,34 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from llgae_cli.errors import printable
+from llgae_cli.errors import RunError, printable
 
 
 class _Log(Console):
-    """A console whose output may end up nowhere: a log's reader that has left must not end a run."""
+    """A console whose output may end up nowhere.
+
+    A log's reader that has left, a full disk under the log or a terminal that was closed must not end a run.
+    """
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        _silence(sys.stderr)
 
+
+LONGEST = 1 << 20  # letters of a cell or a line: as good as none, a path has 4096
 
 ERRORS = _Log(stderr=True, highlight=False)
 RESULTS = Console(highlight=False)
@@ -46,18 +57,31 @@ def _finite(value: Any) -> Any:
 
 
 def say(*lines: str) -> None:
-    """Plain lines on stdout."""
-    write("".join(f"{line}\n" for line in lines))
+    """Plain lines on stdout; what would break or turn a line, as a path may hold, is escaped."""
+    write("".join("\t".join(printable(cell, LONGEST) for cell in line.split("\t")) + "\n" for line in lines))
 
 
 def write(text: str) -> None:
-    """Text on stdout as it is. Where the reader has left, as `head` does, the rest is not wanted: ends with exit 0."""
+    """Text on stdout as it is. Where the reader has left, as `head` does, the rest is not wanted: ends with exit 0.
+
+    Raises RunError where it cannot be written, to a full disk say.
+    """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        _silence(sys.stdout)
         raise SystemExit(0) from None
+    except OSError as error:
+        _silence(sys.stdout)
+        raise RunError(f"the result could not be written to standard output ({error.strerror})") from None
+
+
+def _silence(stream: TextIO) -> None:
+    """Send what is left to nowhere: the interpreter flushes once more at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -70,7 +94,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         numeric = all(_is_number(row[i]) for row in rows)
         drawn.add_column(header, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(printable(cell, LONGEST)) for cell in row))
     RESULTS.print(drawn)
 
 

@@ -18,6 +18,19 @@ class Theme(StrEnum):
     dark = "dark"
 
 
+Kinds = Annotated[list[str] | None, typer.Option(help="png, svg or pdf; by default png and svg.")]
+ThemeOption = Annotated[Theme, typer.Option(help="Colours for a light or a dark page.")]
+
+
+def checked_kinds(kind: list[str] | None) -> tuple[str, ...]:
+    """The kinds of files to write; InputError for one that cannot be."""
+    kinds = [part for text in kind or [] for part in text.split(",")]
+    for wanted in kinds:
+        if wanted not in ("png", "svg", "pdf"):
+            raise InputError(f"--kind {printable(wanted)}: png, svg or pdf")
+    return tuple(kinds or ("png", "svg"))
+
+
 def figures(
     checkpoints: Annotated[
         list[Path], typer.Argument(help="A checkpoint; several are drawn side by side.", metavar="CHECKPOINT...")
@@ -31,8 +44,8 @@ def figures(
             help="training, reconstructions, atlas, usage, classes, spectrum; all by default.", metavar="NAME"
         ),
     ] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="png, svg or pdf; by default png and svg.")] = None,
-    theme: Annotated[Theme, typer.Option(help="Colours for a light or a dark page.")] = Theme.light,
+    kind: Kinds = None,
+    theme: ThemeOption = Theme.light,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
@@ -40,9 +53,7 @@ def figures(
 
     Several checkpoints make one picture, comparison: the same test images drawn by each.
     """
-    for wanted in kind or []:
-        if wanted not in ("png", "svg", "pdf"):
-            raise InputError(f"--kind {printable(wanted)}: png, svg or pdf")
+    kinds = checked_kinds(kind)
     from llgae_cli import figures as drawing
 
     for name in only or []:
@@ -53,7 +64,7 @@ def figures(
     for subject in subjects:
         for warning in subject.warnings:
             Progressing(quiet=True).warn(warning)
-    first, kinds = checkpoints[0], tuple(kind or ("png", "svg"))
+    first = checkpoints[0]
     folder = output or first.parent / f"{first.name.removesuffix('.pkl')}.figures"
     if len(subjects) > 1:
         if only:
@@ -61,6 +72,9 @@ def figures(
         written = drawing.write_comparison(subjects, folder, kinds, theme.value)
     else:
         written = drawing.write(subjects[0], folder, tuple(only or drawing.FIGURES), kinds, theme.value)
+        for name in only or []:
+            if not any(path.stem == name for path in written):
+                Progressing(quiet=True).warn(f"{name}: this checkpoint and its data have nothing to show there")
     if json:
         print_json({"checkpoints": [str(path) for path in checkpoints], "figures": [str(path) for path in written]})
         return

@@ -1,14 +1,19 @@
 """`llgae train`."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llgae_cli.cli.options import ConfigFiles, Json, Overrides, Quiet
 from llgae_cli.cli.output import Progressing, print_json, say
 from llgae_cli.config import read_config
+from llgae_cli.errors import Interrupted, RunError
+
+if TYPE_CHECKING:
+    from llgae_cli.experiment import Outcome
 
 
 def train(
@@ -18,6 +23,9 @@ def train(
         str | None,
         typer.Option(help="Go on from a checkpoint: `last` of this config, or a file.", metavar="last|FILE"),
     ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Where a run of this config is at work in the folder, wait for its end.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -26,10 +34,21 @@ def train(
     from llgae_cli import experiment  # torch takes a second to import; a wrong config is told before
 
     with Progressing(quiet) as progress:
-        outcome = experiment.train(settings, progress, resume)
+        outcome = experiment.train(settings, progress, resume, math.inf if wait else 0.0)
     if outcome.checkpoint is None:  # another rank than the first
         return
-    drawn = draw_beside(outcome.checkpoint, settings.data_dir, progress) if settings.figures else []
+    try:
+        drawn = draw_beside(outcome.checkpoint, settings.data_dir, progress) if settings.figures else []
+        tell(outcome, drawn, json)
+    except Interrupted as interrupt:
+        interrupt.saved = outcome.checkpoint
+        raise
+    except RunError as error:
+        raise RunError(f"{error}; the run is done and its checkpoint is {outcome.checkpoint}") from None
+
+
+def tell(outcome: "Outcome", drawn: list[Path], json: bool) -> None:
+    """The result on stdout."""
     if json:
         files = [str(path) for path in drawn]
         print_json({**asdict(outcome), "checkpoint": str(outcome.checkpoint), "figures": files})

@@ -58,7 +58,9 @@ def atlas(subject: Subject, directions: int = 3, components: int = MAX_COMPONENT
             parts += [blank, walk]
             captions += ["", "", "", f"{share[j]:.0%}", "", ""]
         values = np.concatenate(parts)
-        rows.append(cells.Row(values, f"component {k}\n{use[k]:.1%} of samples", captions=captions))
+        label = f"component {k}\n{use[k]:.1%} of samples" if subject.model.K > 1 else "mean code"
+        rows.append(cells.Row(values, label, captions=captions))
     shown = "" if len(order) == subject.model.K else f", the {len(order)} most used of {subject.model.K}"
     walked = "" if directions == 0 else "; walks from −2 to +2 sd along its directions, with their share of variance"
-    return sheet(rows, looks, f"Mean of each component{shown}{walked}", theme, margin=130)
+    what = f"Mean of each component{subject.level}{shown}" if subject.model.K > 1 else "Mean of the codes, decoded"
+    return sheet(rows, looks, f"{what}{walked}", theme, margin=130)

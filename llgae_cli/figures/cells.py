@@ -5,14 +5,16 @@ All cells are one mosaic in one set of axes: a figure of a thousand cells is dra
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
+from matplotlib.textpath import TextPath
 
-from llgae_cli.figures.style import BLUE, INKS, RED, RESIDUAL, Theme
+from llgae_cli.figures.style import BLUE, DPI, INKS, RED, RESIDUAL, Theme
 
 MAX_WIDTH = 64  # columns of the values of a line; beyond it a line is thinned, since pixels would not show more
 GAP = 4  # pixels between cells
@@ -89,7 +91,9 @@ def draw(axes: Axes, rows: Sequence[Row], looks: Looks, theme: Theme = "light", 
         for column, values in enumerate(row.values):
             left = column * (W + GAP)
             if column < len(row.captions):
-                axes.text(left + W / 2, top - 4, row.captions[column], ha="center", va="bottom", fontsize=8)
+                caption = row.captions[column]
+                size = 8 if _width(caption, 8) <= W + GAP + 1 else 6.5
+                axes.text(left + W / 2, top - 4, caption, ha="center", va="bottom", fontsize=size)
             if np.isnan(values).all():  # a cell left empty
                 continue
             if looks.is_image:
@@ -100,6 +104,13 @@ def draw(axes: Axes, rows: Sequence[Row], looks: Looks, theme: Theme = "light", 
     axes.imshow(mosaic, extent=(0, width, height, 0), interpolation="nearest", zorder=0)
     if not looks.is_image:
         _draw_lines(axes, rows, looks, limit)
+
+
+@cache
+def _width(caption: str, size: float) -> float:
+    """Pixels that a caption takes."""
+    lines = [TextPath((0, 0), line, size=size) for line in caption.split("\n") if line.strip()]
+    return max((line.get_extents().width for line in lines), default=0.0) * DPI / 72
 
 
 def _draw_lines(axes: Axes, rows: Sequence[Row], looks: Looks, limit: float) -> None:

@@ -10,15 +10,17 @@ from llgae_cli.figures import cells
 from llgae_cli.figures.atlas import centre
 from llgae_cli.figures.pictures import by_class, class_name, ranked, sheet
 from llgae_cli.figures.style import Theme, styled
-from llgae_cli.figures.subject import Subject
+from llgae_cli.figures.subject import Subject, names
 
 COLUMNS = 12
 SLICES = 3
+MARGIN = 118  # pixels left of the cells, where no name takes more
+LETTER = 7.3  # pixels that a name's letter takes, at most on average
 
 
 @styled
-def comparison(subjects: Sequence[Subject], *, theme: Theme = "light") -> Figure:
-    """Originals, a row of reconstructions a checkpoint, then walks along the last one's leading directions.
+def comparison(subjects: Sequence[Subject], walks: bool = True, *, theme: Theme = "light") -> Figure:
+    """Originals, a row of reconstructions a checkpoint, then `walks` along the last one's leading directions.
 
     The samples are the median ones of their classes for the first checkpoint (without labels: its typical ones). The
     walks go from -2 to +2 standard deviations, in three components that are far apart.
@@ -32,12 +34,13 @@ def comparison(subjects: Sequence[Subject], *, theme: Theme = "light") -> Figure
         chosen = np.array(list(rows_of.values()))
         captions = [class_name(first, label) for label in rows_of]
     rows = [cells.Row(first.originals(chosen)[0], "original", captions=captions)]
-    for subject in subjects:
-        name = f"K = {subject.model.K}" + (" (PCA)" if subject.model.K == 1 else "")
-        rows.append(cells.Row(subject.originals(chosen)[1], f"{name}\nmean L2 {subject.evaluation.mean_l2:.0f}"))
-    if last.model.E:
+    called = names(subjects)
+    for subject, name in zip(subjects, called, strict=True):
+        text = f"{name}\nmean L2 {subject.evaluation.mean_l2:.4g}"
+        rows.append(cells.Row(subject.originals(chosen)[1], text.replace("$", r"\$")))
+    if walks and last.model.E:
         rows += _slices(last, len(chosen))
-    return sheet(rows, first.looks, "", theme, margin=118)
+    return sheet(rows, first.looks, "", theme, margin=max(MARGIN, round(LETTER * max(map(len, called))) + 16))
 
 
 def _slices(subject: Subject, columns: int) -> list[cells.Row]:
@@ -46,7 +49,7 @@ def _slices(subject: Subject, columns: int) -> list[cells.Row]:
     for k in _unlike(subject):
         walk = subject.drawn(k, subject.directions.walk(k, 0, steps))
         captions = [f"{float(step):+.1f}".replace("-", "−") for step in steps] if not rows else []
-        label = f"component {k}\n−2 to +2 sd"
+        label = (f"component {k}\n" if subject.model.K > 1 else "") + "−2 to +2 sd"
         rows.append(cells.Row(walk, label, captions=captions, gap_before=not rows))
     return rows
 

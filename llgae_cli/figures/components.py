@@ -8,13 +8,15 @@ from llgae_cli.figures.style import BLUE, CYCLE, MARKERS, RED, SHARE, Theme, new
 
 MAX_BARS = 60
 MAX_LINES = 5
+ROUNDING = 1e-7  # of the largest variance: what is below is float32's rounding and not a direction
 
 
 @styled
-def usage(train: np.ndarray, test: np.ndarray, *, theme: Theme = "light") -> Figure:
+def usage(train: np.ndarray, test: np.ndarray, *, level: str = "", theme: Theme = "light") -> Figure:
     """Share of the training samples (bars) and test samples (dots) coded by each component, by use.
 
-    `train`, `test`: counts (K,). Beyond 60 components the bars are drawn without a gap and unnamed.
+    `train`, `test`: counts (K,). `level`: which components they are, where there are others. Beyond
+    60 components the bars are drawn without a gap and unnamed.
     """
     order = np.argsort(-train, kind="stable")
     K = len(order)
@@ -34,18 +36,19 @@ def usage(train: np.ndarray, test: np.ndarray, *, theme: Theme = "light") -> Fig
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
-    axes.set_title(f"Use of the {K} components" if K > 1 else "Use of the one component")
+    axes.set_title(f"Use of the {K} components{level}" if K > 1 else "Use of the one component")
     return figure
 
 
 @styled
 def class_matrix(
     k: np.ndarray, labels: np.ndarray, K: int, classes: tuple[str, ...] | None, order: np.ndarray, *,
-    theme: Theme = "light",
+    level: str = "", theme: Theme = "light",
 ) -> Figure:  # fmt: skip
     """Which class lives in which component: each row a class, its samples' shares of the components adding to 100 %.
 
-    `k`, `labels`: (N,); `order`: the components, left to right. Numbers stand in the cells where there is room.
+    `k`, `labels`: (N,); `order`: the components, left to right; `level` as in `usage`. Numbers stand
+    in the cells where there is room.
     """
     present = np.unique(labels)
     counts = np.zeros((len(present), K))
@@ -74,12 +77,12 @@ def class_matrix(
     bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     bar.outline.set_visible(False)
-    axes.set_title("Which class lives in which component (% of the class's test samples)")
+    axes.set_title(f"Which class lives in which component{level} (% of the class's test samples)")
     return figure
 
 
 @styled
-def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, theme: Theme = "light") -> Figure:
+def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, level: str = "", theme: Theme = "light") -> Figure:
     """Variance per direction, descending, of each component: grey levels squared per pixel (variance / D).
 
     `variance` (K, E) sums over pixels; `order`: components by use. The five most used have a colour, the others are
@@ -89,9 +92,10 @@ def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, theme: Theme = 
     axes = figure.subplots()
     K, E = variance.shape
     at = np.arange(1, E + 1)
-    per_pixel = np.where(variance > 0, variance, np.nan) / D
+    least = ROUNDING * variance.max(initial=0)
+    per_pixel = np.where(variance > least, variance, np.nan) / D
     if E == 0:
-        axes.text(0.5, 0.5, "E = 0: components are points, without directions", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "E = 0: a code has no numbers, so no directions", ha="center", transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])
     for place, k in reversed(list(enumerate(order))):
         main = place < MAX_LINES
@@ -105,13 +109,22 @@ def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, theme: Theme = 
         axes.set_yscale("log")
         axes.set_xlim(0.5, E + 0.5)
         for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            formatter(LogFormatter(minor_thresholds=(2, 0.6)))
-        handles, labels = axes.get_legend_handles_labels()
-        axes.legend(handles[::-1], labels[::-1], title="" if K <= MAX_LINES else "most used; others grey")
+            formatter(_Plain(minor_thresholds=(2, 0.6)))
+        if K > 1:
+            handles, labels = axes.get_legend_handles_labels()
+            axes.legend(handles[::-1], labels[::-1], title="" if K <= MAX_LINES else "most used; others grey")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set(xlabel="direction of the component, by variance", ylabel="variance (grey levels² per pixel)")
-    axes.set_title("Spectrum of variances within each component")
+    whose = "component" if K > 1 else "code"
+    axes.set(xlabel=f"direction of the {whose}, by variance", ylabel="variance (grey levels² per pixel)")
+    axes.set_title(f"Spectrum of variances within each component{level}" if K > 1 else "Spectrum of variances")
     return figure
+
+
+class _Plain(LogFormatter):
+    """0.01 and not 1e-02, at the ticks that LogFormatter labels."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def _plain(text: str) -> str:

@@ -1,22 +1,26 @@
 """What a figure or a report is about: a checkpoint, its data, and one pass of the model over the test samples."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from llgae_cli import codes, experiment, metrics
 from llgae_cli.checkpoints import Checkpoint, disagreement
-from llgae_cli.config import Config
+from llgae_cli.config import FIXED, Config
 from llgae_cli.directions import Directions
 from llgae_cli.errors import InputError
 from llgae_cli.figures.cells import Looks
-from llgae_cli.models import Code, Model
+from llgae_cli.models import Code, Model, Residual
 from llgae_cli.tasks import Task, load_task
 
 RANGE_SAMPLES = 1000
 RANGES = {"uint8": (0.0, 255.0), "bool": (0.0, 1.0)}
+UNFINISHED = "an unfinished run's checkpoint: use and spread of the components are the test samples'"
+TOLD = 2  # differences that a name tells at most
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,40 @@ class Subject:
         """The components, most used by the training samples first; (K,)."""
         return np.argsort(-self.latents.count.numpy(), kind="stable")
 
+    @property
+    def level(self) -> str:
+        """Which components `k` counts, where a model has several levels of them: words for a title, else none."""
+        return " of the first level" if isinstance(self.model, Residual) and self.model.symbols else ""
+
+    @property
+    def name(self) -> str:
+        """The model, its components K and the numbers E in its b, as in `deep-llgae K=11 E=20`."""
+        fixed = FIXED.get(self.config.model, {})
+        sizes = {"K": self.config.K, "E": self.model.E}
+        shown = [f"{key}={n}" for key, n in sizes.items() if {"K": "K", "E": "embed-dim"}[key] not in fixed]
+        return " ".join([self.config.model, *shown])
+
+
+def names(subjects: Sequence[Subject]) -> list[str]:
+    """A short name for each subject, no two alike: `name`, with what differs in the configs of those that share one."""
+    found: list[str] = []
+    for subject in subjects:
+        alike = [other.config for other in subjects if other.name == subject.name]
+        plain = [config.shown() for config in alike]
+        own = subject.config.shown()
+        different = [
+            key for key in own if key not in subject.config.neutral() and len({str(one.get(key)) for one in plain}) > 1
+        ]
+        told = " ".join([subject.name, *(f"{key}={_short(own[key])}" for key in different[:TOLD])])
+        same = sum(name.partition(" (")[0] == told for name in found)
+        found.append(f"{told} ({same + 1})" if same else told)
+    return found
+
+
+def _short(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 16 else f"{text[:15]}…"
+
 
 def look(path: Path, data_dir: Path | None = None, task: Task | None = None) -> Subject:
     """Restore a checkpoint, load its task (unless given) and measure it on the test samples, on the CPU.
@@ -83,7 +121,7 @@ def look(path: Path, data_dir: Path | None = None, task: Task | None = None) -> 
     try:
         latents = codes.latents_of(checkpoint, model, path)
     except InputError:  # an unfinished run's checkpoint: the test samples' spread stands in
-        warnings.append("an unfinished run's checkpoint: use and spread of the components are the test samples'")
+        warnings.append(UNFINISHED)
     k, residual, levels = _coded(model, task)
     labels = None if task.test.labels is None else task.test.labels.numpy()
     return Subject(

@@ -1,7 +1,7 @@
 """What all models share: encode(x) -> code, decode(code) -> x_hat, loss(x) -> mean L2."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,16 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def initialise(self, rows: Tensor, generator: torch.Generator) -> None:
-        """A random start; `rows` (m, D) are random training samples, K of them or all there are."""
+        """A random start; `rows` (m, D), at least K, are random training samples."""
         raise NotImplementedError
+
+    def begin_from(self, affine: Any, rows: Tensor, generator: torch.Generator) -> None:
+        """Take mu and W from `affine`, a trained LLGAE, in place of random ones; `rows` (m, D) are training samples."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The parameters for an optimiser: `params`, `rate` (in learning rates), `decays` (whether they may)."""
+        return [{"params": list(self.parameters())}]
 
     def step_limit(self) -> float:
         """The largest stable step size of the ascent on b; infinity where it is not known or there is none."""
@@ -58,12 +66,15 @@ class Model(nn.Module):
         row = torch.arange(m, device=self.device).repeat_interleave(self.E)
         k, b, s = at.k.to(self.device)[row], at.b.to(next(self.parameters()))[row], at.s
 
-        def decoded(b: Tensor) -> Tensor:
-            return self.decode(Code(k, b, None if s is None else s.to(self.device)[row]))
-
         ways = torch.eye(self.E, device=self.device, dtype=b.dtype).repeat(m, 1)
-        along = torch.func.jvp(decoded, (b,), (ways,))[1]
-        return along.detach().view(m, self.E, self.D).mT
+        with torch.enable_grad():
+            b = b.detach().requires_grad_()
+            x_hat = self.decode(Code(k, b, None if s is None else s.to(self.device)[row]))
+            # J v for all v by two backward passes: J^T u is linear in u, and its slope along v is J v.
+            u = torch.zeros_like(x_hat, requires_grad=True)
+            (back,) = torch.autograd.grad(x_hat, b, u, create_graph=True)
+            (along,) = torch.autograd.grad(back, u, ways)
+        return along.view(m, self.E, self.D).mT
 
     @property
     def device(self) -> torch.device:

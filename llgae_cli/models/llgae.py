@@ -39,10 +39,15 @@ class LLGAE(Model):
 
     @torch.no_grad()
     def initialise(self, rows: Tensor, generator: torch.Generator) -> None:
-        """mu_k = rows (K, D), random samples; W uniform in +-1/sqrt(D), the usual linear layer's."""
-        self.mu.copy_(rows)
+        """mu_k = the first K rows, random samples; W uniform in +-1/sqrt(D), the usual linear layer's."""
+        self.mu.copy_(rows[: self.K])
         W = torch.rand(self.W.shape, generator=generator) * 2 - 1
         self.W.copy_(W / nn.init.calculate_gain("linear") / self.D**0.5)
+
+    @torch.no_grad()
+    def begin_from(self, affine: "LLGAE", rows: Tensor, generator: torch.Generator) -> None:
+        """Take over mu and W."""
+        self.load_state_dict(affine.state_dict())
 
     def step_limit(self) -> float:
         """2 / max eigenvalue of W^T W + alpha; infinity for least squares, which takes no steps."""
@@ -64,16 +69,15 @@ class LLGAE(Model):
     def encode(self, x: Tensor) -> Code:
         """The code of x (n, D): k (n,) and b (n, E)."""
         if self.inference == "loop":
-            b, squared = self._every(x)
+            b, squared = self.every(x)
             k = squared.argmin(1)
             return Code(k, b[torch.arange(len(x), device=x.device), k])
         P, Q = self.maps()
         k = infer.distances(x, self.mu, *infer.folded(self.W, Q)).argmin(1)
         return Code(k, self.encode_in(x, k, P))
 
-    @torch.no_grad()
     def encode_in(self, x: Tensor, k: Tensor, P: Tensor | None = None) -> Tensor:
-        """The latents b (n, E) of x (n, D) in the given components k (n,)."""
+        """The latents b (n, E) of x (n, D) in the given components k (n,); differentiable."""
         P = self.maps()[0] if P is None else P
         order, groups = self._groups(k)
         parts = [(x[rows] - self.mu[j]) @ self.W[j] @ P[j].T for j, rows in groups]
@@ -85,20 +89,22 @@ class LLGAE(Model):
         parts = [torch.addmm(self.mu[j], code.b[rows], self.W[j].T) for j, rows in groups]
         return _put_back(parts, order)
 
-    def loss(self, x: Tensor) -> Tensor:
-        """Mean L2 of x (n, D): mean over samples and pixels of the squared residual; differentiable in mu and W.
+    def loss(self, x: Tensor, k: Tensor | None = None) -> Tensor:
+        """Mean L2 of x (n, D): mean over samples and pixels of the squared residual; differentiable in mu, W and x.
 
-        k is chosen without gradient, and the gradient passes through the winner alone: through its T steps, inside
-        the (E, E) matrix Q, and through no other component.
+        k is chosen without gradient, or given, and the gradient passes through the winner alone: through its T steps,
+        inside the (E, E) matrix Q, and through no other component.
         """
         if self.inference == "loop":
-            return self._every(x)[1].min(1).values.sum() / x.numel()
+            every = self.every(x)[1]
+            return (every.min(1).values if k is None else every.gather(1, k[:, None])).sum() / x.numel()
         _, Q = self.maps()
-        with torch.no_grad():
-            k = infer.distances(x, self.mu, *infer.folded(self.W, Q)).argmin(1)
+        if k is None:
+            with torch.no_grad():
+                k = infer.distances(x, self.mu, *infer.folded(self.W, Q)).argmin(1)
         return _WinnersResidual.apply(self.mu, self.W, Q, x, k) / x.numel()
 
-    def _every(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def every(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The source's own way, no short cut: b (n, K, E) and squared residuals (n, K) of all components."""
         b = infer.loop(x, self.mu, self.W, self.beta, self.n_step, self.alpha)
         x_hat = self.mu + torch.einsum("kde,nke->nkd", self.W, b)
@@ -120,10 +126,10 @@ def _put_back(parts: list[Tensor], order: Tensor) -> Tensor:
 
 
 class _WinnersResidual(torch.autograd.Function):
-    """sum_i |r_i|^2 - c_i^T Q_k c_i with r = x - mu_k and c = W_k^T r, at the given k; gradients in mu, W and Q.
+    """sum_i |r_i|^2 - c_i^T Q_k c_i with r = x - mu_k and c = W_k^T r, at the given k; gradients in mu, W, Q, x.
 
     By hand, because autograd's record of a few operations for each component costs three times their arithmetic:
-        dQ_k = -sum c c^T,   dW_k = -2 sum r (Q_k c)^T,   dmu_k = -2 (sum r - W_k Q_k sum c)
+        dQ_k = -sum c c^T,   dW_k = -2 sum r (Q_k c)^T,   dmu_k = -2 (sum r - W_k Q_k sum c),   dx = 2 (r - W_k Q_k c)
     """
 
     @staticmethod
@@ -139,13 +145,13 @@ class _WinnersResidual(torch.autograd.Function):
             if len(r_j):
                 torch.mm(r_j, W[j], out=c_j)
                 torch.mm(c_j.T, c_j, out=second[j])
-        ctx.save_for_backward(W, Q, r, c, k, second)
+        ctx.save_for_backward(W, Q, r, c, k, second, order)
         ctx.counts = counts
         return torch.linalg.vector_norm(r, dim=1).square().sum() - (Q * second).sum()
 
     @staticmethod
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
-        W, Q, r, c, k, second = ctx.saved_tensors
+        W, Q, r, c, k, second, order = ctx.saved_tensors
         K, E = W.shape[0], W.shape[2]
         Qc = (c[:, None, :] @ Q.index_select(0, k))[:, 0] if E else c  # Q is symmetric
         dW = torch.zeros_like(W)
@@ -155,4 +161,8 @@ class _WinnersResidual(torch.autograd.Function):
         winners = torch.nn.functional.one_hot(k, K).to(r.dtype)  # (n, K): sums over a component's rows, as one product
         lowered = (W @ (winners.T @ Qc)[:, :, None])[:, :, 0]
         dmu = winners.T @ r - lowered
-        return -2 * upstream * dmu, -2 * upstream * dW, -upstream * second, None, None
+        dx = None
+        if ctx.needs_input_grad[3]:
+            parts = zip(r.split(ctx.counts), Qc.split(ctx.counts), W, strict=True)
+            dx = 2 * upstream * _put_back([r_j - Qc_j @ W_j.T for r_j, Qc_j, W_j in parts], order)
+        return -2 * upstream * dmu, -2 * upstream * dW, -upstream * second, dx, None

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -19,9 +20,10 @@ from PIL import Image
 
 from llgae_cli import __version__
 from llgae_cli.errors import InputError, printable
-from llgae_cli.figures import FIGURES, Subject, look
+from llgae_cli.figures import FIGURES, Subject, look, names
 from llgae_cli.figures.style import Theme
 from llgae_cli.figures.sweep import by_key
+from llgae_cli.models import LLGAE
 from llgae_cli.report import explorer
 from llgae_cli.report.leaderboard import Leaderboard, read_leaderboard
 from llgae_cli.tasks import Task
@@ -38,7 +40,7 @@ VECTOR = frozenset({"training", "usage", "classes", "spectrum", "sweep"})  # lin
 TITLES = {
     "training": "Training",
     "reconstructions": "Reconstructions",
-    "atlas": "Atlas of components",
+    "atlas": "Atlas",
     "usage": "Use of components",
     "classes": "Classes and components",
     "spectrum": "Spectrum",
@@ -64,14 +66,14 @@ def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = 
     neither, for unsound checkpoints and missing data; RunError when the page cannot be written.
     """
     board, paths = None, list(sources)
-    if len(paths) == 1 and paths[0].is_dir():
+    if len(paths) == 1 and os.path.isdir(paths[0]):  # unlike Path.is_dir, it raises for no name
         board = read_leaderboard(paths[0])
         paths = board.best(paths[0], BEST_OF_SWEEP)
     if not paths and board is None:
         raise InputError("report: give checkpoints, or the folder of a sweep")
     if len(paths) > MAX_CHECKPOINTS:
         raise InputError(f"report: {len(paths)} checkpoints on one page; {MAX_CHECKPOINTS} are the most")
-    folders = [path for path in paths if path.is_dir()]
+    folders = [path for path in paths if os.path.isdir(path)]
     if folders:
         raise InputError(f"{printable(folders[0], 200)}: a folder beside other sources; a sweep has a page of its own")
     subjects = _looked_at(paths, data_dir)
@@ -102,8 +104,8 @@ def render(subjects: Sequence[Subject], board: Leaderboard | None = None, folder
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     script, style = (_asset(name) for name in ("explorer.js", "page.css"))
-    names = labels(subjects)
-    data = explorer_data(subjects, names)
+    called = names(subjects)
+    data = explorer_data(subjects, called)
     heading = f"Sweep {folder.resolve().name}" if board is not None else _heading(subjects)
     return environment.get_template("page.html.j2").render(
         heading=heading,
@@ -113,10 +115,10 @@ def render(subjects: Sequence[Subject], board: Leaderboard | None = None, folder
         style=Markup(style),
         data=Markup(script_json(data)),
         explorable=bool(data["checkpoints"]),
-        left_out=[names[at] for at in range(len(subjects)) if at not in {one["at"] for one in data["checkpoints"]}],
+        left_out=left_out(subjects, called, {one["at"] for one in data["checkpoints"]}),
         board=board,
         sweep_pictures=[] if board is None else _sweep_pictures(board, folder),
-        names=names,
+        names=called,
         numbers=numbers(subjects),
         subjects=[
             {
@@ -130,11 +132,23 @@ def render(subjects: Sequence[Subject], board: Leaderboard | None = None, folder
                     **{f"data {key}": _text(value) for key, value in subject.checkpoint.data.items()},
                 },
             }
-            for name, subject in zip(names, subjects, strict=True)
+            for name, subject in zip(called, subjects, strict=True)
         ],
         format_cell=_text,
         file_name=lambda value: Path(value).name if isinstance(value, str) else "",
     )
+
+
+def left_out(subjects: Sequence[Subject], called: Sequence[str], explorable: set[int]) -> list[str]:
+    """A line for each checkpoint that the explorer lacks, with the reason."""
+    return [
+        f"{called[at]}: its components are too large for a page, so the explorer leaves it out."
+        if isinstance(subject.model, LLGAE)
+        else f"{called[at]}: the explorer draws a component's mean and directions, and leaves this model out: "
+        "it decodes in another way."
+        for at, subject in enumerate(subjects)
+        if at not in explorable
+    ]
 
 
 def policy(script: str, style: str) -> str:
@@ -178,14 +192,20 @@ def numbers(subjects: Sequence[Subject]) -> list[tuple[str, str, list[str]]]:
     """The table of numbers: (what, unit, one text a checkpoint); labels' own mean L2 last."""
     e = [subject.evaluation for subject in subjects]
     trained = [subject.checkpoint.train_mean_l2 for subject in subjects]
+    many = [len(one.usage) > 1 for one in e]  # else there are no components, or one that has all samples
+    use = [(f"{len(one.usage) - one.empty} of {len(one.usage)}", f"{one.perplexity:.2f}") for one in e]
+    of_components = [
+        ("Components in use", "", [text if more else "—" for (text, _), more in zip(use, many, strict=True)]),
+        ("Perplexity of use", "components", [text if more else "—" for (_, text), more in zip(use, many, strict=True)]),
+    ]
+    symbols = "k and further symbols" if any(subject.model.symbols for subject in subjects) else "k"
     table = [
         ("Mean L2, test", "grey levels² per pixel", [f"{one.mean_l2:.2f}" for one in e]),
         ("Mean L2, train", "grey levels² per pixel", ["—" if t is None else f"{t:.2f}" for t in trained]),
         ("Explained variance", "", [f"{one.explained_variance:.2%}" for one in e]),
         ("PSNR", "dB", [f"{one.psnr:.2f}" for one in e]),
-        ("Components in use", "", [f"{len(one.usage) - one.empty} of {len(one.usage)}" for one in e]),
-        ("Perplexity of use", "components", [f"{one.perplexity:.2f}" for one in e]),
-        ("Bits for k", "bit", [f"{one.bits:.2f}" for one in e]),
+        *(of_components if any(many) else []),
+        *([(f"Bits for {symbols}", "bit", [f"{one.bits:.2f}" for one in e])] if any(one.bits for one in e) else []),
         ("Epochs", "", [str(subject.checkpoint.epoch) for subject in subjects]),
         ("Training time", "s", [f"{subject.checkpoint.seconds:.1f}" for subject in subjects]),
         ("Test samples", "", [f"{one.n}" for one in e]),
@@ -279,9 +299,13 @@ def _alt(name: str, subject: Subject) -> str:
         return f"Bars: the most used component has {use[0]:.1%} of the samples, the least used {use[-1]:.1%}."
     return {
         "training": "No epoch is on record.",
-        "atlas": "A row for each component, by use: its mean, and walks along its leading directions.",
+        "atlas": "A row for each component, by use: its mean, and walks along its leading directions."
+        if subject.model.K > 1
+        else "What the mean of the codes decodes to, and walks along the leading directions.",
         "classes": "A matrix of classes against components: the share of each class that each component codes.",
-        "spectrum": "Lines falling from left to right: variance along each direction of each component.",
+        "spectrum": "Lines falling from left to right: variance along each direction of each component."
+        if subject.model.K > 1
+        else "A line falling from left to right: variance along each direction of the codes.",
     }[name]
 
 
@@ -294,17 +318,6 @@ def _short(task: str) -> str:
     """A task's name; of one's own data, the last part of the path."""
     kind, colon, path = task.partition(":")
     return f"{kind}: {Path(path).name}" if colon and kind in ("npy", "images") else task
-
-
-def labels(subjects: Sequence[Subject]) -> list[str]:
-    """A short name for each checkpoint, no two alike."""
-    names: list[str] = []
-    for subject in subjects:
-        config = subject.config
-        name = f"K {config.K}, E {config.embed_dim}, {config.trainer}, seed {config.seed}"
-        alike = sum(other.partition(" (")[0] == name for other in names)
-        names.append(f"{name} ({alike + 1})" if alike else name)
-    return names
 
 
 def _class(subjects: Sequence[Subject], label: int) -> str:

@@ -60,7 +60,7 @@ def run_cell(folder: Path, reporter: Any, until: int | None = None, keep_all: bo
         from llgae_cli import experiment
 
         keeper = Keeper(reporter, config, keep_all)
-        outcome = experiment.train(config, keeper, "last" if _begun(folder, config) else None)
+        outcome = experiment.train(config, keeper, "last" if _begun(folder, config) else None, PATIENCE)
         assert outcome.checkpoint is not None, "a cell is one process"
         keeper.tidy()
         result = {

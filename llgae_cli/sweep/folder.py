@@ -13,6 +13,7 @@ In OUT:
     OUT/cells/ID/failed.json     why it failed
 """
 
+import errno
 import json
 import os
 import time
@@ -100,16 +101,20 @@ def begin_save_every(config: Config) -> int:
 
 @contextmanager
 def held(path: Path) -> Iterator[str | None]:
-    """Try to lock a file: None inside when this process has it, else the process number in it."""
+    """Try to lock a file: None inside when this process has it, else the process number in it.
+
+    None too where the file system has no locks: better two sweeps in one folder, if anybody starts them, than none.
+    """
     import fcntl  # Unix alone
 
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            yield printable(file.read(20).strip() or "unknown")
-            return
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                file.seek(0)
+                yield printable(file.read(20).strip() or "unknown")
+                return
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

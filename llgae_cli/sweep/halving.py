@@ -48,6 +48,8 @@ def read_halving(value: Any, configs: Sequence[Config], path: Path) -> Halving:
             raise InputError(f"{path}: halving: for trainer gradient alone; {config.trainer} stops by itself")
         if config.validation == 0:
             raise InputError(f"{path}: halving: needs 'validation' above 0 in the base: the test set decides nothing")
+        if config.schedule != "constant":
+            raise InputError(f"{path}: halving: needs schedule constant; {config.schedule} ends with the epochs")
         if config.epochs <= rungs[-1]:
             raise InputError(f"{path}: halving: the last rung, {rungs[-1]}, is not below epochs: {config.epochs}")
     if len({(config.task, config.validation) for config in configs}) > 1:

@@ -104,6 +104,7 @@ def rate_distortion(rows: Sequence[Row]) -> Figure:
         ("bits_float", "mean_l2", "k and b as numbers: log2 K + 32 E"),
         ("bits_coded", "mean_l2_coded", f"b rounded (mean L2 + {SHARE:.0%}), entropy-coded"),
     )
+    named = ["K", "embed_dim"] if len({row.get("model") for row in rows}) == 1 else ["model", "K", "embed_dim"]
     for axes, (rate, distortion, title) in zip(panels, names, strict=True):
         points = [(row[rate], row[distortion]) for row in rows]
         front = pareto(points)
@@ -111,7 +112,7 @@ def rate_distortion(rows: Sequence[Row]) -> Figure:
         axes.plot(x, y, ls="", marker="o", color=GREY, label="a run")
         axes.plot(x[front], y[front], color=RED, marker="s", label="Pareto front")
         for i in _spaced(front, x, y):
-            label = f"{rows[i]['K']}, {rows[i]['embed_dim']}"
+            label = ", ".join(str(rows[i][key]) for key in named)
             axes.annotate(label, (x[i], y[i]), (5, 4), textcoords="offset points", fontsize=8)
         axes.set_xscale("symlog", linthresh=8)
         axes.set_xticks([0, 4, 16, 64, 256, 1024])
@@ -122,7 +123,7 @@ def rate_distortion(rows: Sequence[Row]) -> Figure:
         axes.set_yscale("log")
         _plain_ticks(axes)
     panels[0].set_ylabel(f"test {UNIT}")
-    panels[1].legend(title="labels: K, E", loc="upper right")
+    panels[1].legend(title="labels: " + ", ".join({"embed_dim": "E"}.get(key, key) for key in named), loc="upper right")
     return figure
 
 

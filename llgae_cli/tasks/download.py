@@ -46,7 +46,7 @@ def fetch(get: Callable[[Any, Path], Any], data_dir: Path) -> None:
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".download-", dir=data_dir))
-    except OSError as error:
+    except (OSError, RecursionError) as error:  # RecursionError: a path a thousand folders deep
         raise InputError(f"{shown(data_dir)}: cannot be written to ({reason(error)})") from None
     try:
         with _quiet():

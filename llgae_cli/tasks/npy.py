@@ -12,6 +12,7 @@ from llgae_cli.tasks.task import Task, fingerprint
 IN_MEMORY_BYTES = 1 << 28  # a smaller array is read into memory once: quicker, and a GPU can hold it
 MAX_LABEL = 65_535
 HELD_OUT = 10
+SMALLEST = 1e-15  # the counterpart of `samples.LARGEST`: squares down to 1e-38 are kept
 
 
 def load_npy(path: Path, name: str, centring: Centring) -> Task:
@@ -20,7 +21,8 @@ def load_npy(path: Path, name: str, centring: Centring) -> Task:
     A file: its rows 9, 19, 29, ... are held out as the test set (of fewer than ten rows, the last one). A folder:
     train.npy and test.npy in it, with train_labels.npy and test_labels.npy (N integers from 0) where they exist.
     Arrays beyond 256 MiB stay on disk and are streamed. The peak is 255 for uint8, 1 for bool, else the range of the
-    values. Raises InputError for whatever is not so, and for NaN or infinite values.
+    values. Raises InputError for whatever is not so, for NaN and infinities, and for values too large
+    or too small to be squared.
     """
     if path.is_dir():
         return _load_folder(path, name, centring)
@@ -89,6 +91,11 @@ def _peak(samples: Samples) -> float:
     if samples.stored in fixed:
         return fixed[samples.stored]
     low, high = samples.extent()  # which also refuses NaN and infinities
+    if 0 < max(-low, high) < SMALLEST:
+        raise InputError(
+            f"{samples.origin}: holds no value beyond {max(-low, high):g}; the squares of less than {SMALLEST:g} are "
+            "lost in float32: multiply the data by a constant"
+        )
     return (high - low) or 1.0
 
 

@@ -1,5 +1,6 @@
 """The published data sets: Fashion-MNIST, MNIST, KMNIST, EMNIST letters (idx files), CIFAR-10 and SVHN."""
 
+import os
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -188,7 +189,8 @@ def _find(what: IdxSet, places: list[Path]) -> Path | None:
 
 
 def _file(place: Path, part: str) -> Path | None:
-    return next((path for path in (place / part, place / f"{part}.gz") if path.is_file()), None)
+    # os.path.isfile, because Path.is_file raises for a name that is too long.
+    return next((path for path in (place / part, place / f"{part}.gz") if os.path.isfile(path)), None)
 
 
 def _fetched(what: IdxSet, data_dir: Path) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from llgae_cli.errors import InputError, nearest, printable
 from llgae_cli.tasks.images import load_images
 from llgae_cli.tasks.npy import load_npy, missing
+from llgae_cli.tasks.npy_file import reason, shown
 from llgae_cli.tasks.published import (
     load_cifar10,
     load_emnist_letters,
@@ -59,6 +60,9 @@ def _own_path(kind: str, where: str) -> Path:
         path = Path(where).expanduser()
     except RuntimeError:  # ~nobody
         path = Path(where)
-    if not path.exists():
-        raise missing(path)
-    return path
+    try:
+        if path.exists():
+            return path
+    except OSError as error:  # a name that is too long
+        raise InputError(f"{shown(path)}: cannot be read ({reason(error)})") from None
+    raise missing(path)

@@ -1,11 +1,13 @@
 """The closed-form trainer: assign, then the optimum of every component given its samples; no step size anywhere."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from llgae_cli.errors import RunError
 from llgae_cli.inference import gauge
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
@@ -74,7 +76,7 @@ class ClosedForm:
         self.origin: Tensor | None = None
         self.statistics: Statistics | None = None
         self.finished = False
-        self.repaired = 0
+        self.repaired = self.passes = 0
 
     def start(self, notify: Notify) -> None:
         """The best of several starts on a sample of the rows, then one pass that measures it on all of them."""
@@ -126,6 +128,11 @@ class ClosedForm:
         candidate = self.candidate(self.statistics)
         statistics = self.survey(candidate)
         gained = before - statistics.objective
+        self.passes += 1
+        if not math.isfinite(gained):
+            raise RunError(
+                f"the mean L2 became {statistics.objective / self.model.D} in pass {self.passes} of this run"
+            )
         # With a prior the plain objective may rise a little on the way to the penalised optimum.
         if gained > 0 or self.strength > 0:
             self._adopt(candidate, statistics)

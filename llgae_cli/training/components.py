@@ -259,13 +259,17 @@ def orthonormal(M: Tensor) -> Tensor:
     return torch.linalg.qr(torch.where(scale > 0, M / scale, M))[0]
 
 
-def latent_covariance(components: Components, statistics: Statistics) -> Tensor:
+def latent_covariance(components: Components, statistics: Statistics, following: Components | None = None) -> Tensor:
     """Covariance of z = U^T x in each component, U^T S U / n with shape (K, E, E); zero where there is no sample.
 
-    `components` are those of the pass, whose product S U holds it already.
+    `components` are those of the pass, whose product S U holds it already. Of the `following` ones, made from it and
+    not surveyed yet, U'^T (S U) (U^T U') / n: what U tells of S, and all of it once the pass has converged.
     """
     n = statistics.count[:, None].clamp(min=1)
-    covariance = components.U.mT @ statistics.centred_product(statistics.total / n) / n[:, :, None]
+    SU = statistics.centred_product(statistics.total / n)
+    covariance = components.U.mT @ SU / n[:, :, None]
+    if following is not None:
+        covariance = following.U.mT @ SU @ (components.U.mT @ following.U) / n[:, :, None]
     return (covariance + covariance.mT) / 2
 
 

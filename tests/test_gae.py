@@ -1,0 +1,156 @@
+"""GAE: with an affine decoder it is LLGAE; with a network it climbs the likelihood of that network."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from llgae_cli.errors import InputError
+from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Code, Decoder
+
+K, D, E, N = 3, 16, 4, 40
+SHAPE = (4, 4)
+
+
+def samples() -> Tensor:
+    return torch.randn(N, D, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 2
+
+
+def an_llgae(**options: object) -> LLGAE:
+    model = LLGAE(K, D, E, **options).double()  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 2
+    return model
+
+
+def a_network(kind: str, **options: object) -> GAE:
+    network = DECODERS[kind](K, E, SHAPE, 16, 4)
+    model = GAE(Decoder(None, network), K, D, E, **options).double()  # type: ignore[arg-type]
+    model.initialise(samples(), torch.Generator().manual_seed(4))
+    return model
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_with_an_affine_decoder_it_is_llgae_in_values_and_gradients(alpha: float) -> None:
+    x, steps = samples(), {"beta": 0.03, "n_step": 6, "alpha": alpha}
+    affine = an_llgae(inference="loop", **steps)
+    model = GAE(Decoder(LLGAE(K, D, E), None), K, D, E, **steps).double()
+    pieces = model.decoder.pieces
+    assert pieces is not None
+    pieces.load_state_dict(affine.state_dict())
+    one, other = affine.encode(x), model.encode(x)
+    assert torch.equal(one.k, other.k) and torch.allclose(one.b, other.b, atol=1e-12)
+    assert torch.allclose(affine.decode(one), model.decode(other), atol=1e-12)
+    losses = affine.loss(x), model.loss(x)
+    for loss in losses:
+        loss.backward()
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-12)
+    for mine, theirs in ((pieces.mu, affine.mu), (pieces.W, affine.W)):
+        assert mine.grad is not None and theirs.grad is not None
+        assert torch.allclose(mine.grad, theirs.grad, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_the_ascent_climbs_the_likelihood_and_the_best_component_wins(kind: str) -> None:
+    model, x = a_network(kind, beta=0.02, n_step=1), samples()
+    squared = []
+    for steps in (1, 4, 16):
+        model.n_step = steps
+        code = model.encode(x)
+        squared.append((x - model.decode(code)).square().sum().item())
+        each = [
+            (x - model.decode(Code(k, model._climbed(x, k, torch.zeros(N, E).double())))).square().sum(1)
+            for k in (torch.full((N,), j) for j in range(K))
+        ]
+        assert torch.equal(torch.stack(each, 1).argmin(1), code.k)
+    assert squared[0] > squared[1] > squared[2]
+
+
+@pytest.mark.parametrize("ascent", ["through", "given"])
+def test_the_gradient_is_that_of_the_loss_through_the_steps_or_at_their_end(ascent: str) -> None:
+    model, x = a_network("mlp", beta=0.02, n_step=3, ascent=ascent), samples()
+    model.loss(x).backward()
+    code = model.encode(x)
+    assert model.decoder.network is not None
+    weight = model.decoder.network.out.weight  # type: ignore[union-attr]
+    assert isinstance(weight, torch.nn.Parameter) and weight.grad is not None
+    way = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    values = []
+    for step in (1e-6, -1e-6):
+        with torch.no_grad():
+            weight += step * way
+            values.append((model.loss(x) if ascent == "through" else (x - model.decode(code)).square().mean()).item())
+            weight -= step * way
+    assert float((weight.grad * way).sum()) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
+
+
+def test_begun_from_an_llgae_its_component_is_kept_and_its_latents_have_unit_variance() -> None:
+    affine, x = an_llgae(inference="least-squares"), samples().repeat(20, 1)
+    parts = Decoder(LLGAE(K, D, E), DECODERS["conv"](K, E, SHAPE, 16, 4))
+    guide = ENCODERS["conv"](K, E, SHAPE, 16, 4)
+    held = LLGAE(K, D, E, inference="least-squares")
+    model = GAE(parts, K, D, E, n_step=0, ascent="later", affine=held, guide=guide).double()
+    model.initialise(x, torch.Generator().manual_seed(5))
+    model.begin_from(affine, x, torch.Generator().manual_seed(6))
+    code = model.encode(x)
+    assert torch.equal(code.k, affine.encode(x).k)
+    assert torch.allclose(code.b, guide(code.k, x / model.decoder.unit))
+    k, b, _ = held.encode(x)
+    assert all(torch.allclose(b[k == j].std(0), torch.ones(E).double()) for j in range(K) if (k == j).sum() > 1)
+    assert torch.allclose(held.decode(Code(k, b)), affine.decode(affine.encode(x)))  # another gauge, the same model
+    before = [parameter.clone() for parameter in held.parameters()]
+    groups = model.parameter_groups()
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
+    optimizer = torch.optim.AdamW([parameter for group in groups for parameter in group["params"]], lr=1e-3)
+    first = float(model.loss(x).detach())
+    for _ in range(20):
+        optimizer.zero_grad()
+        model.loss(x).backward()
+        optimizer.step()
+    assert float(model.loss(x).detach()) < first
+    assert all(torch.equal(p, q) for p, q in zip(before, held.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (5, 7), (9, 6, 3), (4, 4)])
+def test_networks_take_images_of_any_sides(shape: tuple[int, ...]) -> None:
+    n = 1
+    for side in shape:
+        n *= side
+    k, b = torch.tensor([0, 2]), torch.randn(2, E)
+    for kind in ("mlp", "conv"):
+        x = DECODERS[kind](K, E, shape, 8, 4)(k, b)
+        assert x.shape == (2, n) and ENCODERS[kind](K, E, shape, 8, 4)(k, x).shape == (2, E)
+        assert DECODERS[kind](K, 0, shape, 8, 4)(k, b[:, :0]).shape == (2, n)
+
+
+def test_a_convolution_over_plain_vectors_is_refused() -> None:
+    for kinds in (DECODERS, ENCODERS):
+        with pytest.raises(InputError, match="plain vectors"):
+            kinds["conv"](K, E, (10,), 8, 4)
+
+
+def test_an_autoencoder_rebuilds_and_the_denoising_one_rebuilds_the_clean_sample() -> None:
+    x = samples()
+    model = Autoencoder(ENCODERS["mlp"](1, E, SHAPE, 32, 4), DECODERS["mlp"](1, E, SHAPE, 32, 4), D, E).double()
+    model.initialise(x, torch.Generator().manual_seed(7))
+    code = model.encode(x)
+    assert code.k.eq(0).all() and code.b.shape == (N, E)
+    assert torch.allclose(model.loss(x), (x - model.decode(code)).square().mean())
+    assert torch.allclose(model.loss(x, x + 1), (x - model.decode(model.encode(x + 1))).square().mean())
+
+
+def test_the_jacobian_is_the_slope_of_the_decoder() -> None:
+    for model in (a_network("conv"), a_network("mlp")):
+        at = Code(torch.tensor([0, 2]), torch.randn(2, E, generator=torch.Generator().manual_seed(8)).double())
+        J = model.jacobian(at)
+        assert J.shape == (2, D, E)
+        for e in range(E):
+            step = torch.zeros(2, E).double()
+            step[:, e] = 1e-6
+            slope = (model.decode(Code(at.k, at.b + step)) - model.decode(Code(at.k, at.b - step))) / 2e-6
+            assert torch.allclose(J[:, :, e], slope, atol=1e-5)
+    affine = an_llgae()
+    assert torch.equal(affine.jacobian(Code(torch.tensor([2, 0]), torch.zeros(2, E))), affine.W.detach()[[2, 0]])
+    assert torch.allclose(
+        super(LLGAE, affine).jacobian(Code(torch.tensor([2, 0]), torch.zeros(2, E))), affine.W.detach()[[2, 0]]
+    )
