@@ -15,6 +15,7 @@ from llgae_cli.figures import Subject, look, names
 from llgae_cli.figures.subject import UNFINISHED
 from llgae_cli.models import Model
 from llgae_cli.rate import measure_rate
+from llgae_cli.restoring import restore
 from llgae_cli.tasks import Samples, Task
 
 TIMED_SAMPLES = 10_000
@@ -62,7 +63,7 @@ def look_at_all(paths: Sequence[Path], data_dir: Path | None = None) -> list[Sub
     """
     first: dict[str, Any] | None = None
     for path in paths:
-        _, checkpoint, config = experiment.restore(path)
+        _, checkpoint, config = restore(path)
         data = {**checkpoint.data, "task": config.task, "centring": config.centring}
         first = first or data
         for key, what in (("fingerprint", "data"), ("centring", "centring")):

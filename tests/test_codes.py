@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from llgae_cli import codes, experiment
+from llgae_cli import codes
 from llgae_cli.cli.app import app
 from llgae_cli.directions import principal
 from llgae_cli.errors import InputError
 from llgae_cli.metrics import CHUNK, Latents
 from llgae_cli.models import LLGAE
+from llgae_cli.restoring import restore
 from llgae_cli.tasks import Samples, load_task
 
 
@@ -62,7 +63,7 @@ def test_decode_of_encode_is_the_model_bit_for_bit(tmp_path: Path, K: int, E: in
 
 
 def test_an_npy_file_is_encoded_row_by_row_in_its_order(tmp_path: Path, checkpoint: Path) -> None:
-    model, _, _ = experiment.restore(checkpoint)
+    model, _, _ = restore(checkpoint)
     x = np.random.default_rng(1).normal(0, 100, (33, 64))
     np.save(tmp_path / "own.npy", x)
     done = run("encode", checkpoint, "--task", f"npy:{tmp_path / 'own.npy'}", "-o", tmp_path / "own.npz")
@@ -84,7 +85,7 @@ def test_commands_round_trip_to_arrays_and_images(tmp_path: Path, checkpoint: Pa
     assert np.abs(pixels - expected).max() <= 0.51
     test = load_task("subspaces", Path("data")).test
     residual = (test.rows(slice(None)) - torch.from_numpy(x).reshape(1000, 64)).square().mean()
-    assert float(residual) == pytest.approx(experiment.restore(checkpoint)[1].mean_l2, rel=1e-3)
+    assert float(residual) == pytest.approx(restore(checkpoint)[1].mean_l2, rel=1e-3)
 
 
 def test_new_samples_have_the_frequencies_and_the_spread_of_the_codes() -> None:
@@ -163,7 +164,7 @@ def test_a_hostile_codes_file_is_refused_in_one_line(tmp_path: Path, checkpoint:
     make, words = HOSTILE[kind]
     path = tmp_path / "codes.npz"
     make(path)
-    model, _, _ = experiment.restore(checkpoint)
+    model, _, _ = restore(checkpoint)
     with pytest.raises(InputError) as caught:
         codes.write_npy(codes.decoded(model, codes.CodesFile(path, model)), tmp_path / "x.npy", (4, 64))
     assert words in str(caught.value) and "\n" not in str(caught.value)
@@ -171,7 +172,7 @@ def test_a_hostile_codes_file_is_refused_in_one_line(tmp_path: Path, checkpoint:
 
 
 def test_a_header_that_promises_more_than_the_file_holds_is_refused(tmp_path: Path, checkpoint: Path) -> None:
-    model, _, _ = experiment.restore(checkpoint)
+    model, _, _ = restore(checkpoint)
     with zipfile.ZipFile(tmp_path / "c.npz", "w") as archive:
         for name, shape, kind in (("k", (10**12,), "<i4"), ("b", (10**12, 3), "<f4")):
             with archive.open(f"{name}.npy", "w") as member:
@@ -181,7 +182,7 @@ def test_a_header_that_promises_more_than_the_file_holds_is_refused(tmp_path: Pa
 
 
 def test_a_checkpoint_without_latents_says_so(tmp_path: Path, checkpoint: Path) -> None:
-    model, stored, _ = experiment.restore(checkpoint)
+    model, stored, _ = restore(checkpoint)
     stored.extras.clear()
     with pytest.raises(InputError, match="unfinished"):
         codes.latents_of(stored, model, checkpoint)

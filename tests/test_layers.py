@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "llgae_cli"
 ROWS = [
     {"cli"},
     {"sweep", "report", "bench", "figures", "standings"},
-    {"experiment", "assembly", "codes", "rate", "sklearn"},
+    {"experiment", "restoring", "assembly", "codes", "rate", "sklearn"},
     {"training", "checkpoints", "writing"},
     {"models"},
     {"inference", "directions", "metrics", "tasks", "config"},

@@ -31,6 +31,7 @@ from llgae_cli.cli.app import main
 from llgae_cli.config import Config, parse_yaml, read_config, validated
 from llgae_cli.errors import InputError, RunError
 from llgae_cli.models import Model
+from llgae_cli.restoring import restore
 from llgae_cli.sweep.plan import read_plan
 from llgae_cli.tasks import download, load_task
 from llgae_cli.tasks.idx import read_idx
@@ -66,7 +67,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(checkpoint: Path) -> Model:
-    return experiment.restore(checkpoint)[0]
+    return restore(checkpoint)[0]
 
 
 def tried(name: str, tally: Tally, least_refused: float = 0.5) -> None:
@@ -90,7 +91,7 @@ def restored(path: Path) -> Callable[[], object]:
     """Read a checkpoint down to the model, which then codes a few rows."""
 
     def read() -> None:
-        model, stored, _ = experiment.restore(path)
+        model, stored, _ = restore(path)
         model.decode(model.encode(torch.ones(3, model.D)))
         files.disagreement(path, stored)
 
@@ -222,7 +223,7 @@ def test_a_model_of_claimed_sizes_is_not_built(
     content["data"]["shape"] = shape
     torch.save(content, tmp_path / checkpoint.name)
     with watched(), pytest.raises(InputError):
-        experiment.restore(tmp_path / checkpoint.name)
+        restore(tmp_path / checkpoint.name)
 
 
 @pytest.mark.parametrize("trainer", ["closed-form", "gradient"])

@@ -34,9 +34,10 @@ def encode(
     Models whose code has further symbols (residual, shift) add s.
     """
     _suffix(output, ".npz")
-    from llgae_cli import codes, experiment
+    from llgae_cli import codes
+    from llgae_cli.restoring import restore
 
-    model, _, config = experiment.restore(checkpoint)
+    model, _, config = restore(checkpoint)
     samples = codes.samples_of(
         task or config.task, split and split.value, data_dir or config.data_dir, config.centring, config.seed
     )
@@ -67,9 +68,10 @@ def decode(
         raise InputError(f"-o {printable(output, 200)}: an .npy file or a folder is expected")
     if centred and not to_npy:
         raise InputError("--centred: for .npy files alone; images need their mean grey level")
-    from llgae_cli import codes, experiment
+    from llgae_cli import codes
+    from llgae_cli.restoring import restore
 
-    model, stored, _ = experiment.restore(checkpoint)
+    model, stored, _ = restore(checkpoint)
     shape = codes.shape_of(stored, model)
     file = codes.CodesFile(codes_file, model)
     if to_npy:
@@ -107,9 +109,10 @@ def sample(
         raise InputError(f"-o {printable(output, 200)}: a .png, .svg or .npy file is expected")
     if output.suffix != ".npy" and n > 10_000:
         raise InputError(f"-n {n}: a picture takes at most 10000; an .npy file takes any number")
-    from llgae_cli import codes, experiment
+    from llgae_cli import codes
+    from llgae_cli.restoring import restore
 
-    model, stored, config = experiment.restore(checkpoint)
+    model, stored, config = restore(checkpoint)
     latents = codes.latents_of(stored, model, checkpoint)
     if component is not None and component >= model.K:
         raise InputError(f"--component {component}: 0..{model.K - 1} are there")

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from llgae_cli import codes, experiment, metrics
+from llgae_cli import codes, metrics
 from llgae_cli.checkpoints import Checkpoint, disagreement
 from llgae_cli.config import FIXED, Config
 from llgae_cli.directions import Directions
 from llgae_cli.errors import InputError
 from llgae_cli.figures.cells import Looks
 from llgae_cli.models import Code, Model, Residual
+from llgae_cli.restoring import restore
 from llgae_cli.tasks import Task, load_task
 
 RANGE_SAMPLES = 1000
@@ -107,7 +108,7 @@ def look(path: Path, data_dir: Path | None = None, task: Task | None = None) -> 
 
     Raises InputError for an unsound checkpoint, or data that cannot be had or has another dimension.
     """
-    model, checkpoint, config = experiment.restore(path)
+    model, checkpoint, config = restore(path)
     if task is None:
         task = load_task(config.task, data_dir or config.data_dir, config.centring, config.seed)
     if task.test.D != model.D:

@@ -88,7 +88,7 @@ def _looked_at(paths: Sequence[Path], data_dir: Path | None) -> list[Subject]:
     tasks: dict[tuple[str, str, int], Task] = {}
     subjects = []
     for path in paths:
-        from llgae_cli.experiment import restore
+        from llgae_cli.restoring import restore
 
         config = restore(path)[2]
         key = (config.task, config.centring, config.seed if config.task == "subspaces" else 0)

@@ -87,9 +87,10 @@ def _begun(folder: Path, config: Config) -> bool:
 def _rate(path: Path, mean_l2: float) -> dict[str, Any]:
     from llgae_cli import codes, experiment, metrics
     from llgae_cli.rate import measure_rate
+    from llgae_cli.restoring import restore
     from llgae_cli.tasks import load_task
 
-    model, checkpoint, config = experiment.restore(path)
+    model, checkpoint, config = restore(path)
     task = load_task(config.task, config.data_dir, config.centring, config.seed)
     try:
         latents = codes.latents_of(checkpoint, model, path)
