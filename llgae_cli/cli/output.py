@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llgae_cli.errors import RunError, printable
+from llgae_cli.interrupts import postponed
 
 
 class _Log(Console):
@@ -109,6 +110,9 @@ def _is_number(text: str) -> bool:
 class Progressing:
     """An experiment's reporter: a live bar on a terminal, plain lines in a log, nothing but warnings when quiet.
 
+    Interrupts wait until a line is written: one that is raised while the bar's lock is held would leave it held, and
+    the thread that draws the bar would wait for it for ever.
+
     Of the processes of a torchrun, which announces each one's RANK, the first alone speaks.
     """
 
@@ -134,10 +138,12 @@ class Progressing:
             self.bar.start()
         return self
 
+    @postponed()
     def __exit__(self, *exception: object) -> None:
         if self.bar:
             self.bar.stop()
 
+    @postponed()
     def note(self, message: str) -> None:
         """A line; on a terminal the starts' running commentary stays inside the bar."""
         if self.bar:
@@ -145,12 +151,14 @@ class Progressing:
         elif not self.quiet:
             ERRORS.print(Text(printable(message, 200)), soft_wrap=True)
 
+    @postponed()
     def warn(self, message: str) -> None:
         """A warning is shown even when quiet."""
         if self.mute:
             return
         ERRORS.print(Text.assemble(("llgae: warning: ", "bold yellow"), printable(message, 2000)), soft_wrap=True)
 
+    @postponed()
     def epoch(self, record: dict[str, float], epochs: int) -> None:
         """The epoch's figures."""
         figures = [f"{label} {record[key]:.2f}" for key, label in _FIGURES.items() if key in record]
