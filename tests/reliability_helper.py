@@ -124,6 +124,11 @@ def slow_disk() -> None:
     os.fsync = lambda handle: time.sleep(60)
 
 
+def terminal() -> None:
+    """Have a closed terminal heard of, also where these tests themselves run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def nohup() -> None:
     """Have a closed terminal ignored."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -166,7 +166,9 @@ def test_a_closed_terminal_saves_unless_it_is_to_be_ignored(tmp_path: Path) -> N
         run.send_signal(signal.SIGTERM)
         assert run.wait() == 143 and "saved checkpoints/S28-" in run.said()
     ours, theirs = pty.openpty()
-    with Started(tmp_path, "train", "-c", "c.yaml", "--resume", "last", err=os.ttyname(theirs)) as run:
+    with Started(
+        tmp_path, "train", "-c", "c.yaml", "--resume", "last", err=os.ttyname(theirs), before="terminal"
+    ) as run:
         shown = ""
         while "mean L2" not in shown:  # an epoch is done
             shown += os.read(ours, 1000).decode("utf-8", "replace")
