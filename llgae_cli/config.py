@@ -32,6 +32,9 @@ NETWORKS = ("gae", "deep-llgae", "autoencoder", "denoising-autoencoder")  # mode
 ENCODED = ("autoencoder", "denoising-autoencoder")  # models that take no steps on b
 GRADIENT_ONLY = ("soft-llgae", *NETWORKS)
 
+# Later keys that only the gradient trainer knows; setting one for the other is an error.
+BY_GRADIENT = ("start", "schedule", "weight-decay", "average", "flip")
+
 # The models that a key is for; setting it for another one is an error.
 MEANT_FOR = {
     "decoder": NETWORKS,
@@ -183,7 +186,10 @@ class Config(BaseModel):
                 raise ValueError(f"{key}: {given[key]} with model {model}, which is {key} {value}")
         if model in GRADIENT_ONLY and given.get("trainer", "gradient") == "closed-form":
             raise ValueError(f"trainer: closed-form with model {model}, which is trained by gradient alone")
-        return {**TRAINED_WITH.get(model, {}), **given}
+        with_it = dict(TRAINED_WITH.get(model, {}))
+        if given.get("optimizer", "adamw") != "adamw":
+            with_it.pop("weight-decay", None)  # adamw's
+        return {**with_it, **given}
 
     @model_validator(mode="after")
     def _meant(self) -> "Config":
@@ -194,6 +200,11 @@ class Config(BaseModel):
         for key, models in MEANT_FOR.items():
             if self.model not in models and key in self.plain():
                 raise ValueError(f"{key}: has no effect on model {self.model}; it is for {', '.join(models)}")
+        for key in BY_GRADIENT if self.trainer == "closed-form" else ():
+            if key in self.plain():
+                raise ValueError(f"{key}: has no effect on trainer closed-form; it is for gradient")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(f"weight-decay: has no effect on optimizer {self.optimizer}; it is for adamw")
         return self
 
     def plain(self) -> dict[str, Any]:
