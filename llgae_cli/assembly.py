@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError
@@ -44,45 +45,30 @@ def build_trainer(config: Config, model: Model, samples: Samples, shape: tuple[i
 
 def closed_form(config: Config, model: LLGAE, samples: Samples) -> ClosedForm:
     """The closed-form trainer for a model that is an LLGAE."""
-    return ClosedForm(
-        model,
-        samples,
-        seed=config.seed,
-        restarts=config.restarts,
-        moves=config.moves,
-        tol=config.tol,
-        candidates=config.candidates,
-        shrinkage=config.shrinkage,
-    )
+    return ClosedForm(model, samples, candidates=config.candidates, **_fitted(config))
 
 
 def levels(config: Config, model: Residual, samples: Samples) -> Levels:
     """The closed-form trainer for a residual model."""
     _scores_all(config)
-    return Levels(
-        model,
-        samples,
-        seed=config.seed,
-        restarts=config.restarts,
-        moves=config.moves,
-        tol=config.tol,
-        shrinkage=config.shrinkage,
-    )
+    return Levels(model, samples, **_fitted(config))
 
 
 def shifted(config: Config, model: Shift, samples: Samples) -> ClosedForm:
     """The closed-form trainer for a model with shifts: LLGAE's, on samples moved back."""
     _scores_all(config)
-    return ClosedForm(
-        model.affine,
-        samples,
-        seed=config.seed,
-        restarts=config.restarts,
-        moves=config.moves,
-        tol=config.tol,
-        shrinkage=config.shrinkage,
-        view=moved_back(model),
-    )
+    return ClosedForm(model.affine, samples, view=moved_back(model), **_fitted(config))
+
+
+def _fitted(config: Config) -> dict[str, Any]:
+    """What every closed-form trainer is told."""
+    return {
+        "seed": config.seed,
+        "restarts": config.restarts,
+        "moves": config.moves,
+        "tol": config.tol,
+        "shrinkage": config.shrinkage,
+    }
 
 
 def _scores_all(config: Config) -> None:

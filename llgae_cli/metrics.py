@@ -93,7 +93,7 @@ def measure(model: Coder, samples: Samples, peak: float) -> tuple[Evaluation, La
     mean_l2 = float(squared.mean())
     variance = energy / samples.N / samples.D - float((total / samples.N).square().mean())
     usage = count / samples.N
-    bits = _entropy(usage)
+    bits = entropy(usage)
     evaluation = Evaluation(
         n=samples.N,
         mean_l2=mean_l2,
@@ -102,7 +102,7 @@ def measure(model: Coder, samples: Samples, peak: float) -> tuple[Evaluation, La
         psnr=psnr(mean_l2, peak),
         usage=usage.tolist(),
         perplexity=2**bits,
-        bits=bits + sum(_entropy(seen.sum(0) / samples.N) for seen in symbols),
+        bits=bits + sum(entropy(seen.sum(0) / samples.N) for seen in symbols),
         empty=int((count == 0).sum()),
     )
     mean = first / count.clamp(min=1)[:, None]
@@ -124,8 +124,8 @@ def psnr(mean_l2: float, peak: float) -> float:
     return 10 * math.log10(peak**2 / mean_l2) if mean_l2 > 0 else math.inf
 
 
-def _entropy(share: Tensor) -> float:
-    """-sum p log2 p, in bits."""
+def entropy(share: Tensor) -> float:
+    """-sum p log2 p of shares that add to 1, in bits."""
     return float(torch.special.entr(share).sum()) / math.log(2)
 
 

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llgae_cli import metrics
 from llgae_cli.codes import centres
 from llgae_cli.metrics import CHUNK, Latents
 from llgae_cli.models import Code, Model
@@ -105,8 +106,7 @@ def axes(W: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 def entropy(symbols: Tensor) -> float:
     """-sum p log2 p of the values' shares in `symbols` (n,), in bits."""
-    share = torch.unique(symbols, return_counts=True)[1].double() / len(symbols)
-    return float(torch.special.entr(share).sum()) / math.log(2)
+    return metrics.entropy(torch.unique(symbols, return_counts=True)[1].double() / len(symbols))
 
 
 def pareto(points: list[tuple[float, float]]) -> list[int]:

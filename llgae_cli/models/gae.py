@@ -9,7 +9,7 @@ from llgae_cli.models.contract import Code, Model
 from llgae_cli.models.llgae import LLGAE
 from llgae_cli.models.networks import Network
 
-CLIMBED_ROWS = 512  # rows whose ascent is recorded at once: 2,048 take a quarter longer and 1 GB more
+CLIMBED_ROWS = 512  # rows whose ascent is recorded at once: 2,048 took a quarter longer
 TRIED_ROWS = 4096  # rows under components that are decoded at once
 PIECES_RATE = 50.0  # learning rate of mu over that of a network: mu is in grey levels, weights are of about one
 BESIDE_NETWORK = 0.1  # share of W that a decoder with a network begins with
@@ -31,7 +31,7 @@ class GAE(Model):
     `ascent` says what training makes of the steps:
         through   the gradient of the loss passes through all T of them (second derivatives of g)
         given     the b that they come to is taken as given, which is exact at a maximum of l
-        later     the loss is taken at the start, and `encode` alone climbs: T times cheaper, for a learnt start
+        later     the loss is taken at the start, and `encode` alone climbs: cheaper, for a learnt start
 
     `lower_precision`: the networks' products in bfloat16, in `loss` and on the way to a code, never in `decode`.
 
