@@ -61,6 +61,7 @@ class Run:
     seconds: float = 0.0
     saved: Path | None = None
     snapshot: dict[str, Any] | None = None
+    lock: checkpoints.RunLock | None = None
 
     @property
     def done(self) -> int:
@@ -86,6 +87,7 @@ def train(config: Config, reporter: Reporter, resume: str | None = None, patienc
             checkpoints.clean_locks(config.checkpoint_dir)
         take(lock, reporter, patience)
         run = set_up(config, device)
+        run.lock = lock
         if resume is not None:
             restore_run(run, resume, reporter)
         reporter.note(f"{run.task.name}: {run.train.N} training samples of {run.train.D} values, {run.task.source}")
@@ -234,7 +236,8 @@ def save(run: Run, **more: Any) -> Path | None:
     except RunError as error:
         last_good = f"; the last one that was is {run.saved}, go on from it with --resume last" if run.saved else ""
         raise RunError(f"{error}{last_good}") from None
-    if removed:
+    # The lock tells of a folder that went between the look and the save, which makes it anew.
+    if removed or (run.lock is not None and run.lock.lost):
         raise RunError(
             f"{printable(folder, 300)}: was removed while the run was at work; made again, and the state after epoch "
             f"{checkpoint.epoch} saved there, continue with --resume last"

@@ -57,6 +57,11 @@ class RunLock:
             os.write(handle, f"{os.getpid()} {platform.node()}\n".encode())
         return True
 
+    @property
+    def lost(self) -> bool:
+        """Whether the lock is held on a file that is gone: the folder was removed, even if it is there again."""
+        return self._handle is not None and not _has_name(self._handle, self.path)
+
     def release(self) -> None:
         """Let go and remove the file. Does nothing where the lock is not held."""
         if self._handle is None:
