@@ -234,8 +234,11 @@ def save(run: Run, **more: Any) -> Path | None:
     try:
         run.saved = checkpoints.save(checkpoint, folder, name)
     except RunError as error:
-        last_good = f"; the last one that was is {run.saved}, go on from it with --resume last" if run.saved else ""
-        raise RunError(f"{error}{last_good}") from None
+        if folder.is_dir():
+            last_good = f"; the last one that was is {run.saved}, go on from it with --resume last" if run.saved else ""
+            raise RunError(f"{error}{last_good}") from None
+    if not folder.is_dir():  # it went while the file was being written, or just after
+        removed, run.saved = True, checkpoints.save(checkpoint, folder, name)
     # The lock tells of a folder that went between the look and the save, which makes it anew.
     if removed or (run.lock is not None and run.lock.lost):
         raise RunError(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llgae_cli.checkpoints.folders import clean_temporaries, made_folder, temporary_path
+from llgae_cli.checkpoints.folders import clean_temporaries, discard, made_folder, temporary_path
 from llgae_cli.errors import RunError, printable
 
 
@@ -32,7 +32,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     except OSError as error:
         raise RunError(f"{printable(path, 300)}: cannot be written ({_reason(error)})") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
 
 
 def _reason(error: Exception) -> str:

@@ -37,6 +37,7 @@ from llgae_cli.checkpoints import (
     save,
 )
 from llgae_cli.checkpoints import files as files_module
+from llgae_cli.checkpoints import folders as folders_module
 from llgae_cli.checkpoints.contents import packed
 from llgae_cli.checkpoints.folders import FORSAKEN, temporary_path
 from llgae_cli.config import Config
@@ -244,6 +245,20 @@ def test_a_full_or_broken_disk_is_one_line_and_leaves_older_checkpoints_intact(
         assert str(saved.parent) in str(caught.value)
         assert os.strerror(number) in str(caught.value)
     assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == [saved.name]
+
+
+def test_a_folder_that_turns_read_only_in_mid_write_is_said_and_what_stays_is_cleaned(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as closed:
+        for call in ("replace", "unlink"):
+            closed.setattr(os, call, fail_with(errno.EPERM))
+        with pytest.raises(RunError, match=rf"no checkpoint could be written \({os.strerror(errno.EPERM)}\)"):
+            save(a_checkpoint(), saved.parent, name_of(CONFIG, 5, 12.5))
+    assert len(os.listdir(saved.parent)) == 2
+    monkeypatch.setattr(folders_module, "_lives", lambda pid: False)  # as if this process had ended
+    assert clean_temporaries(saved.parent) == 1
     assert os.listdir(saved.parent) == [saved.name]
 
 

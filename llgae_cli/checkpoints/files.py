@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llgae_cli.checkpoints.contents import Checkpoint, packed, same_result, unpacked
-from llgae_cli.checkpoints.folders import made_folder, temporary_path
+from llgae_cli.checkpoints.folders import discard, made_folder, temporary_path
 from llgae_cli.checkpoints.names import SUFFIX, CheckpointName, slug
 from llgae_cli.config import validated
 from llgae_cli.errors import InputError, RunError, nearest, printable
@@ -74,7 +74,7 @@ def save(checkpoint: Checkpoint, folder: Path, name: CheckpointName) -> Path:
         raise RunError(f"{printable(folder, 300)}: no checkpoint could be written ({reason})") from None
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            discard(temporary)
     return final
 
 

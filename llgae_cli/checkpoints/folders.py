@@ -7,6 +7,7 @@ import platform
 import re
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from llgae_cli.checkpoints.names import SUFFIX, CheckpointName, name_of
@@ -33,7 +34,7 @@ def check_writable(folder: Path) -> None:
             with open(trial, "xb") as file:
                 file.write(b"llgae")
         finally:
-            trial.unlink(missing_ok=True)
+            discard(trial)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", None) or error
         kind = RunError if getattr(error, "errno", None) in _REFUSALS else InputError
@@ -51,6 +52,12 @@ def made_folder(folder: Path) -> None:
 def temporary_path(folder: Path) -> Path:
     """A hidden name nobody has, that says which process of which machine it belongs to: .tmp-PID-HOST-RANDOM."""
     return folder / f".tmp-{os.getpid()}-{_host()}-{secrets.token_hex(6)}"
+
+
+def discard(temporary: Path) -> None:
+    """Remove a temporary file where there is one and the system lets us; `clean_temporaries` gets what stays."""
+    with suppress(OSError):  # the folder has become read-only: what the write itself met is what is to be said
+        temporary.unlink()
 
 
 def clean_temporaries(folder: Path) -> int:

@@ -6,6 +6,7 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 
+from llgae_cli.checkpoints.folders import discard
 from llgae_cli.checkpoints.names import name_of
 from llgae_cli.config import Config
 from llgae_cli.errors import printable
@@ -47,7 +48,7 @@ class RunLock:
             os.close(handle)
             if taken is None:
                 self.supported = False
-                self.path.unlink(missing_ok=True)
+                discard(self.path)
             if not taken:
                 return taken is None
             # The holder, leaving, removed it after we had opened it: this lock was on a file nobody else will find.
