@@ -22,7 +22,8 @@ from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm, Gradient
 from llgae_cli.training.candidates import ShortList
-from llgae_cli.training.components import Components, Coordinates, improved, orthonormal, survey
+from llgae_cli.training.components import Components, Coordinates, orthonormal
+from llgae_cli.training.passes import improved, survey
 from llgae_cli.training.shrinkage import shrunk
 
 TRAINERS = ("closed-form", "gradient")

@@ -19,7 +19,8 @@ from llgae_cli.models import LLGAE
 from llgae_cli.tasks import SUBSPACES_E, SUBSPACES_K, SUBSPACES_OPTIMUM, Samples, Task, load_task
 from llgae_cli.training import ClosedForm, Gradient
 from llgae_cli.training import closed_form as closed_form_module
-from llgae_cli.training.components import Components, improved, orthonormal, survey
+from llgae_cli.training.components import Components, orthonormal
+from llgae_cli.training.passes import improved, survey
 
 DOUBLE = torch.float64
 

@@ -20,7 +20,8 @@ from llgae_cli.tasks import Samples, Task
 from llgae_cli.training import ClosedForm, Gradient
 from llgae_cli.training.candidates import COORDINATES, ShortList
 from llgae_cli.training.closed_form import SHORT_LIST_ROWS, chunk_rows
-from llgae_cli.training.components import Components, Statistics, improved, orthonormal, survey
+from llgae_cli.training.components import Components, orthonormal
+from llgae_cli.training.passes import Statistics, improved, survey
 from llgae_cli.training.starts import principal_coordinates, seeded
 
 K, E, SEED = 11, 20, 28

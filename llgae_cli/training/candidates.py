@@ -13,7 +13,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from llgae_cli.training.components import Components, Coordinates, Scorer, Statistics, accumulate
+from llgae_cli.training.components import Components, Coordinates
+from llgae_cli.training.passes import Statistics, accumulate
+from llgae_cli.training.scoring import Scorer
 
 COORDINATES, LENGTH = 128, 10
 WORTHWHILE_K = 100  # below this a full pass is as fast

@@ -13,18 +13,11 @@ from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.training import distributed
 from llgae_cli.training.candidates import COORDINATES, LENGTH, WORTHWHILE_K, ShortList
-from llgae_cli.training.components import (
-    Components,
-    Coordinates,
-    Statistics,
-    aligned,
-    latent_covariance,
-    split,
-    survey,
-    winners,
-)
+from llgae_cli.training.components import Components, Coordinates, aligned, split
+from llgae_cli.training.passes import Statistics, latent_covariance, survey
 from llgae_cli.training.progress import EpochRecord, Notify
 from llgae_cli.training.saved import real, tensor_like, whole
+from llgae_cli.training.scoring import winners
 from llgae_cli.training.shrinkage import shrunk
 from llgae_cli.training.starts import Start, start
 

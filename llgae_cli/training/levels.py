@@ -13,7 +13,8 @@ from llgae_cli.models import Residual
 from llgae_cli.tasks import Samples
 from llgae_cli.training import distributed
 from llgae_cli.training.closed_form import ClosedForm
-from llgae_cli.training.components import Components, Statistics, latent_covariance
+from llgae_cli.training.components import Components
+from llgae_cli.training.passes import Statistics, latent_covariance
 from llgae_cli.training.progress import EpochRecord, Notify
 from llgae_cli.training.saved import whole
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from llgae_cli.models import Shift
 from llgae_cli.models.shift import nearest
 from llgae_cli.training.closed_form import View
-from llgae_cli.training.components import Components, Scorer
+from llgae_cli.training.components import Components
+from llgae_cli.training.scoring import Scorer
 
 
 def moved_back(model: Shift) -> View:

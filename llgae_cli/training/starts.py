@@ -15,17 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llgae_cli.training.components import (
-    Components,
-    Coordinates,
-    improved,
-    orthonormal,
-    soft_survey,
-    split,
-    survey,
-    winners,
-)
+from llgae_cli.training.components import Components, Coordinates, orthonormal, split
+from llgae_cli.training.passes import improved, soft_survey, survey
 from llgae_cli.training.progress import Notify
+from llgae_cli.training.scoring import Scorer, winners
 from llgae_cli.training.shrinkage import chosen_strength, shrunk
 
 ANNEAL_PASSES = 30  # twice as many win 0.1 % for twice the time (measured on Fashion-MNIST)
@@ -208,7 +201,7 @@ def moved(x: Tensor, components: Components, generator: torch.Generator) -> Comp
 
 def removal_cost(x: Tensor, components: Components) -> Tensor:
     """What the summed squared residual of x (n, d) would rise by without each component, (K,); K > 1."""
-    score = components.scorer()
+    score = Scorer(components)
     cost = x.new_zeros(len(components.mu))
     for part in _chunks(x):
         two, k = score(part)[0].topk(2, dim=1, largest=False)
