@@ -16,7 +16,7 @@ from llgae_cli.checkpoints import load
 from llgae_cli.config import read_config
 
 CONFIG = (
-    "task: subspaces\nK: 5\nembed-dim: 3\nrestarts: 1\nmoves: 2\nepochs: 3\ntol: 0\nfigures: false\nbatch-size: 70\n"
+    "task: subspaces\nK: 9\nembed-dim: 2\nrestarts: 1\nmoves: 2\nepochs: 3\ntol: 0\nfigures: false\nbatch-size: 70\n"
 )
 TRAINERS = ("closed-form", "gradient")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llgae_cli.training.components import Components, Coordinates
 from llgae_cli.training.passes import Statistics, accumulate
-from llgae_cli.training.scoring import Scorer
+from llgae_cli.training.scoring import Scorer, Workspace
 
 COORDINATES, LENGTH = 128, 10
 WORTHWHILE_K = 100  # below this a full pass is as fast
@@ -30,12 +30,16 @@ class ShortList:
         self.centre, self.V, self.length = coordinates.centre, coordinates.V[:, :COORDINATES].contiguous(), length
 
     def survey(
-        self, chunks: Iterable[Tensor], components: Components, coordinates: Coordinates | None = None
+        self,
+        chunks: Iterable[Tensor],
+        components: Components,
+        coordinates: Coordinates | None = None,
+        workspace: Workspace | None = None,
     ) -> Statistics:
         """As `components.survey`, with the winner taken from each sample's short list."""
         mu, U = components.mu, components.U
         K, _, E = U.shape
-        score = Scorer(Components(mu - self.centre, U))
+        score = Scorer(Components(mu - self.centre, U), workspace)
         score.matrix = self.V.T @ score.matrix  # (d, ...): x - centre ~ V y turns the product over D into one over d
         exact = torch.cat([U, mu[:, :, None]], 2)  # (K, D, E + 1): U^T x and mu.x of one component from one product
         z0 = (U.mT @ mu[:, :, None])[:, :, 0]
@@ -57,5 +61,5 @@ class ShortList:
             product = product.unflatten(0, listed.shape)  # (n, C, E + 1)
             z = product[:, :, :E] - z0[listed]
             distance = squared_mu[listed] - 2 * product[:, :, E] - z.square().sum(2)
-            accumulate(statistics, x, distance, z, listed, coordinates=coordinates, workspace=score.workspace)
+            accumulate(statistics, x, distance, z, score.workspace, listed, coordinates=coordinates)
         return statistics

@@ -13,11 +13,11 @@ from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.training import distributed
 from llgae_cli.training.candidates import COORDINATES, LENGTH, WORTHWHILE_K, ShortList
-from llgae_cli.training.components import Components, Coordinates, aligned, split
+from llgae_cli.training.components import Components, Coordinates, aligned, halved
 from llgae_cli.training.passes import Statistics, latent_covariance, survey
 from llgae_cli.training.progress import EpochRecord, Notify
 from llgae_cli.training.saved import real, tensor_like, whole
-from llgae_cli.training.scoring import winners
+from llgae_cli.training.scoring import Workspace, winners
 from llgae_cli.training.shrinkage import shrunk
 from llgae_cli.training.starts import Start, start
 
@@ -63,11 +63,12 @@ class ClosedForm:
         self.length = 0 if int(length) >= model.K else int(length)
         self.short_list: ShortList | None = None
         self.restarts = (4 if model.K <= 32 else 1) if restarts == "auto" else int(restarts)
-        self.moves = max(0, 60 - model.K) if moves == "auto" else int(moves)
+        self.moves = (60 if model.K <= 64 else 0) if moves == "auto" else int(moves)
         self.generator = torch.Generator().manual_seed(seed)
         self.components = Components(model.mu.detach().clone(), model.W.detach().clone())
         self.origin: Tensor | None = None
         self.statistics: Statistics | None = None
+        self.workspace = Workspace()
         self.finished = False
         self.repaired = self.passes = 0
 
@@ -158,7 +159,7 @@ class ClosedForm:
         low, high = distributed.share(self.samples.N)
         one_pass = self.short_list.survey if self.short_list else survey
         chunks = self._chunks(low, high, self.view and self.view(self._of_the_data(components)))
-        statistics = one_pass(chunks, components, self.coordinates if self.strength else None)
+        statistics = one_pass(chunks, components, self.coordinates if self.strength else None, self.workspace)
         distributed.sum_(statistics.tensors())
         return statistics
 
@@ -169,7 +170,7 @@ class ClosedForm:
     def _chunks(self, low: int, high: int, seen: Callable[[Tensor], Tensor] | None) -> Iterator[Tensor]:
         K, D, E = self.model.K, self.model.D, self.model.E
         size = SHORT_LIST_ROWS if self.short_list else chunk_rows(K, D, E)
-        buffer = torch.empty(size, self.model.D, dtype=self.components.mu.dtype, device=self.samples.device)
+        buffer = self.workspace.take("chunk", self.components.mu, size, D)
         for _, x in self.samples.chunks(size, dtype=buffer.dtype, start=low, stop=high, out=buffer):
             x = x if seen is None else seen(x)
             yield x if self.origin is None else x.sub_(self.origin)
@@ -192,8 +193,10 @@ class ClosedForm:
             worst = statistics.distortion.argsort(descending=True).tolist()
             k = winners(rows, components)
             for i, a in enumerate(empty):
-                half, _ = split(rows, k, components, worst[i % (self.model.K - len(empty))], self.generator)
-                repaired.mu[a], repaired.U[a] = half.mu[0], half.U[0]
+                b = worst[i % (self.model.K - len(empty))]
+                own = rows[k == b]
+                pair = halved(own if len(own) else rows, components.U[b], self.generator)
+                repaired.mu[a], repaired.U[a] = pair.mu[0], pair.U[0]
         distributed.from_first_([repaired.mu, repaired.U])
         self.repaired += len(empty)
         return repaired

@@ -58,28 +58,37 @@ def aligned(components: Components, second: Tensor) -> Components:
     return Components(components.mu, U * torch.where(peak < 0, -1.0, 1.0).to(U.dtype))
 
 
-def split(
-    x: Tensor, k: Tensor, components: Components, b: int, generator: torch.Generator
-) -> tuple[Components, Components]:
-    """Two components (K = 1 each) that share the samples of component b among x (n, D), halved by two random seeds.
+def seeds(x: Tensor, K: int, generator: torch.Generator) -> Tensor:
+    """K of the rows x (n, D), drawn apart: each with a chance in proportion to its squared distance from those before.
 
-    `k` (n,) says which component each sample is in.
-
-    Where fewer than two of x belong to b, the seeds are drawn from all of x.
+    Source: k-means++, Arthur and Vassilvitskii, Proc. SODA (2007).
     """
-    own = x[k == b]
-    if len(own) < 2:
-        own = x
-    first, second = own[torch.randperm(len(own), generator=generator)[:2].to(own.device)]
-    nearer_first = (own @ (second - first)) < (second.square().sum() - first.square().sum()) / 2
-    halves = (own[nearer_first], own[~nearer_first])
-    return tuple(_fitted(half, components.U[b], generator) for half in halves)  # type: ignore[return-value]
+    row = int(torch.randint(len(x), (), generator=generator))
+    rows, squared = [row], (x - x[row]).square().sum(1)
+    while len(rows) < K:
+        share = squared.double().cumsum(0).cpu()
+        draw = share[-1] * torch.rand((), generator=generator, dtype=torch.float64)
+        row = min(int(torch.searchsorted(share, draw, right=True)), len(x) - 1)
+        rows.append(row)
+        squared = torch.minimum(squared, (x - x[row]).square().sum(1))
+    return x[rows]
 
 
-def _fitted(x: Tensor, U: Tensor, generator: torch.Generator) -> Components:
-    """One component for x, one orthogonal-iteration step from U plus a little noise that opens new directions."""
+def halved(x: Tensor, U: Tensor, generator: torch.Generator) -> Components:
+    """Two components that share the samples x (n, D), n > 0, each half nearer to one of two of them, drawn apart.
+
+    So two clusters in one component come apart. The bases start from U (D, E), that of the component which had x.
+    """
+    first, second = seeds(x, 2, generator)
+    nearer_first = (x @ (second - first)) < (second.square().sum() - first.square().sum()) / 2
+    halves = [_fitted(half, U, generator) for half in (x[nearer_first], x[~nearer_first])]
+    return Components(torch.stack([mu for mu, _ in halves]), torch.stack([U for _, U in halves]))
+
+
+def _fitted(x: Tensor, U: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The mean of x, and one orthogonal-iteration step from U plus a little noise that opens new directions."""
     mean = x.mean(0) if len(x) else U.new_zeros(U.shape[0])
     centred = x - mean
     noise = torch.randn(U.shape, generator=generator).to(U)
     start = U + 0.01 * noise
-    return Components(mean[None], orthonormal((centred.T @ (centred @ start))[None]))
+    return mean, orthonormal((centred.T @ (centred @ start))[None])[0]

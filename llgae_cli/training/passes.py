@@ -24,10 +24,10 @@ class Statistics:
     """All that a pass learns about the data; additive. Distances are squared grey levels summed over pixels.
 
     The product with z' = (z - z0, 1, 0 ... 0), z0 = U^T mu at the start of the pass, holds the sum of x too. The zeros
-    make z' a multiple of 8 long, w: products over 21 columns take a third longer than over 24.
+    make z' a multiple of 8 long, w: products over 21 rows take a third longer than over 24.
     """
 
-    product: Tensor  # (K, D, w) sum of x z'^T: S U before centring, and the sum of x
+    product: Tensor  # (K, w, D) sum of z' x^T: (S U)^T before centring, and the sum of x
     latent: Tensor  # (K, E) sum of z - z0
     count: Tensor  # (K,) samples
     scatter: Tensor  # (K, d, d) sum of y y^T in coordinates y, where a pass is given any; else d = 0
@@ -40,7 +40,7 @@ class Statistics:
         K, D, E = U.shape
         wide = torch.float32 if mu.device.type == "mps" else torch.float64  # Apple's GPU has no float64
         return cls(
-            product=mu.new_zeros(K, D, -(-(E + 1) // 8) * 8),
+            product=mu.new_zeros(K, -(-(E + 1) // 8) * 8, D),
             latent=mu.new_zeros(K, E),
             count=mu.new_zeros(K),
             scatter=mu.new_zeros(K, d, d),
@@ -50,16 +50,19 @@ class Statistics:
     @property
     def total(self) -> Tensor:
         """Sum of x, (K, D)."""
-        return self.product[:, :, self.latent.shape[1]]
+        return self.product[:, self.latent.shape[1]]
 
     def centred_product(self, mean: Tensor) -> Tensor:
         """S U with shape (K, D, E): sum of (x - mean)(z - mean z)^T, for the component's own `mean` (K, D)."""
-        return self.product[:, :, : self.latent.shape[1]] - mean[:, :, None] * self.latent[:, None, :]
+        return self.product[:, : self.latent.shape[1]].mT - mean[:, :, None] * self.latent[:, None, :]
 
-    def extended(self, z: Tensor) -> Tensor:
-        """Z' = (z, 1, 0 ... 0) of z (..., E)."""
-        zeros = self.product.shape[2] - self.latent.shape[1] - 1
-        return torch.nn.functional.pad(torch.nn.functional.pad(z, (0, 1), value=1.0), (0, zeros))
+    def extended(self, workspace: Workspace, *shape: int) -> tuple[Tensor, Tensor]:
+        """Z' with shape (..., w), its last columns (1, 0 ... 0), and the part (..., E) of it that z - z0 goes to."""
+        E = self.latent.shape[1]
+        whole = workspace.take("extended", self.latent, *shape, self.product.shape[1])
+        whole[..., E] = 1.0
+        whole[..., E + 1 :] = 0.0
+        return whole, whole[..., :E]
 
     def tensors(self) -> list[Tensor]:
         """The additive tensors, for a reduction over processes."""
@@ -76,17 +79,22 @@ class Statistics:
         return float(self.distortion.sum()) / self.n
 
 
-def survey(chunks: Iterable[Tensor], components: Components, coordinates: Coordinates | None = None) -> Statistics:
+def survey(
+    chunks: Iterable[Tensor],
+    components: Components,
+    coordinates: Coordinates | None = None,
+    workspace: Workspace | None = None,
+) -> Statistics:
     """One pass with hard assignments: the statistics of all chunks x (n, D) at the given components.
 
-    With `coordinates`, the scatters in them too.
+    With `coordinates`, the scatters in them too. A `workspace` saves the next pass new buffers.
     """
-    score = Scorer(components)
+    score = Scorer(components, workspace)
     statistics = Statistics.zeros(components, 0 if coordinates is None else coordinates.V.shape[1])
     z0 = latent_offsets(components)
     for x in chunks:
         distance, z = score(x)
-        accumulate(statistics, x, distance, z, z0=z0, coordinates=coordinates, workspace=score.workspace)
+        accumulate(statistics, x, distance, z, score.workspace, z0=z0, coordinates=coordinates)
     return statistics
 
 
@@ -100,10 +108,10 @@ def accumulate(
     x: Tensor,
     distance: Tensor,
     z: Tensor,
+    workspace: Workspace,
     listed: Tensor | None = None,
     z0: Tensor | None = None,
     coordinates: Coordinates | None = None,
-    workspace: Workspace | None = None,
 ) -> None:
     """Add a chunk x (n, D) to the statistics, each sample at its nearest component.
 
@@ -117,46 +125,52 @@ def accumulate(
     statistics.distortion.index_add_(0, k, (best + squared).to(statistics.distortion.dtype))
 
     order = torch.argsort(k)  # samples of one component side by side: their products are then dense and contiguous
-    k, z = k[order], z[order, column[order]]
+    k = k[order]
+    extended, own = statistics.extended(workspace, len(x))
+    own.copy_(z[order, column[order]])
     if z0 is not None:
-        z = z - z0[k]
-    statistics.latent.index_add_(0, k, z)
-    z = statistics.extended(z)
-    x = torch.index_select(x, 0, order, out=(workspace or Workspace()).take("sorted", x, *x.shape))
+        own.sub_(z0[k])
+    statistics.latent.index_add_(0, k, own)
+    x = torch.index_select(x, 0, order, out=workspace.take("sorted", x, *x.shape))
     tally = torch.bincount(k, minlength=K)
     statistics.count += tally
     counts = tally.tolist()
-    for j, (x_j, z_j) in enumerate(zip(x.split(counts), z.split(counts), strict=True)):
+    for j, (x_j, z_j) in enumerate(zip(x.split(counts), extended.split(counts), strict=True)):
         if len(x_j):
-            statistics.product[j].addmm_(x_j.T, z_j)
+            statistics.product[j].addmm_(z_j.T, x_j)
     if coordinates is not None:
         for j, y_j in enumerate(coordinates.of(x).split(counts)):
             if len(y_j):
                 statistics.scatter[j].addmm_(y_j.T, y_j)
 
 
-def soft_survey(chunks: Iterable[Tensor], components: Components, temperature: float) -> Statistics:
+def soft_survey(
+    chunks: Iterable[Tensor], components: Components, temperature: float, workspace: Workspace | None = None
+) -> Statistics:
     """One pass with soft assignments, softmax_k(-distance / temperature): deterministic annealing's E-step.
 
     Costs twice a hard pass: every sample counts for every component. `distortion` is still the
     winner's.
     Source: Rose, Deterministic annealing for clustering, Proc. IEEE 86 (1998).
     """
-    score = Scorer(components)
+    score = Scorer(components, workspace)
     statistics = Statistics.zeros(components)
-    K, D, E = components.U.shape
+    K, _, E = components.U.shape
     z0 = latent_offsets(components)
     for x in chunks:
         distance, z = score(x)
-        squared = x.square().sum(1)
+        squared = torch.linalg.vector_norm(x, dim=1).square_()
         best, k = distance.min(1)
         statistics.distortion.index_add_(0, k, (best + squared).to(statistics.distortion.dtype))
-        r = torch.softmax(distance / -temperature, 1)  # (n, K)
-        weighted = statistics.extended(z - z0) * r[:, :, None]  # r z', (n, K, w)
-        sums = weighted.sum(0)
+        r = torch.softmax(distance / -temperature, 1)[:, :, None]  # (n, K, 1)
+        extended, own = statistics.extended(score.workspace, len(x), K)
+        torch.sub(z, z0, out=own)
+        extended.mul_(r)  # r z', (n, K, w)
+        flat = extended.flatten(1)
+        sums = flat.sum(0).unflatten(0, (K, -1))
         statistics.latent += sums[:, :E]
         statistics.count += sums[:, E]
-        statistics.product += (x.T @ weighted.reshape(len(x), -1)).reshape(D, K, -1).permute(1, 0, 2)
+        statistics.product.flatten(0, 1).addmm_(flat.T, x)
     return statistics
 
 

@@ -9,7 +9,7 @@ from llgae_cli.training.components import Components
 
 
 class Workspace:
-    """Buffers kept from chunk to chunk: fresh pages for each chunk would cost as much as a sixth of a pass."""
+    """Buffers kept from chunk to chunk, and from pass to pass: fresh pages would cost as much as the arithmetic."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
@@ -28,12 +28,12 @@ class Scorer:
     With m_k = mu_k - U_k U_k^T mu_k the distance is |m_k|^2 - 2 x.m_k - |z_k|^2, so no projection need be centred.
     """
 
-    def __init__(self, components: Components):
+    def __init__(self, components: Components, workspace: Workspace | None = None):
         mu, U = components.mu, components.U
         K, D, E = U.shape
         perpendicular = mu - _project(U, mu)
         self.K, self.E = K, E
-        self.workspace = Workspace()
+        self.workspace = workspace or Workspace()
         self.constant = perpendicular.square().sum(1)  # (K,)
         # Columns are padded to a multiple of 16: matrix products over ragged widths lose up to a third of their speed.
         self.matrix = mu.new_zeros(D, -(-K * (E + 1) // 16) * 16)

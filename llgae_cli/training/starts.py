@@ -2,9 +2,12 @@
 
 All of it works on a sample of the rows in the leading principal coordinates, where a pass costs a hundredth:
 
-1. annealed starts: assignments begin soft, softmax(-distance / T), and harden as T falls; the best goes on;
+1. annealed starts: assignments begin soft, softmax(-distance / T), and harden as T falls;
 2. split-merge moves: one component is removed and another split in two, kept where the settled objective is lower;
-3. more rows, then back into all D coordinates.
+   the most promising of the K (K - 1) first;
+3. the best of them on more rows goes back into all D coordinates.
+
+Source of the moves: Ueda, Nakano, Ghahramani and Hinton, SMEM algorithm for mixture models, Neural Comp. 12 (2000).
 """
 
 import math
@@ -15,16 +18,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llgae_cli.training.components import Components, Coordinates, orthonormal, split
-from llgae_cli.training.passes import improved, soft_survey, survey
+from llgae_cli.training.components import Components, Coordinates, halved, orthonormal, seeds
+from llgae_cli.training.passes import Statistics, improved, soft_survey, survey
 from llgae_cli.training.progress import Notify
-from llgae_cli.training.scoring import Scorer, winners
+from llgae_cli.training.scoring import Scorer, Workspace
 from llgae_cli.training.shrinkage import chosen_strength, shrunk
 
-ANNEAL_PASSES = 30  # twice as many win 0.1 % for twice the time (measured on Fashion-MNIST)
+ANNEAL_PASSES = 12  # more make a better start, which the moves that follow come to in less time
 ANNEAL_FROM, ANNEAL_TO = 0.35, 0.02  # temperature over the mean squared residual of the starting state
 ANNEALED_K = 64  # beyond it, cells are small and many: annealing costs minutes there and gains little
+SEEDED_K = 64
 SETTLE_PASSES = 12  # hard passes after a move before it is judged
+HALVE_PASSES = 8  # of the two halves of a component, on its own samples, to tell what a move promises
+PROMISING = 4  # moves tried before all components are halved anew, from other seeds
+PATIENCE = 8  # moves in a row that win nothing, after which a search ends
 JUDGE_AT, JUDGE_MARGIN = 5, 1.004  # a move this far above the best by then has never won: given up early
 REFINE_PASSES, REFINE_TOL = 10, 1e-3
 SOLVED_K = 64  # beyond this K, a full eigenproblem for every component costs more than the passes it saves
@@ -53,6 +60,25 @@ class Start:
         return [self.components.mu, self.components.U, self.coordinates.centre, self.coordinates.V, self.strength]
 
 
+class Sample:
+    """The rows x (n, d) that starts are tried on, and the buffers that last from pass to pass over them."""
+
+    def __init__(self, x: Tensor):
+        self.x, self.workspace, self.here = x, Workspace(), Coordinates.identity(x)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """The rows, so many at a time that the widest array stays in the cache."""
+        return iter(self.x.split(2048))
+
+    def survey(self, components: Components, scatter: bool = False) -> Statistics:
+        """One pass with hard assignments, with the components' scatters on request."""
+        return survey(self.chunks(), components, self.here if scatter else None, self.workspace)
+
+    def soft_survey(self, components: Components, temperature: float) -> Statistics:
+        """One pass with soft assignments."""
+        return soft_survey(self.chunks(), components, temperature, self.workspace)
+
+
 def start(
     x: Tensor,
     more: Iterable[Tensor],
@@ -70,32 +96,28 @@ def start(
     Raises nothing; with K > n some components are empty. `notify` is told of each lower objective, in mean L2.
     """
     coordinates = principal_coordinates(x, width(E, x.shape[1]), generator)
-    small = coordinates.of(x)
-    missing = float((x - coordinates.centre).square().sum() - small.square().sum()) / len(
-        x
-    )  # what the coordinates leave out
-    D = x.shape[1]
-
-    best, lowest = annealed(small, K, E, generator), math.inf
-    best, lowest = settled(small, best, SETTLE_PASSES)
-    for attempt in range(1, restarts if K > 1 else 1):
-        found, objective = settled(small, annealed(small, K, E, generator), SETTLE_PASSES)
-        if objective < lowest:
-            best, lowest = found, objective
-        notify(f"start {attempt + 1} of {restarts}: mean L2 {(lowest + missing) / D:.1f} on {len(x)} rows")
-    for move in range(moves if K > 1 else 0):
-        found, objective = settled(small, moved(small, best, generator), SETTLE_PASSES, give_up=lowest * JUDGE_MARGIN)
-        if objective < lowest:
-            best, lowest = found, objective
-            notify(f"move {move + 1} of {moves}: mean L2 {(lowest + missing) / D:.1f} on {len(x)} rows")
-
-    small = torch.cat([coordinates.of(rows) for rows in more])
+    small = Sample(coordinates.of(x))
+    projected, whole = [], 0.0
+    for rows in more:
+        projected.append(coordinates.of(rows))
+        whole += float((rows - coordinates.centre).square().sum())
+    larger = Sample(torch.cat(projected))
+    n, D = len(larger.x), x.shape[1]
+    missing = (whole - float(larger.x.square().sum())) / n  # what the coordinates leave out
     if shrinkage == "auto":
-        shrinkage = chosen_strength(small, seeded(small, K, E, generator), generator)
+        shrinkage = chosen_strength(larger.x, seeded(larger.x, K, E, generator), generator)
         notify(f"shrinkage: {shrinkage:g} samples, chosen on held-out rows")
-    best, _ = settled(small, best, REFINE_PASSES, tol=REFINE_TOL, shrinkage=shrinkage)
+
+    best, lowest = None, math.inf
+    for attempt in range(restarts if K > 1 else 1):
+        found = searched(small, annealed(small, K, E, generator), moves if K > 1 else 0, generator)
+        found, objective = settled(larger, found, REFINE_PASSES, tol=REFINE_TOL, shrinkage=shrinkage)
+        if best is None or objective < lowest:
+            best, lowest = found, objective
+        notify(f"start {attempt + 1} of {restarts}: mean L2 {(lowest + missing) / D:.1f} on {n} rows")
+    assert best is not None
     if K <= SOLVED_K:
-        best = solved(small, best)
+        best = solved(larger, best)
     V = coordinates.V
     components = Components(coordinates.centre + best.mu @ V.T, orthonormal(V @ best.U))
     return Start(components, coordinates, V.new_tensor(shrinkage))
@@ -117,24 +139,29 @@ def principal_coordinates(x: Tensor, d: int, generator: torch.Generator) -> Coor
     return Coordinates(centre, V @ torch.linalg.eigh(spread)[1].flip(1))
 
 
-def annealed(x: Tensor, K: int, E: int, generator: torch.Generator) -> Components:
-    """Components for x (n, d) from K random rows, by soft passes of falling temperature."""
-    components = seeded(x, K, E, generator)
+def annealed(sample: Sample, K: int, E: int, generator: torch.Generator) -> Components:
+    """Components for the sample from K random rows, by soft passes of falling temperature."""
+    components = seeded(sample.x, K, E, generator)
     if K == 1 or K > ANNEALED_K:
         return components
-    heat = survey(_chunks(x), components).objective
+    heat = sample.survey(components).objective
     for i in range(ANNEAL_PASSES):
         temperature = heat * ANNEAL_FROM * (ANNEAL_TO / ANNEAL_FROM) ** (i / (ANNEAL_PASSES - 1))
-        components = improved(components, soft_survey(_chunks(x), components, max(temperature, 1e-30)))
+        components = improved(components, sample.soft_survey(components, max(temperature, 1e-30)))
     return components
 
 
 def seeded(x: Tensor, K: int, E: int, generator: torch.Generator) -> Components:
-    """K cells around random rows of x (n, d), each with its mean and a random start for its basis."""
+    """K cells around rows of x (n, d), each with its mean and a random start for its basis.
+
+    Up to SEEDED_K the rows are drawn apart, one after the other; beyond, all at once, which leaves out no region.
+    """
     n, d = x.shape
-    rows = torch.randperm(n, generator=generator)[torch.arange(K) % n].to(x.device)
-    k = torch.cat([torch.cdist(part, x[rows]).argmin(1) for part in x.split(4096)])
-    mu = x[rows].clone()
+    if K <= SEEDED_K:
+        mu = seeds(x, K, generator)
+    else:
+        mu = x[torch.randperm(n, generator=generator)[torch.arange(K) % n].to(x.device)]
+    k = torch.cat([torch.cdist(part, mu).argmin(1) for part in x.split(4096)])
     U = torch.randn(K, d, E, generator=generator).to(x)
     for j in range(K):
         own = x[k == j]
@@ -145,7 +172,7 @@ def seeded(x: Tensor, K: int, E: int, generator: torch.Generator) -> Components:
 
 
 def settled(
-    x: Tensor,
+    sample: Sample,
     components: Components,
     passes: int,
     *,
@@ -153,26 +180,26 @@ def settled(
     give_up: float = math.inf,
     shrinkage: float = 0.0,
 ) -> tuple[Components, float]:
-    """Up to `passes` hard passes over x (n, d): the components, and the objective of the last ones surveyed.
+    """Up to `passes` hard passes over the sample: the components, and the objective of the last ones surveyed.
 
     Stops once a pass lowers the objective by less than the share `tol`, or is above `give_up` after JUDGE_AT passes.
     """
-    objective, here = math.inf, Coordinates.identity(x)
+    objective = math.inf
     for i in range(passes):
-        statistics = survey(_chunks(x), components, here if shrinkage else None)
+        statistics = sample.survey(components, scatter=shrinkage > 0)
         before, objective = objective, statistics.objective
         if (before - objective <= tol * objective and i > 0) or (i >= JUDGE_AT and objective > give_up):
             break
-        kept, components = components, shrunk(components, statistics, here, shrinkage)
+        kept, components = components, shrunk(components, statistics, sample.here, shrinkage)
     return (components if math.isinf(objective) else kept), objective
 
 
-def solved(x: Tensor, components: Components) -> Components:
-    """The optimum for the assignments of x (n, d): mu_k the mean, U_k the E leading eigenvectors of the scatter.
+def solved(sample: Sample, components: Components) -> Components:
+    """The optimum for the sample's assignments: mu_k the mean, U_k the E leading eigenvectors of the scatter.
 
     What many orthogonal iterations would come to; affordable in d coordinates, where eigenproblems are small.
     """
-    statistics = survey(_chunks(x), components, Coordinates.identity(x))
+    statistics = sample.survey(components, scatter=True)
     E = components.U.shape[2]
     count = statistics.count[:, None]
     mean = torch.where(count > 0, statistics.total / count.clamp(min=1), components.mu)
@@ -181,37 +208,63 @@ def solved(x: Tensor, components: Components) -> Components:
     return Components(mean, torch.where(count[:, :, None] > E, U, components.U))
 
 
-def moved(x: Tensor, components: Components, generator: torch.Generator) -> Components:
-    """A split-merge move: component a goes, its samples to their second choice; component b is halved.
+def searched(sample: Sample, components: Components, moves: int, generator: torch.Generator) -> Components:
+    """Settled components, then at most `moves` tries of the most promising split-merge moves; each that wins is kept.
 
-    a is drawn among those that cost least to remove, b among those with the largest distortion.
+    Ends once PATIENCE tries in a row have won nothing.
     """
-    statistics = survey(_chunks(x), components)
-    removal = removal_cost(x, components)
-    loss = removal / removal.mean().clamp(min=1e-30)
-    a = _drawn(torch.softmax(-2 * loss, 0), generator)
-    worth = statistics.distortion / statistics.distortion.mean().clamp(min=1e-30)
-    worth[a] = -math.inf
-    b = _drawn(torch.softmax(2 * worth, 0), generator)
+    best, lowest = settled(sample, components, SETTLE_PASSES)
+    queue: list[Components] = []
+    failed = 0
+    for _ in range(moves):
+        queue = queue or moved(sample, best, generator)
+        if failed == PATIENCE or not queue:  # none: no component has two samples
+            break
+        found, objective = settled(sample, queue.pop(0), SETTLE_PASSES, give_up=lowest * JUDGE_MARGIN)
+        if objective < lowest:
+            best, lowest, queue, failed = found, objective, [], 0
+        else:
+            failed += 1
+    return best
+
+
+def moved(sample: Sample, components: Components, generator: torch.Generator) -> list[Components]:
+    """The PROMISING best split-merge moves: component a goes, its samples to their second choice, and b is halved.
+
+    The promise is what halving b wins, once the halves have settled on b's samples, less what a's samples lose. It is
+    a pessimist, for it lets nothing else adapt; but most of the moves that win are among the first few in its order.
+    """
+    removal, distortion, k = looked_at(sample, components)
+    K = len(removal)
+    halves: dict[int, Components] = {}
+    won = torch.full((K,), -math.inf)
+    for b in range(K):
+        own = sample.x[k == b]
+        if len(own) > 1:
+            pair = halved(own, components.U[b], generator)
+            halves[b], objective = settled(Sample(own), pair, HALVE_PASSES)
+            won[b] = float(distortion[b]) - objective * len(own)
+    promise = (won[None, :] - removal.cpu()[:, None]).fill_diagonal_(-math.inf)  # (a, b)
+    order = promise.flatten().topk(min(PROMISING, K * (K - 1))).indices.tolist()
+    return [_with_move(components, move // K, move % K, halves[move % K]) for move in order if move % K in halves]
+
+
+def _with_move(components: Components, a: int, b: int, pair: Components) -> Components:
     new = components.clone()
-    for j, half in zip((a, b), split(x, winners(x, components), components, b, generator), strict=True):
-        new.mu[j], new.U[j] = half.mu[0], half.U[0]
+    new.mu[[a, b]], new.U[[a, b]] = pair.mu, pair.U
     return new
 
 
-def removal_cost(x: Tensor, components: Components) -> Tensor:
-    """What the summed squared residual of x (n, d) would rise by without each component, (K,); K > 1."""
-    score = Scorer(components)
-    cost = x.new_zeros(len(components.mu))
-    for part in _chunks(x):
+def looked_at(sample: Sample, components: Components) -> tuple[Tensor, Tensor, Tensor]:
+    """What removing each of K > 1 components would cost (K,), what each costs (K,), and each row's nearest one k (n,).
+
+    Costs are summed squared residuals.
+    """
+    score, x = Scorer(components, sample.workspace), sample.x
+    removal, distortion, nearest = x.new_zeros(score.K), x.new_zeros(score.K), []
+    for part in sample.chunks():
         two, k = score(part)[0].topk(2, dim=1, largest=False)
-        cost.index_add_(0, k[:, 0], two[:, 1] - two[:, 0])
-    return cost
-
-
-def _drawn(probability: Tensor, generator: torch.Generator) -> int:
-    return int(torch.multinomial(probability.cpu().float(), 1, generator=generator))
-
-
-def _chunks(x: Tensor) -> Iterator[Tensor]:
-    return iter(x.split(2048))
+        removal.index_add_(0, k[:, 0], two[:, 1] - two[:, 0])
+        distortion.index_add_(0, k[:, 0], two[:, 0] + part.square().sum(1))
+        nearest.append(k[:, 0])
+    return removal, distortion, torch.cat(nearest)
