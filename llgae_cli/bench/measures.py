@@ -19,9 +19,8 @@ from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples, Task
 from llgae_cli.training import ClosedForm, Gradient
 from llgae_cli.training.candidates import COORDINATES, ShortList
-from llgae_cli.training.closed_form import SHORT_LIST_ROWS, chunk_rows
-from llgae_cli.training.components import Components, orthonormal
-from llgae_cli.training.passes import Statistics, improved, survey
+from llgae_cli.training.components import Components, Coordinates, orthonormal
+from llgae_cli.training.passes import Statistics, improved
 from llgae_cli.training.starts import principal_coordinates, seeded
 
 K, E, SEED = 11, 20, 28
@@ -51,12 +50,14 @@ def random_components(K: int, D: int, E: int, like: torch.Tensor) -> Components:
     return Components(torch.randn(K, D, generator=generator).to(like), U)
 
 
-def one_pass(samples: Samples, components: Components, short_list: ShortList | None = None) -> Callable[[], Statistics]:
-    """One training iteration's pass over the samples, ready to be timed."""
-    size = SHORT_LIST_ROWS if short_list else chunk_rows(*components.U.shape)
-    buffer = torch.empty(size, samples.D, device=samples.device)
-    go = short_list.survey if short_list else survey
-    return lambda: go((x for _, x in samples.chunks(size, out=buffer)), components)
+def one_pass(
+    samples: Samples, components: Components, coordinates: Coordinates | None = None
+) -> Callable[[], Statistics]:
+    """One training iteration's pass over the samples, ready to be timed; with short lists where given coordinates."""
+    k, d, e = components.U.shape
+    trainer = ClosedForm(LLGAE(k, d, e).to(samples.device), samples, seed=SEED, candidates="off")
+    trainer.short_list = None if coordinates is None else ShortList(coordinates)
+    return partial(trainer.survey, components)
 
 
 def operations(N: int, D: int, K: int, E: int) -> float:
@@ -159,10 +160,10 @@ def candidates(task: Task, notify: Notify) -> Iterator[Row]:
     train, generator = task.train, torch.Generator().manual_seed(SEED)
     x = train.rows(torch.randperm(train.N, generator=generator)[:20_000].sort().values)
     coordinates = principal_coordinates(x, COORDINATES, generator)
-    short, components = ShortList(coordinates), seeded(x, 1000, E, generator)
+    components = seeded(x, 1000, E, generator)
     for _ in range(3):
-        components = improved(components, one_pass(train, components, short)())
-    listed, full = one_pass(train, components, short), one_pass(train, components)
+        components = improved(components, one_pass(train, components, coordinates)())
+    listed, full = one_pass(train, components, coordinates), one_pass(train, components)
     pairs = [(seconds(listed), seconds(full)) for _ in range(3)]
     took, against = (statistics.median(side) for side in zip(*pairs, strict=True))
     near, exact = listed().objective / train.D, full().objective / train.D

@@ -172,6 +172,10 @@ class Samples:
             block = self._widened(self._stored_rows(self._pick(here)))
             yield here, block.to(torch.uint8) if block.dtype == torch.bool else block
 
+    def stored_rows(self, index: Index) -> Tensor:
+        """Return stored values, (n, D), bit for bit as `stored_values`; `index` as for `rows`."""
+        return self._stored_rows(self._pick(index))
+
     def stored_values(self) -> Tensor:
         """Return all stored values of this share, (N, D), bit for bit (uint16 as the int16 of the same bits)."""
         return self._stored_rows(self._at)

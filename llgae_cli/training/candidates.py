@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llgae_cli.training.components import Components, Coordinates
 from llgae_cli.training.passes import Statistics, accumulate
-from llgae_cli.training.scoring import Scorer, Workspace
+from llgae_cli.training.scoring import Scorer, Workspace, projections
 
 COORDINATES, LENGTH = 128, 10
 WORTHWHILE_K = 100  # below this a full pass is as fast
@@ -42,7 +42,7 @@ class ShortList:
         score = Scorer(Components(mu - self.centre, U), workspace)
         score.matrix = self.V.T @ score.matrix  # (d, ...): x - centre ~ V y turns the product over D into one over d
         exact = torch.cat([U, mu[:, :, None]], 2)  # (K, D, E + 1): U^T x and mu.x of one component from one product
-        z0 = (U.mT @ mu[:, :, None])[:, :, 0]
+        z0 = projections(U, mu)
         squared_mu = mu.square().sum(1)
         block = max(64, SCORED_VALUES // (K * (E + 1)))
         statistics = Statistics.zeros(components, 0 if coordinates is None else coordinates.V.shape[1])
@@ -61,5 +61,5 @@ class ShortList:
             product = product.unflatten(0, listed.shape)  # (n, C, E + 1)
             z = product[:, :, :E] - z0[listed]
             distance = squared_mu[listed] - 2 * product[:, :, E] - z.square().sum(2)
-            accumulate(statistics, x, distance, z, score.workspace, listed, coordinates=coordinates)
+            accumulate(statistics, x, distance, z, score, listed, coordinates=coordinates)
         return statistics

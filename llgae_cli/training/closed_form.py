@@ -11,9 +11,10 @@ from llgae_cli.errors import RunError
 from llgae_cli.inference import gauge
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
-from llgae_cli.training import distributed
+from llgae_cli.training import distributed, integers
 from llgae_cli.training.candidates import COORDINATES, LENGTH, WORTHWHILE_K, ShortList
 from llgae_cli.training.components import Components, Coordinates, aligned, halved
+from llgae_cli.training.integers import ByteScorer
 from llgae_cli.training.passes import Statistics, latent_covariance, survey
 from llgae_cli.training.progress import EpochRecord, Notify
 from llgae_cli.training.saved import real, tensor_like, whole
@@ -35,7 +36,8 @@ class ClosedForm:
     """Alternates assignment and closed-form update until a pass gains less than the share `tol`.
 
     The objective never rises: a pass that does not lower it is undone and ends the run. The model is written in the
-    gauge in which T ascent steps are exact for every T (see `inference.gauge`).
+    gauge in which T ascent steps are exact for every T (see `inference.gauge`). Pixels that are bytes are used as they
+    are where that is faster (see `integers`).
     """
 
     def __init__(
@@ -156,24 +158,42 @@ class ClosedForm:
 
     def survey(self, components: Components) -> Statistics:
         """One pass over all rows, on all processes."""
-        low, high = distributed.share(self.samples.N)
-        one_pass = self.short_list.survey if self.short_list else survey
-        chunks = self._chunks(low, high, self.view and self.view(self._of_the_data(components)))
-        statistics = one_pass(chunks, components, self.coordinates if self.strength else None, self.workspace)
+        coordinates = self.coordinates if self.strength else None
+        if self.short_list:
+            chunks = self._chunks(SHORT_LIST_ROWS, components)
+            statistics = self.short_list.survey(chunks, components, coordinates, self.workspace)
+        elif self._in_bytes():
+            chunks = self._stored_chunks(byte_chunk_rows(*components.U.shape))
+            statistics = survey(chunks, components, coordinates, self.workspace, ByteScorer)
+        else:
+            chunks = self._chunks(chunk_rows(*components.U.shape), components)
+            statistics = survey(chunks, components, coordinates, self.workspace)
         distributed.sum_(statistics.tensors())
         return statistics
+
+    def _in_bytes(self) -> bool:
+        """Whether the rows are bytes and are to be used as they are."""
+        samples, mu = self.samples, self.components.mu
+        as_stored = self.view is None and self.origin is None and mu.dtype == torch.float32
+        centred_bytes = samples.stored == "uint8" and samples.centring == "sample" and samples.D <= integers.LARGEST_D
+        return as_stored and centred_bytes and integers.pays(mu.device)
 
     def _of_the_data(self, components: Components) -> Components:
         """Components as the data has them, not seen from the origin."""
         return components if self.origin is None else Components(components.mu + self.origin, components.U)
 
-    def _chunks(self, low: int, high: int, seen: Callable[[Tensor], Tensor] | None) -> Iterator[Tensor]:
-        K, D, E = self.model.K, self.model.D, self.model.E
-        size = SHORT_LIST_ROWS if self.short_list else chunk_rows(K, D, E)
-        buffer = self.workspace.take("chunk", self.components.mu, size, D)
+    def _chunks(self, size: int, components: Components) -> Iterator[Tensor]:
+        seen = self.view and self.view(self._of_the_data(components))
+        low, high = distributed.share(self.samples.N)
+        buffer = self.workspace.take("chunk", components.mu, size, self.model.D)
         for _, x in self.samples.chunks(size, dtype=buffer.dtype, start=low, stop=high, out=buffer):
             x = x if seen is None else seen(x)
             yield x if self.origin is None else x.sub_(self.origin)
+
+    def _stored_chunks(self, size: int) -> Iterator[Tensor]:
+        low, high = distributed.share(self.samples.N)
+        for first in range(low, high, size):
+            yield self.samples.stored_rows(slice(first, min(first + size, high)))
 
     def _rows(self, index: Tensor) -> Tensor:
         x = self.samples.rows(index, dtype=self.components.mu.dtype)
@@ -229,3 +249,8 @@ class ClosedForm:
 def chunk_rows(K: int, D: int, E: int) -> int:
     """Rows of a chunk: 256 to 2048, fewer where a row's widest array, max(D, K (E + 1)) numbers, is wider."""
     return max(256, min(2048, CHUNK_VALUES // max(D, K * (E + 1))))
+
+
+def byte_chunk_rows(K: int, D: int, E: int) -> int:
+    """The same for a `ByteScorer`, whose rows take fewer bytes and whose products have more arrays."""
+    return max(256, min(2048, CHUNK_VALUES // max(D // 4, 2 * K * (E + 1))))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llgae_cli.training.components import Components, Coordinates, orthonormal
-from llgae_cli.training.scoring import Scorer, Workspace
+from llgae_cli.training.scoring import Scorer, Workspace, projections
 
 
 @dataclass
@@ -84,23 +84,20 @@ def survey(
     components: Components,
     coordinates: Coordinates | None = None,
     workspace: Workspace | None = None,
+    scorer: type[Scorer] = Scorer,
 ) -> Statistics:
     """One pass with hard assignments: the statistics of all chunks x (n, D) at the given components.
 
-    With `coordinates`, the scatters in them too. A `workspace` saves the next pass new buffers.
+    With `coordinates`, the scatters in them too. A `workspace` saves the next pass new buffers. `scorer`: of what the
+    chunks hold; see `integers`.
     """
-    score = Scorer(components, workspace)
+    score = scorer(components, workspace)
     statistics = Statistics.zeros(components, 0 if coordinates is None else coordinates.V.shape[1])
-    z0 = latent_offsets(components)
+    z0 = projections(components.U, components.mu)
     for x in chunks:
         distance, z = score(x)
-        accumulate(statistics, x, distance, z, score.workspace, z0=z0, coordinates=coordinates)
+        accumulate(statistics, x, distance, z, score, z0=z0, coordinates=coordinates)
     return statistics
-
-
-def latent_offsets(components: Components) -> Tensor:
-    """z0_k = U_k^T mu_k with shape (K, E)."""
-    return (components.U.mT @ components.mu[:, :, None])[:, :, 0]
 
 
 def accumulate(
@@ -108,30 +105,28 @@ def accumulate(
     x: Tensor,
     distance: Tensor,
     z: Tensor,
-    workspace: Workspace,
+    score: Scorer,
     listed: Tensor | None = None,
     z0: Tensor | None = None,
     coordinates: Coordinates | None = None,
 ) -> None:
-    """Add a chunk x (n, D) to the statistics, each sample at its nearest component.
+    """Add a chunk x (n, D), as the scorer knows it, to the statistics, each sample at its nearest component.
 
     `distance` (n, C) lacks |x|^2 and z is (n, C, E), for the components `listed` (n, C) or, without it, all K in
     order; z0 (K, E) is subtracted from z where z is not relative to it already.
     """
     K = len(statistics.count)
-    squared = torch.linalg.vector_norm(x, dim=1).square_()  # reads x once and writes n numbers, unlike x.square()
     best, column = distance.min(1)
     k = column if listed is None else listed.gather(1, column[:, None])[:, 0]
-    statistics.distortion.index_add_(0, k, (best + squared).to(statistics.distortion.dtype))
-
     order = torch.argsort(k)  # samples of one component side by side: their products are then dense and contiguous
-    k = k[order]
-    extended, own = statistics.extended(workspace, len(x))
+    k, x = k[order], score.taken(x, order)
+    squared = torch.linalg.vector_norm(x, dim=1).square_()  # reads x once and writes n numbers, unlike x.square()
+    statistics.distortion.index_add_(0, k, (best[order] + squared).to(statistics.distortion.dtype))
+    extended, own = statistics.extended(score.workspace, len(x))
     own.copy_(z[order, column[order]])
     if z0 is not None:
         own.sub_(z0[k])
     statistics.latent.index_add_(0, k, own)
-    x = torch.index_select(x, 0, order, out=workspace.take("sorted", x, *x.shape))
     tally = torch.bincount(k, minlength=K)
     statistics.count += tally
     counts = tally.tolist()
@@ -156,7 +151,7 @@ def soft_survey(
     score = Scorer(components, workspace)
     statistics = Statistics.zeros(components)
     K, _, E = components.U.shape
-    z0 = latent_offsets(components)
+    z0 = projections(components.U, components.mu)
     for x in chunks:
         distance, z = score(x)
         squared = torch.linalg.vector_norm(x, dim=1).square_()

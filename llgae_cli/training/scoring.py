@@ -42,16 +42,29 @@ class Scorer:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Distances less |x|^2 with shape (n, K), and z with shape (n, K, E), which the next call overwrites."""
-        n, width = len(x), self.K * self.E
-        product = torch.mm(x, self.matrix, out=self.workspace.take("product", x, n, self.matrix.shape[1]))
+        width = self.K * self.E
+        product = self.product(x)
         z = product[:, :width].unflatten(1, (self.K, self.E))
-        squares = torch.mul(z, z, out=self.workspace.take("squares", x, n, self.K, self.E))
+        squares = torch.mul(z, z, out=self.workspace.take("squares", product, *z.shape))
         return product[:, width : width + self.K] + self.constant - squares.sum(2), z
+
+    def product(self, x: Tensor) -> Tensor:
+        """Of x (n, D) and `matrix`."""
+        return torch.mm(x, self.matrix, out=self.workspace.take("product", x, len(x), self.matrix.shape[1]))
+
+    def taken(self, x: Tensor, order: Tensor) -> Tensor:
+        """The rows x[order], which the next call overwrites."""
+        return torch.index_select(x, 0, order, out=self.workspace.take("sorted", x, *x.shape))
 
 
 def _project(U: Tensor, v: Tensor) -> Tensor:
     """U_k U_k^T v_k with shape (K, D)."""
-    return (U @ (U.mT @ v[:, :, None]))[:, :, 0]
+    return (U * projections(U, v)[:, None, :]).sum(2)
+
+
+def projections(U: Tensor, v: Tensor) -> Tensor:
+    """U_k^T v_k with shape (K, E)."""
+    return (U * v[:, :, None]).sum(1)
 
 
 def winners(x: Tensor, components: Components) -> Tensor:
