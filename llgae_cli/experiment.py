@@ -268,7 +268,7 @@ def finish(run: Run, reporter: Reporter) -> Outcome:
         **{f"symbol_{j}": counts for j, counts in enumerate(latents.symbols)},
     }
     last = run.history[-1]
-    if isinstance(run.trainer, ClosedForm) and run.trainer.short_list:
+    if isinstance(run.trainer, ClosedForm) and run.trainer.short_lists:
         extras["candidates_lost"] = lost = last["train_mean_l2"] / evaluation.mean_l2 - 1
         reporter.note(f"candidates: short lists lost {lost:.4%} of the train mean L2 {evaluation.mean_l2:.2f}")
     return Outcome(

@@ -21,9 +21,10 @@ from llgae_cli.errors import InputError, RunError
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm, Gradient
-from llgae_cli.training.candidates import ShortList
+from llgae_cli.training.candidates import ShortLists
 from llgae_cli.training.components import Components, Coordinates, orthonormal
 from llgae_cli.training.passes import improved, survey
+from llgae_cli.training.scoring import Workspace
 from llgae_cli.training.shrinkage import shrunk
 
 TRAINERS = ("closed-form", "gradient")
@@ -217,8 +218,10 @@ def test_shrinkage_in_both_precisions() -> None:
 def test_candidates_in_both_precisions() -> None:
     found = []
     for x in clusters():
-        short = ShortList(Coordinates.identity(x), 2)
-        found.append(short.survey([x], fitted(x)).tensors()[:-1])
+        lists, picked = ShortLists(lambda index, x=x: x[index], 0, len(x), len(x), 2), []
+        survey([x], fitted(x), found=picked)
+        lists.k = picked[0]
+        found.append(lists.survey(fitted(x), Coordinates.identity(x), Workspace()).tensors()[:-1])
     for single, exact in zip(*found, strict=True):
         near(single, exact, 2e-5)
 

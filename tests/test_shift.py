@@ -260,7 +260,7 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit() -> None:
 def test_training_in_chunks_agrees_with_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for rows in (1000, 97):
-        monkeypatch.setattr(closed_form_module, "chunk_rows", lambda K, D, E, rows=rows: rows)
+        monkeypatch.setattr(closed_form_module, "chunk_rows", lambda K, D, rows=rows: rows)
         found.append(run(closed_form(pictures(), 1)[1], 5)[-1])
     assert found[0] == pytest.approx(found[1], rel=1e-9)
 

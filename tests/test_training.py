@@ -259,7 +259,7 @@ def test_chunks_of_any_size_agree(size: int) -> None:
 def test_training_in_chunks_agrees_with_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for rows in (1000, 17):
-        monkeypatch.setattr(closed_form_module, "chunk_rows", lambda K, D, E, rows=rows: rows)
+        monkeypatch.setattr(closed_form_module, "chunk_rows", lambda K, D, rows=rows: rows)
         found.append(
             run(closed_form(samples(cloud()), 4, 2), 10)[-1]
         )  # rounding may decide whether one more pass gains
@@ -267,9 +267,10 @@ def test_training_in_chunks_agrees_with_training_at_once(monkeypatch: pytest.Mon
 
 
 def test_chunks_stay_within_bounds() -> None:
-    assert closed_form_module.chunk_rows(1, 2, 0) == 2048
-    assert 256 < closed_form_module.chunk_rows(11, 784, 20) < 2048
-    assert closed_form_module.chunk_rows(10_000, 784, 20) == 256
+    assert closed_form_module.chunk_rows(1, 2) == closed_form_module.chunk_rows(11, 784) == 2048
+    assert closed_form_module.chunk_rows(1000, 784) == 4000
+    assert closed_form_module.chunk_rows(10_000, 784) < 8192
+    assert closed_form_module.chunk_rows(10_000, 100_000) == 256
 
 
 def trainers(data: Samples, seed: int) -> Iterator[ClosedForm | Gradient]:

@@ -1,65 +1,143 @@
-"""A short list of components for each sample, so that large K costs a fraction of N K E.
+"""Short lists of components for large K: a sample is scored under the one it has and under that one's neighbours alone.
 
-Every component is scored in the d leading principal coordinates, x ~ centre + V y, where the product is D / d times
-smaller; the best C of them are then scored exactly. Components are the same as in a full pass whenever the true
-winner is on the list. At K = 1000, E = 20 on Fashion-MNIST, d = 128 and C = 10 lose 0.08 % of the train mean L2; d = 64
-and C = 8 lose 0.8 %.
+From one pass to the next about one sample in a hundred changes its component, and then to a near one. Components are
+near where they serve the same samples well: neighbours of k are those that are best, on average, for the few samples
+of k that bear witness (and for mu_k), as seen in the leading principal coordinates, x ~ centre + V y. In turn, each
+pass also looks a share of the samples up in those coordinates, under all components, and takes their lists from what is
+best there too: what the lists cannot reach is reached within TURNS passes.
 
-Operations for n samples: 2 n D d + 2 n d K (E + 1) + 2 n C D (E + 1), in place of 2 n D K (E + 1).
+Samples are taken in the order of their components, so that all that share a list share one matrix product. Operations
+for n samples: 2 n D (C + 1) (E + 1) (1 + 1 / TURNS) with C neighbours, in place of 2 n D K (E + 1), and
+2 (W K + n / TURNS) d K (E + 1) in d coordinates.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from llgae_cli.training import distributed
 from llgae_cli.training.components import Components, Coordinates
 from llgae_cli.training.passes import Statistics, accumulate
-from llgae_cli.training.scoring import Scorer, Workspace, projections
+from llgae_cli.training.scoring import Scorer, Workspace, perpendicular, projections
 
-COORDINATES, LENGTH = 128, 10
+NEIGHBOURS = 23
 WORTHWHILE_K = 100  # below this a full pass is as fast
-SCORED_VALUES = 1 << 24  # numbers in a block of scores: smaller blocks read the components too often
+COORDINATES = 128
+WITNESSES = 2  # samples a component, W; four gain a quarter of what two lose
+TURNS = 8  # passes until every sample has been looked up under all components
+CHUNK_ROWS = 1 << 16  # put in order at a time; many, so that a component has enough of them for a product
+BLOCK_ROWS = 2048
 
 
-class ShortList:
-    """The principal coordinates that components are first scored in, and how many go on to be scored exactly."""
+class ShortLists:
+    """The components that the samples had in the last pass, `k` (n,), from which the next one starts.
 
-    def __init__(self, coordinates: Coordinates, length: int = LENGTH):
-        """Uses the COORDINATES leading ones of `coordinates`."""
-        self.centre, self.V, self.length = coordinates.centre, coordinates.V[:, :COORDINATES].contiguous(), length
+    `before` is what the last pass started from, and `turn` counts passes: what it takes to repeat that pass.
+    """
+
+    def __init__(self, rows: Callable[[Tensor], Tensor], low: int, high: int, N: int, neighbours: int = NEIGHBOURS):
+        """Of the samples low ... high - 1 of N; `rows` gives x (m, D) at the indices (m,) among all N."""
+        self.rows, self.low, self.high, self.N, self.neighbours = rows, low, high, N, neighbours
+        self.k: Tensor | None = None
+        self.before: Tensor | None = None
+        self.turn = 0
 
     def survey(
-        self,
-        chunks: Iterable[Tensor],
-        components: Components,
-        coordinates: Coordinates | None = None,
-        workspace: Workspace | None = None,
+        self, components: Components, coordinates: Coordinates, workspace: Workspace, scatter: bool = False
     ) -> Statistics:
-        """As `components.survey`, with the winner taken from each sample's short list."""
-        mu, U = components.mu, components.U
-        K, _, E = U.shape
-        score = Scorer(Components(mu - self.centre, U), workspace)
-        score.matrix = self.V.T @ score.matrix  # (d, ...): x - centre ~ V y turns the product over D into one over d
-        exact = torch.cat([U, mu[:, :, None]], 2)  # (K, D, E + 1): U^T x and mu.x of one component from one product
-        z0 = projections(U, mu)
-        squared_mu = mu.square().sum(1)
-        block = max(64, SCORED_VALUES // (K * (E + 1)))
-        statistics = Statistics.zeros(components, 0 if coordinates is None else coordinates.V.shape[1])
-        for x in chunks:
-            y = (x - self.centre) @ self.V
-            listed = torch.cat([score(part)[0].topk(self.length, 1, largest=False).indices for part in y.split(block)])
-            # All (sample, component) pairs, sorted by component: one small product for each component in use.
-            flat = listed.flatten()
-            order = torch.argsort(flat)
-            counts = torch.bincount(flat, minlength=K).tolist()
-            product = x.new_empty(len(flat), E + 1)
-            for j, pairs in enumerate(order.split(counts)):
-                if len(pairs):
-                    rows = x.index_select(0, pairs // self.length)
-                    product[pairs] = rows @ exact[j]
-            product = product.unflatten(0, listed.shape)  # (n, C, E + 1)
-            z = product[:, :, :E] - z0[listed]
-            distance = squared_mu[listed] - 2 * product[:, :, E] - z.square().sum(2)
-            accumulate(statistics, x, distance, z, score, listed, coordinates=coordinates)
+        """As `passes.survey` of all samples, each scored under its own list; `scatter`: collect those too."""
+        assert self.k is not None
+        coarse = scorer_in(coordinates, components)
+        search = _Search(components, self._lists(components, coordinates, coarse), workspace)
+        statistics = Statistics.zeros(components, coordinates.V.shape[1] if scatter else 0)
+        self.before, k = self.k, torch.empty_like(self.k)
+        self.turn += 1
+        for chunk in torch.arange(self.low, self.high, device=k.device).split(CHUNK_ROWS):
+            n = len(chunk)
+            again = (chunk + self.turn) % TURNS == 0
+            coarsely = [
+                coarse.nearest(coordinates.leading(self.rows(part), COORDINATES))[1]
+                for part in chunk[again].split(BLOCK_ROWS)
+            ]
+            index = torch.cat([chunk, chunk[again]])
+            best, has, z = search.best(torch.cat([self.before[chunk - self.low], *coarsely]), index, self.rows)
+            better = (best[n:] < best[:n][again]).nonzero()[:, 0]
+            where = again.nonzero()[better, 0]
+            for found in (best, has, z):
+                found[where] = found[n + better]
+            k[chunk - self.low] = has[:n]
+            for some in has[:n].argsort().split(BLOCK_ROWS):
+                z_some = z[some] - search.z0[has[some]]
+                x = self.rows(chunk[some])
+                accumulate(statistics, x, best[some], has[some], z_some, workspace, coordinates if scatter else None)
+        self.k = k
         return statistics
+
+    def _lists(self, components: Components, coordinates: Coordinates, coarse: Scorer) -> Tensor:
+        """Each component and its neighbours, (K, C + 1); equal on all processes, however the samples are shared."""
+        mu = components.mu
+        K = len(mu)
+        drawn = torch.randint(self.N, (WITNESSES * K,), generator=torch.Generator().manual_seed(0)).to(mu.device)
+        drawn = drawn[(drawn >= self.low) & (drawn < self.high)]
+        assert self.k is not None
+        total, count = mu.new_zeros(K, K), mu.new_zeros(K)
+        for some in drawn.split(BLOCK_ROWS):
+            k = self.k[some - self.low]
+            total.index_add_(0, k, coarse.distances(coordinates.leading(self.rows(some), COORDINATES)))
+            count.index_add_(0, k, torch.ones_like(k, dtype=count.dtype))
+        if self.high - self.low < self.N:
+            distributed.sum_([total, count])
+        for ks in torch.arange(K, device=mu.device).split(BLOCK_ROWS):
+            total[ks] += coarse.distances(coordinates.leading(mu[ks], COORDINATES))
+        mean = total / (count + 1)[:, None]
+        mean.fill_diagonal_(-torch.inf)  # its own comes first
+        return mean.topk(min(K, self.neighbours + 1), 1, largest=False).indices
+
+
+class _Search:
+    """Exact scores under the lists (K, C) of what the samples have."""
+
+    def __init__(self, components: Components, lists: Tensor, workspace: Workspace):
+        apart = perpendicular(components)
+        self.lists, self.workspace = lists, workspace
+        self.constant, self.z0 = apart.square().sum(1), projections(components.U, components.mu)
+        self.matrices = torch.cat([components.U.mT, -2 * apart[:, None, :]], 1)  # (K, E + 1, D): a list is one matrix
+
+    def best(self, k: Tensor, index: Tensor, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The least distance less |x|^2 (n,), whose it is (n,), and z (n, E) there.
+
+        Of the samples at `index` (n,), each under the list of its component in k (n,).
+        """
+        (_, width, _), C = self.matrices.shape, self.lists.shape[1]
+        found = self.constant.new_empty(len(k)), torch.empty_like(k), self.constant.new_empty(len(k), width - 1)
+        for some in k.argsort().split(BLOCK_ROWS):
+            had = k[some]
+            product = self.workspace.take("product", self.constant, len(some), C, width)
+            self._multiply(rows(index[some]), had, product)
+            z = product[:, :, : width - 1]
+            squares = torch.mul(z, z, out=self.workspace.take("squares", z, *z.shape)).sum(2)
+            best, column = (self.constant[self.lists[had]] + product[:, :, width - 1] - squares).min(1)
+            here = best, self.lists[had, column], z[torch.arange(len(some), device=k.device), column]
+            for whole, part in zip(found, here, strict=True):
+                whole[some] = part
+        return found
+
+    def _multiply(self, x: Tensor, k: Tensor, product: Tensor) -> None:
+        """Samples x (n, D), in the order of k (n,), times the matrices of their lists, into product (n, C, E + 1)."""
+        C, (_, width, D) = self.lists.shape[1], self.matrices.shape
+        used, counts = torch.unique_consecutive(k, return_counts=True)
+        sizes = counts.tolist()
+        for j, x_j, product_j in zip(used.tolist(), x.split(sizes), product.flatten(1).split(sizes), strict=True):
+            listed = self.workspace.take("listed", self.matrices, C, width, D)
+            torch.index_select(self.matrices, 0, self.lists[j], out=listed)
+            torch.mm(x_j, listed.flatten(0, 1).T, out=product_j)
+
+
+def scorer_in(coordinates: Coordinates, components: Components) -> Scorer:
+    """A scorer of the components for samples given in the COORDINATES leading coordinates: a product over d, not D."""
+    score = Scorer(Components(components.mu - coordinates.centre, components.U))
+    V = coordinates.V[:, :COORDINATES]
+    for tile in score.tiles:
+        tile.matrix = V.T @ tile.matrix
+    return score

@@ -12,21 +12,20 @@ from llgae_cli.inference import gauge
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.training import distributed, integers
-from llgae_cli.training.candidates import COORDINATES, LENGTH, WORTHWHILE_K, ShortList
+from llgae_cli.training.candidates import NEIGHBOURS, WORTHWHILE_K, ShortLists
 from llgae_cli.training.components import Components, Coordinates, aligned, halved
 from llgae_cli.training.integers import ByteScorer
 from llgae_cli.training.passes import Statistics, latent_covariance, survey
 from llgae_cli.training.progress import EpochRecord, Notify
-from llgae_cli.training.saved import real, tensor_like, whole
-from llgae_cli.training.scoring import Workspace, winners
+from llgae_cli.training.saved import indices, real, tensor_like, whole
+from llgae_cli.training.scoring import Scorer, Workspace
 from llgae_cli.training.shrinkage import shrunk
 from llgae_cli.training.starts import Start, start
 
 START_ROWS, START_ROWS_EACH = 12_000, 100  # rows that starts are tried on: so many, or so many a component
 REFINE_ROWS = 60_000
 FAR = 100  # how many times the spread of the components' means the data's mean may lie from zero, squared
-SHORT_LIST_ROWS = 4096  # larger, so that a component's few samples in a chunk still make a product worth calling
-CHUNK_VALUES = 1 << 20  # numbers in a chunk's widest array: 4 MB, so that the chunk stays in the L2/L3 cache
+CHUNK_VALUES = 1 << 22  # numbers in a chunk, at most: 16 MB
 
 # Of the components of a pass: what they are to explain of samples x (n, D), where that is not x itself.
 View = Callable[[Components], Callable[[Tensor], Tensor]]
@@ -53,17 +52,17 @@ class ClosedForm:
         shrinkage: float | Literal["auto"] = 0.0,
         view: View | None = None,
     ):
-        """Restarts, moves: see `starts`. `candidates`: see `candidates`, auto | off | C. `shrinkage`: in samples.
+        """Restarts, moves: see `starts`. `candidates`: auto | off | neighbours scored. `shrinkage`: in samples.
 
         `view`: what is explained in place of x, for models with more in their codes than k and b.
         """
         self.model, self.samples, self.tol, self.view = model, samples, tol, view
         self.shrinkage, self.strength = shrinkage, 0.0
         self.coordinates = Start.blank(Components(model.mu.detach(), model.W.detach())).coordinates
-        worthwhile = model.K >= WORTHWHILE_K and model.D >= 2 * COORDINATES
-        length = {"auto": LENGTH if worthwhile else 0, "off": 0}.get(str(candidates), candidates)
-        self.length = 0 if int(length) >= model.K else int(length)
-        self.short_list: ShortList | None = None
+        listed = {"auto": NEIGHBOURS if model.K >= WORTHWHILE_K else 0, "off": 0}.get(str(candidates), candidates)
+        self.short_lists: ShortLists | None = None
+        if 0 < int(listed) < model.K - 1:
+            self.short_lists = ShortLists(self._block, *distributed.share(samples.N), samples.N, int(listed))
         self.restarts = (4 if model.K <= 32 else 1) if restarts == "auto" else int(restarts)
         self.moves = (60 if model.K <= 64 else 0) if moves == "auto" else int(moves)
         self.generator = torch.Generator().manual_seed(seed)
@@ -89,6 +88,7 @@ class ClosedForm:
                 restarts=self.restarts,
                 moves=self.moves,
                 shrinkage=self.shrinkage,
+                neighbours=self.short_lists.neighbours if self.short_lists else 0,
                 generator=self.generator,
                 notify=notify,
             )
@@ -96,7 +96,7 @@ class ClosedForm:
             found = Start.blank(self.components)
         distributed.from_first_(found.tensors())
         found = self._seen_from_origin(found)
-        self._prepare(found.coordinates, float(found.strength))
+        self.coordinates, self.strength = found.coordinates, float(found.strength)
         self._adopt(found.components, self.survey(found.components))
 
     def _seen_from_origin(self, found: Start) -> Start:
@@ -111,10 +111,6 @@ class ClosedForm:
         self.origin = centre
         moved = Coordinates(torch.zeros_like(centre), found.coordinates.V)
         return Start(Components(mu - centre, found.components.U), moved, found.strength)
-
-    def _prepare(self, coordinates: Coordinates, strength: float) -> None:
-        self.coordinates, self.strength = coordinates, strength
-        self.short_list = ShortList(coordinates, self.length) if self.length else None
 
     def epoch(self) -> EpochRecord:
         """One pass over all rows; `train_mean_l2` is the model's own: exact, or that of the short lists if any."""
@@ -158,17 +154,25 @@ class ClosedForm:
 
     def survey(self, components: Components) -> Statistics:
         """One pass over all rows, on all processes."""
-        coordinates = self.coordinates if self.strength else None
-        if self.short_list:
-            chunks = self._chunks(SHORT_LIST_ROWS, components)
-            statistics = self.short_list.survey(chunks, components, coordinates, self.workspace)
-        elif self._in_bytes():
-            chunks = self._stored_chunks(byte_chunk_rows(*components.U.shape))
-            statistics = survey(chunks, components, coordinates, self.workspace, ByteScorer)
+        lists = self.short_lists
+        if lists is not None and lists.k is not None:
+            statistics = lists.survey(components, self.coordinates, self.workspace, scatter=self.strength > 0)
         else:
-            chunks = self._chunks(chunk_rows(*components.U.shape), components)
-            statistics = survey(chunks, components, coordinates, self.workspace)
+            statistics = self._full(components, lists)
         distributed.sum_(statistics.tensors())
+        return statistics
+
+    def _full(self, components: Components, lists: ShortLists | None) -> Statistics:
+        """One pass over this process's rows that scores every component; what it finds begins the short lists."""
+        coordinates = self.coordinates if self.strength else None
+        found: list[Tensor] | None = [] if lists else None
+        rows = chunk_rows(self.model.K, self.model.D)
+        in_bytes = self._in_bytes()
+        chunks = self._stored_chunks(rows) if in_bytes else self._chunks(rows, components)
+        scorer = ByteScorer if in_bytes else Scorer
+        statistics = survey(chunks, components, coordinates, self.workspace, scorer, found)
+        if lists and found:
+            lists.before, lists.k = None, torch.cat(found)
         return statistics
 
     def _in_bytes(self) -> bool:
@@ -195,12 +199,16 @@ class ClosedForm:
         for first in range(low, high, size):
             yield self.samples.stored_rows(slice(first, min(first + size, high)))
 
-    def _rows(self, index: Tensor) -> Tensor:
-        x = self.samples.rows(index, dtype=self.components.mu.dtype)
+    def _rows(self, index: Tensor, out: Tensor | None = None) -> Tensor:
+        x = self.samples.rows(index, dtype=self.components.mu.dtype, out=out)
         if self.view is not None:
             seen = self.view(self._of_the_data(self.components))
-            x = torch.cat([seen(part) for part in x.split(SHORT_LIST_ROWS)])
+            x = torch.cat([seen(part) for part in x.split(2048)])
         return x if self.origin is None else x - self.origin
+
+    def _block(self, index: Tensor) -> Tensor:
+        """The rows at the indices (m,), which the next call overwrites."""
+        return self._rows(index, self.workspace.take("block", self.components.mu, len(index), self.model.D))
 
     def _repaired(self, components: Components, statistics: Statistics) -> Components:
         """Empty components become halves of the worst ones. Those stay as they are, so no sample is worse off."""
@@ -211,7 +219,7 @@ class ClosedForm:
         if distributed.rank() == 0:
             rows = self._rows(torch.randperm(self.samples.N, generator=self.generator)[:START_ROWS])
             worst = statistics.distortion.argsort(descending=True).tolist()
-            k = winners(rows, components)
+            k = Scorer(components).nearest(rows)[1]
             for i, a in enumerate(empty):
                 b = worst[i % (self.model.K - len(empty))]
                 own = rows[k == b]
@@ -233,24 +241,33 @@ class ClosedForm:
             "generator": self.generator.get_state(),
             "finished": self.finished,
             "repaired": self.repaired,
+            "before": self._lists_began(),
+            "turn": self.short_lists.turn if self.short_lists else 0,
         }
+
+    def _lists_began(self) -> Tensor | None:
+        """What the last pass's short lists started from, for that pass to be repeated; one process alone keeps it."""
+        before = self.short_lists.before if self.short_lists and distributed.world() == 1 else None
+        return None if before is None else before.to(torch.int32)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up where `state_dict` left off."""
         mu, U, here = self.components.mu, self.components.U, self.coordinates
         self.components = Components(tensor_like(state["mu"], mu), tensor_like(state["U"], U))
         self.origin = None if state["origin"] is None else tensor_like(state["origin"], here.centre)
-        coordinates = Coordinates(tensor_like(state["centre"], here.centre), tensor_like(state["V"], here.V))
-        self._prepare(coordinates, real(state["strength"]))
+        self.coordinates = Coordinates(tensor_like(state["centre"], here.centre), tensor_like(state["V"], here.V))
+        self.strength = real(state["strength"])
+        if self.short_lists and state["before"] is not None and distributed.world() == 1:
+            shape, device = (self.samples.N,), self.components.mu.device
+            self.short_lists.k = indices(state["before"], shape, self.model.K).to(device)
+            self.short_lists.turn = max(0, whole(state["turn"]) - 1)
         self.generator.set_state(state["generator"])
         self.finished, self.repaired = bool(state["finished"]), whole(state["repaired"])
 
 
-def chunk_rows(K: int, D: int, E: int) -> int:
-    """Rows of a chunk: 256 to 2048, fewer where a row's widest array, max(D, K (E + 1)) numbers, is wider."""
-    return max(256, min(2048, CHUNK_VALUES // max(D, K * (E + 1))))
+def chunk_rows(K: int, D: int) -> int:
+    """Rows of a chunk: 2048, and more where a component's samples in it would make a product not worth calling.
 
-
-def byte_chunk_rows(K: int, D: int, E: int) -> int:
-    """The same for a `ByteScorer`, whose rows take fewer bytes and whose products have more arrays."""
-    return max(256, min(2048, CHUNK_VALUES // max(D // 4, 2 * K * (E + 1))))
+    At least 256 and at most what CHUNK_VALUES allows.
+    """
+    return max(256, min(max(2048, 4 * K), 8192, CHUNK_VALUES // D))

@@ -34,6 +34,10 @@ class Coordinates:
         """V^T (x - centre), the coordinates y with shape (n, d)."""
         return (x - self.centre) @ self.V
 
+    def leading(self, x: Tensor, d: int) -> Tensor:
+        """The first d of them, at most, (n, d)."""
+        return (x - self.centre) @ self.V[:, :d]
+
 
 def orthonormal(M: Tensor) -> Tensor:
     """An orthonormal basis (K, D, E) of the columns of M (K, D, E), completed where they are dependent.

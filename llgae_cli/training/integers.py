@@ -34,31 +34,38 @@ class ByteScorer(Scorer):
 
     def __init__(self, components: Components, workspace: Workspace | None = None):
         super().__init__(components, workspace)
-        centred = (self.matrix - self.matrix.mean(0)).double()
-        scale = centred.abs().amax(0).clamp(min=1e-30) / 127
-        rest, self.digits = centred / scale, []
-        for _ in range(DIGITS):
-            digit = rest.round()
-            rest = (rest - digit) * BASE
-            self.digits.append(digit.to(torch.int8))
-        self.scale = scale.to(self.matrix.dtype)
+        self.digits = [_cut(tile.matrix) for tile in self.tiles]
 
-    def product(self, v: Tensor) -> Tensor:
-        """Of x and `matrix`: the digits' products, the last one first."""
-        signed = torch.bitwise_xor(v, 128, out=self.workspace.take("signed", v, *v.shape)).view(torch.int8)
-        shape = len(v), self.matrix.shape[1]
-        total = self.workspace.take("product", self.matrix, *shape)
-        part = self.workspace.take("part", self.matrix, *shape)
-        exact = self.workspace.take("exact", self.matrix.new_empty(0, dtype=torch.int32), *shape)
-        first, *others = reversed(self.digits)
-        total.copy_(torch._int_mm(signed, first, out=exact))
+    def prepared(self, v: Tensor) -> Tensor:
+        """V - 128, signed bytes."""
+        return torch.bitwise_xor(v, 128, out=self.workspace.take("signed", v, *v.shape)).view(torch.int8)
+
+    def product(self, i: int, v: Tensor) -> Tensor:
+        """Of x and the matrix of tile i: the digits' products, the last one first."""
+        scale, (first, *others) = self.digits[i]
+        shape = len(v), len(scale)
+        total, part = (self.workspace.take(name, scale, *shape) for name in ("product", "part"))
+        exact = self.workspace.take("exact", scale.new_empty(0, dtype=torch.int32), *shape)
+        total.copy_(torch._int_mm(v, first, out=exact))
         for digit in others:
-            part.copy_(torch._int_mm(signed, digit, out=exact))
+            part.copy_(torch._int_mm(v, digit, out=exact))
             torch.add(part, total, alpha=1 / BASE, out=total)
-        return total.mul_(self.scale)
+        return total.mul_(scale)
 
     def taken(self, v: Tensor, order: Tensor) -> Tensor:
         """The rows x[order], which the next call overwrites."""
         bytes_ = torch.index_select(v, 0, order, out=self.workspace.take("sorted bytes", v, *v.shape))
-        x = self.workspace.take("sorted", self.matrix, *v.shape).copy_(bytes_)
+        x = self.workspace.take("sorted", self.digits[0][0], *v.shape).copy_(bytes_)
         return x.sub_(x.mean(1, keepdim=True))
+
+
+def _cut(A: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The scale (w,) of the columns of A (D, w), and the digits of A less its columns' means, the last one first."""
+    centred = (A - A.mean(0)).double()
+    scale = centred.abs().amax(0).clamp(min=1e-30) / 127
+    rest, digits = centred / scale, []
+    for _ in range(DIGITS):
+        digit = rest.round()
+        rest = (rest - digit) * BASE
+        digits.append(digit.to(torch.int8))
+    return scale.to(A.dtype), digits[::-1]

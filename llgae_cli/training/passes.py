@@ -85,49 +85,46 @@ def survey(
     coordinates: Coordinates | None = None,
     workspace: Workspace | None = None,
     scorer: type[Scorer] = Scorer,
+    found: list[Tensor] | None = None,
 ) -> Statistics:
     """One pass with hard assignments: the statistics of all chunks x (n, D) at the given components.
 
     With `coordinates`, the scatters in them too. A `workspace` saves the next pass new buffers. `scorer`: of what the
-    chunks hold; see `integers`.
+    chunks hold; see `integers`. The samples' components k (n,) are appended to `found`, chunk by chunk.
     """
     score = scorer(components, workspace)
     statistics = Statistics.zeros(components, 0 if coordinates is None else coordinates.V.shape[1])
     z0 = projections(components.U, components.mu)
     for x in chunks:
-        distance, z = score(x)
-        accumulate(statistics, x, distance, z, score, z0=z0, coordinates=coordinates)
+        best, k, z = score.nearest(x)
+        if found is not None:
+            found.append(k)
+        order = torch.argsort(k)
+        z = z[order] - z0[k[order]]
+        accumulate(statistics, score.taken(x, order), best[order], k[order], z, score.workspace, coordinates)
     return statistics
 
 
 def accumulate(
     statistics: Statistics,
     x: Tensor,
-    distance: Tensor,
+    best: Tensor,
+    k: Tensor,
     z: Tensor,
-    score: Scorer,
-    listed: Tensor | None = None,
-    z0: Tensor | None = None,
+    workspace: Workspace,
     coordinates: Coordinates | None = None,
 ) -> None:
-    """Add a chunk x (n, D), as the scorer knows it, to the statistics, each sample at its nearest component.
+    """Add samples x (n, D) to the statistics, those of one component side by side: products are dense and contiguous.
 
-    `distance` (n, C) lacks |x|^2 and z is (n, C, E), for the components `listed` (n, C) or, without it, all K in
-    order; z0 (K, E) is subtracted from z where z is not relative to it already.
+    A sample has the component k (n,), from which it is at the squared distance `best` (n,), less |x|^2, and where its
+    projection z - z0 is `z` (n, E).
     """
-    K = len(statistics.count)
-    best, column = distance.min(1)
-    k = column if listed is None else listed.gather(1, column[:, None])[:, 0]
-    order = torch.argsort(k)  # samples of one component side by side: their products are then dense and contiguous
-    k, x = k[order], score.taken(x, order)
     squared = torch.linalg.vector_norm(x, dim=1).square_()  # reads x once and writes n numbers, unlike x.square()
-    statistics.distortion.index_add_(0, k, (best[order] + squared).to(statistics.distortion.dtype))
-    extended, own = statistics.extended(score.workspace, len(x))
-    own.copy_(z[order, column[order]])
-    if z0 is not None:
-        own.sub_(z0[k])
+    statistics.distortion.index_add_(0, k, (best + squared).to(statistics.distortion.dtype))
+    extended, own = statistics.extended(workspace, len(x))
+    own.copy_(z)
     statistics.latent.index_add_(0, k, own)
-    tally = torch.bincount(k, minlength=K)
+    tally = torch.bincount(k, minlength=len(statistics.count))
     statistics.count += tally
     counts = tally.tolist()
     for j, (x_j, z_j) in enumerate(zip(x.split(counts), extended.split(counts), strict=True)):
@@ -148,12 +145,12 @@ def soft_survey(
     winner's.
     Source: Rose, Deterministic annealing for clustering, Proc. IEEE 86 (1998).
     """
-    score = Scorer(components, workspace)
+    score = Scorer(components, workspace, columns=components.U.shape[0] * (components.U.shape[2] + 1))  # one tile
     statistics = Statistics.zeros(components)
     K, _, E = components.U.shape
     z0 = projections(components.U, components.mu)
     for x in chunks:
-        distance, z = score(x)
+        distance, z = score.scores(0, x)
         squared = torch.linalg.vector_norm(x, dim=1).square_()
         best, k = distance.min(1)
         statistics.distortion.index_add_(0, k, (best + squared).to(statistics.distortion.dtype))

@@ -20,6 +20,15 @@ def tensor_like(saved: Any, like: Tensor) -> Tensor:
     return found
 
 
+def indices(saved: Any, shape: tuple[int, ...], limit: int) -> Tensor:
+    """Saved integers of that shape in 0 ... limit - 1, as int64. Raises ValueError where they are none."""
+    if not isinstance(saved, Tensor) or saved.shape != shape or saved.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{_told(saved)} where integers of shape {shape} are expected")
+    if saved.numel() and not 0 <= int(saved.min()) <= int(saved.max()) < limit:
+        raise ValueError(f"an index that is not in 0 ... {limit - 1}")
+    return saved.to(torch.int64)
+
+
 def whole(saved: Any) -> int:
     """A saved count. Raises ValueError where it is none."""
     if type(saved) is not int or saved < 0:

@@ -30,7 +30,7 @@ def moved_back(model: Shift) -> View:
 
         def seen(x: Tensor) -> Tensor:
             centred = x - grey
-            return model.moved_back(x, nearest(score(centred)[0] for score in scorers)[1])
+            return model.moved_back(x, nearest(score.distances(centred) for score in scorers)[1])
 
         return seen
 

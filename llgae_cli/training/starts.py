@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from llgae_cli.training.candidates import ShortLists
 from llgae_cli.training.components import Components, Coordinates, halved, orthonormal, seeds
 from llgae_cli.training.passes import Statistics, improved, soft_survey, survey
 from llgae_cli.training.progress import Notify
@@ -63,16 +64,29 @@ class Start:
 class Sample:
     """The rows x (n, d) that starts are tried on, and the buffers that last from pass to pass over them."""
 
-    def __init__(self, x: Tensor):
-        self.x, self.workspace, self.here = x, Workspace(), Coordinates.identity(x)
+    def __init__(self, x: Tensor, neighbours: int = 0):
+        """`neighbours`: of the short lists that components are scored by, 0 for none."""
+        self.x, self.workspace, self.here, self.neighbours = x, Workspace(), Coordinates.identity(x), neighbours
 
     def chunks(self) -> Iterator[Tensor]:
         """The rows, so many at a time that the widest array stays in the cache."""
         return iter(self.x.split(2048))
 
-    def survey(self, components: Components, scatter: bool = False) -> Statistics:
-        """One pass with hard assignments, with the components' scatters on request."""
-        return survey(self.chunks(), components, self.here if scatter else None, self.workspace)
+    def short_lists(self) -> ShortLists | None:
+        """New ones, for some passes in a row."""
+        n = len(self.x)
+        return ShortLists(lambda index: self.x[index], 0, n, n, self.neighbours) if self.neighbours else None
+
+    def survey(self, components: Components, scatter: bool = False, lists: ShortLists | None = None) -> Statistics:
+        """One pass with hard assignments, with the components' scatters on request, and by short lists if begun."""
+        if lists is not None and lists.k is not None:
+            return lists.survey(components, self.here, self.workspace, scatter)
+        found: list[Tensor] = []
+        here = self.here if scatter else None
+        statistics = survey(self.chunks(), components, here, self.workspace, found=found)
+        if lists is not None:
+            lists.k = torch.cat(found)
+        return statistics
 
     def soft_survey(self, components: Components, temperature: float) -> Statistics:
         """One pass with soft assignments."""
@@ -90,18 +104,20 @@ def start(
     generator: torch.Generator,
     notify: Notify = lambda message: None,
     shrinkage: float | Literal["auto"] = 0.0,
+    neighbours: int = 0,
 ) -> Start:
     """Components in all D coordinates, fitted to rows x (n, D) and refined on the chunks of `more` (m, D).
 
     Raises nothing; with K > n some components are empty. `notify` is told of each lower objective, in mean L2.
+    `neighbours`: see `candidates`, 0 for full passes.
     """
     coordinates = principal_coordinates(x, width(E, x.shape[1]), generator)
-    small = Sample(coordinates.of(x))
+    small = Sample(coordinates.of(x), neighbours)
     projected, whole = [], 0.0
     for rows in more:
         projected.append(coordinates.of(rows))
         whole += float((rows - coordinates.centre).square().sum())
-    larger = Sample(torch.cat(projected))
+    larger = Sample(torch.cat(projected), neighbours)
     n, D = len(larger.x), x.shape[1]
     missing = (whole - float(larger.x.square().sum())) / n  # what the coordinates leave out
     if shrinkage == "auto":
@@ -184,9 +200,9 @@ def settled(
 
     Stops once a pass lowers the objective by less than the share `tol`, or is above `give_up` after JUDGE_AT passes.
     """
-    objective = math.inf
+    objective, lists = math.inf, sample.short_lists()
     for i in range(passes):
-        statistics = sample.survey(components, scatter=shrinkage > 0)
+        statistics = sample.survey(components, shrinkage > 0, lists)
         before, objective = objective, statistics.objective
         if (before - objective <= tol * objective and i > 0) or (i >= JUDGE_AT and objective > give_up):
             break
@@ -263,7 +279,7 @@ def looked_at(sample: Sample, components: Components) -> tuple[Tensor, Tensor, T
     score, x = Scorer(components, sample.workspace), sample.x
     removal, distortion, nearest = x.new_zeros(score.K), x.new_zeros(score.K), []
     for part in sample.chunks():
-        two, k = score(part)[0].topk(2, dim=1, largest=False)
+        two, k = score.distances(part).topk(2, dim=1, largest=False)
         removal.index_add_(0, k[:, 0], two[:, 1] - two[:, 0])
         distortion.index_add_(0, k[:, 0], two[:, 0] + part.square().sum(1))
         nearest.append(k[:, 0])
