@@ -100,8 +100,9 @@ def survey(
         if found is not None:
             found.append(k)
         order = torch.argsort(k)
-        z = z[order] - z0[k[order]]
-        accumulate(statistics, score.taken(x, order), best[order], k[order], z, score.workspace, coordinates)
+        k = k[order]
+        z = z[order].sub_(z0[k])
+        accumulate(statistics, score.taken(x, order), best[order], k, z, score.workspace, coordinates)
     return statistics
 
 
