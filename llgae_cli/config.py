@@ -114,10 +114,10 @@ class Config(BaseModel):
     tol: float = Field(1e-4, ge=0, description="closed-form: stop once a pass gains a smaller share than this")
     restarts: Positive | Literal["auto"] = Field("auto", description="closed-form: starts tried on some of the rows")
     moves: Annotated[int, Field(ge=0, le=MOST)] | Literal["auto"] = Field(
-        "auto", description="closed-form: split-merge moves tried on the best start"
+        "auto", description="closed-form: split-merge moves tried on each start, at most"
     )
     candidates: Positive | Literal["auto", "off"] = Field(
-        "auto", description="closed-form: components scored exactly for each sample"
+        "auto", description="closed-form: neighbours of its component that each sample is scored under"
     )
     shrinkage: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         0.0, description="closed-form: samples' worth of its neighbours' scatter that each component is given"

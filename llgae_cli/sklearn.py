@@ -60,10 +60,10 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         tol: stop after a pass that lowers the objective by no more than this share of it.
         n_init: starts, of which the best goes on; "auto" is 4, and 1 beyond 32 clusters. Where there are more samples,
             starts and moves see 12,000 of them, or 100 for each cluster.
-        moves: attempts to improve the best start by removing one subspace and splitting another; "auto" is
-            60 - n_clusters, at least 0.
-        candidates: how many subspaces are scored exactly for a sample during training, "off" all of them, "auto"
-            decides by n_clusters and the number of features. Saves time at hundreds of clusters, and is approximate.
+        moves: attempts, at most, to improve each start by removing one subspace and splitting another; "auto" is 60,
+            and 0 beyond 64 clusters. Eight in a row that fail end them.
+        candidates: how many neighbours of a sample's subspace are scored for it in a pass, besides that one; "off" all
+            there are, "auto" 23 from 100 clusters on. Saves time at hundreds of clusters, and is approximate.
         shrinkage: strength of a prior that draws each subspace towards its neighbours', in samples; "auto" chooses it
             on held-out samples (10 are needed). Helps where clusters hold few samples each.
         random_state: an int, a RandomState or None, as everywhere in scikit-learn. torch's own generator is not used.

@@ -15,7 +15,10 @@ from llgae_cli import experiment
 from llgae_cli.checkpoints import load
 from llgae_cli.config import read_config
 
-CONFIG = "task: subspaces\nK: 9\nembed-dim: 2\nrestarts: 1\nmoves: 2\ncandidates: 4\nepochs: 3\ntol: 0\nfigures: false\nbatch-size: 70\n"
+CONFIG = (
+    "task: subspaces\nK: 9\nembed-dim: 2\nrestarts: 1\nmoves: 2\ncandidates: 4\nepochs: 3\ntol: 0\n"
+    "figures: false\nbatch-size: 70\n"
+)
 TRAINERS = ("closed-form", "gradient")
 
 # Both trainers in one launch, in a group of the caller's own.

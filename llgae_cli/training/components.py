@@ -45,7 +45,8 @@ def orthonormal(M: Tensor) -> Tensor:
     Columns are scaled first, so that values of 1e30 or 1e-30 neither overflow nor vanish in their squares.
     """
     scale = M.abs().amax(dim=1, keepdim=True)
-    return torch.linalg.qr(torch.where(scale > 0, M / scale, M))[0]
+    Q = torch.linalg.qr(torch.where(scale > 0, M / scale, M))[0]
+    return Q.contiguous()  # qr's lies column by column, a resumed run's row by row: sums would round differently
 
 
 def aligned(components: Components, second: Tensor) -> Components:
