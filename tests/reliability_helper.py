@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,11 +137,17 @@ def nohup() -> None:
 
 def forked(arguments: list[str], log: Path) -> int:
     """The process number of a fork that runs the command line and ends as it ends."""
+    early = (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, early)
     child = os.fork()
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, early)
         return child
     code = 99
     try:
+        for signum in early:  # as `main` answers until it listens: a signal may come before that
+            signal.signal(signum, lambda number, _: os._exit(128 + number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, early)
         with open(log, "ab", buffering=0) as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -148,6 +155,8 @@ def forked(arguments: list[str], log: Path) -> int:
         main()
     except SystemExit as ended:
         code = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

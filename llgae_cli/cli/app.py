@@ -59,26 +59,37 @@ def main() -> NoReturn:
 
     Exit codes: 0, 1 a run failed, 2 wrong usage or input, 130 Ctrl-C, 143 SIGTERM, 129 the terminal was closed.
     """
-    signals.listen()
     try:
-        app()
-    except LlgaeError as error:
-        complain(str(error))
-        sys.exit(error.exit_code)
+        signals.listen()
+        code = _exit_code()
+        signals.ignore()  # what comes now comes too late
     except Interrupted as interrupt:
         saved = f"; saved {interrupt.saved}, continue with --resume last" if interrupt.saved else ""
         complain(f"interrupted{saved}")
         interrupts.forget()  # it has been answered
-        sys.exit(128 + interrupt.signum)
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        complain("out of memory; fewer components (K), a smaller batch-size or fewer rows need less")
-        sys.exit(1)
-    except OSError as error:
-        complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
-        sys.exit(1)
-    sys.exit(0)
+        code = 128 + interrupt.signum
+    sys.exit(code)
+
+
+def _exit_code() -> int:
+    """Of the command, whose errors are told. Raises Interrupted, also where a library made another error of it."""
+    try:
+        app()
+    except SystemExit as ended:  # click's own, for wrong usage
+        return ended.code if isinstance(ended.code, int) else 0
+    except Exception as error:
+        interrupts.check()
+        if isinstance(error, LlgaeError):
+            complain(str(error))
+            return error.exit_code
+        if isinstance(error, (MemoryError, RuntimeError)) and _out_of_memory(error):
+            complain("out of memory; fewer components (K), a smaller batch-size or fewer rows need less")
+            return 1
+        if isinstance(error, OSError):
+            complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
+            return 1
+        raise
+    return 0
 
 
 def _out_of_memory(error: Exception) -> bool:

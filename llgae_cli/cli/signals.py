@@ -31,6 +31,12 @@ def listen() -> None:
     _watch()
 
 
+def ignore() -> None:
+    """Let no further signal unwind anything: the command has ended."""
+    global _unwinding
+    _unwinding = True
+
+
 def _heard(signum: int, frame: FrameType | None) -> None:
     global _unwinding
     if not _unwinding:
