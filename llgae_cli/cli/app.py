@@ -20,7 +20,7 @@ from llgae_cli.cli import (
     training,
 )
 from llgae_cli.cli.output import complain
-from llgae_cli.errors import Interrupted, LlgaeError
+from llgae_cli.errors import Interrupted, LlgaeError, RunError
 
 app = typer.Typer(
     name="llgae",
@@ -78,7 +78,8 @@ def _exit_code() -> int:
     except SystemExit as ended:  # click's own, for wrong usage
         return ended.code if isinstance(ended.code, int) else 0
     except Exception as error:
-        interrupts.check()
+        if not isinstance(error, RunError):  # which may be that the interrupted state could not be saved
+            interrupts.check()
         if isinstance(error, LlgaeError):
             complain(str(error))
             return error.exit_code
