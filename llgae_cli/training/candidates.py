@@ -24,7 +24,7 @@ from llgae_cli.training.scoring import Scorer, Workspace, perpendicular, project
 NEIGHBOURS = 23
 WORTHWHILE_K = 100  # below this a full pass is as fast
 COORDINATES = 128
-WITNESSES = 2  # samples a component, W; four gain a quarter of what two lose
+WITNESSES = 2  # samples a component, W; lists from eight lose a tenth less
 TURNS = 8  # passes until every sample has been looked up under all components
 CHUNK_ROWS = 1 << 16  # put in order at a time; many, so that a component has enough of them for a product
 BLOCK_ROWS = 2048
