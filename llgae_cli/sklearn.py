@@ -58,7 +58,7 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         n_components: E, dimensions of each; 0 to the number of features.
         max_iter: passes over the samples, at most, after the starts.
         tol: stop after a pass that lowers the objective by no more than this share of it.
-        n_init: starts, of which the best goes on; "auto" is 4, and 1 beyond 32 clusters. Where there are more samples,
+        n_init: starts, of which the best goes on; "auto" is 4, and 1 beyond 16 clusters. Where there are more samples,
             starts and moves see 12,000 of them, or 100 for each cluster.
         moves: attempts, at most, to improve each start by removing one subspace and splitting another; "auto" is 60,
             and 0 beyond 64 clusters. Eight in a row that fail end them.

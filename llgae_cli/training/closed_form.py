@@ -63,7 +63,7 @@ class ClosedForm:
         self.short_lists: ShortLists | None = None
         if 0 < int(listed) < model.K - 1:
             self.short_lists = ShortLists(self._block, *distributed.share(samples.N), samples.N, int(listed))
-        self.restarts = (4 if model.K <= 32 else 1) if restarts == "auto" else int(restarts)
+        self.restarts = (4 if model.K <= 16 else 1) if restarts == "auto" else int(restarts)
         self.moves = (60 if model.K <= 64 else 0) if moves == "auto" else int(moves)
         self.generator = torch.Generator().manual_seed(seed)
         self.components = Components(model.mu.detach().clone(), model.W.detach().clone())
