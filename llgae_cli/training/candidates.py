@@ -22,7 +22,7 @@ from llgae_cli.training.passes import Statistics, accumulate
 from llgae_cli.training.scoring import Scorer, Workspace, perpendicular, projections
 
 NEIGHBOURS = 23
-WORTHWHILE_K = 100  # below this a full pass is as fast
+WORTHWHILE_K = 100  # where a pass takes long enough to be worth an approximation
 COORDINATES = 128
 WITNESSES = 2  # samples a component, W; lists from eight lose a tenth less
 TURNS = 8  # passes until every sample has been looked up under all components

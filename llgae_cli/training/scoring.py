@@ -91,8 +91,8 @@ class Scorer:
     def distances(self, x: Tensor) -> Tensor:
         """Of x (n, D), less |x|^2, shape (n, K), which the next call overwrites."""
         distances = self.workspace.take("distances", self.tiles[0].matrix, len(x), self.K)
-        for rows in torch.arange(len(x)).split(self.block):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        for first in range(0, len(x), self.block):
+            part = slice(first, first + self.block)
             prepared = self.prepared(x[part])
             for i, tile in enumerate(self.tiles):
                 distances[part, tile.first : tile.first + len(tile.constant)] = self.scores(i, prepared)[0]
