@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from llgae_cli import checkpoints, interrupts, metrics
+from llgae_cli import checkpoints, interrupts, metrics, threads
 from llgae_cli.assembly import build_model, build_trainer
 from llgae_cli.checkpoints import Checkpoint
 from llgae_cli.config import Config
@@ -144,8 +144,7 @@ def take(lock: checkpoints.RunLock, reporter: Reporter, patience: float) -> None
 
 def prepare_torch(config: Config) -> None:
     """Threads, seed, and full float32 precision wherever a device would round products to fewer bits."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    threads.limit_threads(config.threads)
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("highest")
 

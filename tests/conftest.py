@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from llgae_cli.errors import InputError
-from llgae_cli.tasks import Task, load_task
+from llgae_cli import threads
+
+threads.set_waiting()  # before anything imports torch
+
+from llgae_cli.errors import InputError  # noqa: E402
+from llgae_cli.tasks import Task, load_task  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -34,12 +34,12 @@ def bench(
     from llgae_cli.bench.timing import machine
     from llgae_cli.experiment import chosen_device
     from llgae_cli.tasks import load_task
+    from llgae_cli.threads import limit_threads
 
     for name in only or []:
         if name not in BENCHES:
             raise InputError(f"bench {printable(name)}: known are {', '.join(BENCHES)}{nearest(name, BENCHES)}")
-    if threads:
-        torch.set_num_threads(threads)
+    limit_threads(threads)
     where = chosen_device(device)
     loaded = load_task(task, data_dir).to(where)
     rows = []

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from llgae_cli.threads import usable_cores
+
 GIB = 1 << 30
 GRACE = 60.0  # seconds that a cell has to save after SIGTERM
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -26,18 +28,13 @@ class Share:
     gpus: float = 0.0
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def fair_threads(jobs: int) -> int:
     """Threads of each of `jobs` cells side by side: OMP_NUM_THREADS where it is set, else cores // jobs, at least 1.
 
     More threads than cores, all in matrix products, wait for each other at every barrier.
     """
     told = os.environ.get("OMP_NUM_THREADS", "")
-    return int(told) if told.isdecimal() and int(told) else max(1, cores() // jobs)
+    return int(told) if told.isdecimal() and int(told) else max(1, usable_cores() // jobs)
 
 
 def spawn(folder: Path, until: int | None, keep_all: bool, share: Share) -> "subprocess.Popen[bytes]":

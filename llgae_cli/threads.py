@@ -1,0 +1,149 @@
+"""CPU threads: how many this process may use, and independent pieces of work side by side, a thread each.
+
+Two kinds of threads do the arithmetic. OpenMP splits one operation of torch among threads that meet at its end; where
+one of them has lost its core to another process, the others wait for it, thousands of times a second. Pieces of work
+that take milliseconds are therefore run by threads of our own, each with one OpenMP thread (`run_side_by_side`): they
+meet once a pass. For the operations that are left, OpenMP's threads sleep while they wait (`set_waiting`).
+"""
+
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # each says how OpenMP's threads wait
+
+
+class CancelledError(Exception):
+    """Work that `run_side_by_side` has given up, because another piece failed or a signal came."""
+
+
+class _Here(threading.local):
+    """What a thread of the pool knows of itself: None in any other thread."""
+
+    cancelled: threading.Event | None = None
+
+
+_here = _Here()
+_pool: tuple[int, int, ThreadPoolExecutor] | None = None  # process number, threads, the pool
+
+
+def set_waiting() -> None:
+    """Let OpenMP's threads sleep, not spin, while they wait. Call before torch is imported; a user's own choice holds.
+
+    A thread that spins takes the core from the thread it waits for, if the two share one: a pass then takes up to
+    twenty times as long, for the whole life of the process.
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use: its affinity, and the quota of its control group (a container's limit)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _quota(Path("/sys/fs/cgroup")))))
+
+
+def _quota(root: Path) -> float:
+    """Cores' worth of time that the control group may take, infinity where there is no limit or no Linux."""
+    with suppress(OSError, ValueError, IndexError, ZeroDivisionError):
+        limit, period = (root / "cpu.max").read_text().split()[:2]  # version 2
+        return math.inf if limit == "max" else int(limit) / int(period)
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        limit, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(limit) / int(period) if int(limit) > 0 else math.inf
+    return math.inf
+
+
+def limit_threads(threads: int = 0) -> None:
+    """Let torch use that many threads; 0: its own choice, but no more than `usable_cores` unless a user said so."""
+    import torch
+
+    if threads == 0 and not os.environ.get("OMP_NUM_THREADS"):
+        threads = min(torch.get_num_threads(), usable_cores())
+    if threads and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+def run_side_by_side(
+    work: Callable[[Item], Result], items: Sequence[Item], take: Callable[[Result], None], parallel: bool = True
+) -> None:
+    """Call take(work(item)) for every item, in their order; `work` runs in as many threads as torch may use.
+
+    Each `work` has one OpenMP thread, so that what it computes does not depend on how many run side by side. It should
+    call `check_cancelled` every few milliseconds. `take` runs in the calling thread. What either raises ends all of
+    it: the other pieces are cancelled and waited for. Called from within `work`, or with `parallel` false (as for
+    work on a GPU, or work that shares buffers), it runs one item after the other, here.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if not parallel or _here.cancelled is not None or threads == 1:
+        for item in items:
+            take(work(item))
+        return
+    pool, cancelled = _pool_of(threads), threading.Event()
+    waiting = iter(items)
+    running: deque[Future[Result]] = deque()
+
+    def submit(most: int) -> None:
+        for _, item in zip(range(most), waiting, strict=False):
+            running.append(pool.submit(_run, work, item, cancelled))
+
+    try:
+        submit(2 * threads)
+        while running:
+            result = running.popleft().result()
+            submit(1)
+            take(result)
+    finally:
+        cancelled.set()
+        left = [future for future in running if not future.cancel()]
+        wait(left)
+
+
+def check_cancelled() -> None:
+    """Raise CancelledError where this thread's piece of work is no longer wanted."""
+    if _here.cancelled is not None and _here.cancelled.is_set():
+        raise CancelledError
+
+
+def _run(work: Callable[[Item], Result], item: Item, cancelled: threading.Event) -> Result:
+    _here.cancelled = cancelled
+    try:
+        check_cancelled()
+        return work(item)
+    finally:
+        _here.cancelled = None
+
+
+def _pool_of(threads: int) -> ThreadPoolExecutor:
+    """A pool of that many threads, kept for the next call: its threads keep their buffers."""
+    global _pool
+    if _pool is None or _pool[:2] != (os.getpid(), threads):  # threads do not survive a fork
+        import torch
+
+        if _pool is not None and _pool[0] == os.getpid():
+            _pool[2].shutdown()
+        ready = threading.Barrier(threads + 1)
+
+        def begin() -> None:
+            torch.set_num_threads(1)  # of this thread, and of every thread that has not asked yet ...
+            torch.get_num_threads()  # ... which is why this one asks now
+            ready.wait()
+
+        pool = ThreadPoolExecutor(threads, "llgae")
+        begun = [pool.submit(begin) for _ in range(threads)]
+        ready.wait()
+        wait(begun)
+        torch.set_num_threads(threads)
+        _pool = os.getpid(), threads, pool
+    return _pool[2]
