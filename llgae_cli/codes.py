@@ -60,7 +60,7 @@ def encode(model: Model, samples: Samples, path: Path) -> float:
             _write_header(member, "<f4", (samples.N, model.E))
             for here, x in samples.chunks(CHUNK):
                 code = model.encode(x)
-                residual = (x - model.decode(code)).square_().mean(1)
+                residual = model.residual(x, code).square_().mean(1)
                 if not bool(torch.isfinite(residual).all()):
                     row = here.start + int((~torch.isfinite(residual)).nonzero()[0])
                     raise InputError(f"{samples.origin}: row {row} has no finite code (rows count from 0)")

@@ -11,6 +11,8 @@ Shapes: x (n, D), mu (K, D), W (K, D, E), b (n, K, E), G, P, Q (K, E, E).
 Source: CATSMILE-1022, the recursion for b(k, t); its closed form is the geometric series of the matrix I - beta H.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -88,14 +90,35 @@ def folded(W: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
     return W @ (V * q.abs().sqrt()[:, None, :] + overflow), torch.where(q < 0, -1.0, 1.0).to(W.dtype)
 
 
+def nearest(x: Tensor, mu: Tensor, W: Tensor, Q: Tensor, exact_map: Callable[[Tensor], Tensor]) -> Tensor:
+    """k(x) = argmin_k |x - mu_k - W_k b_k(T)|^2 with shape (n,), for Q from `gain`; the first of equally near ones.
+
+    From differences of squares; where those have lost their digits, from float64, with P from `exact_map` of W^T W.
+    """
+    seen, apart = _seen_from_mean(x, mu)
+    distances = relative_distances(seen, apart, *folded(W, Q))
+    best, k = distances.min(1)
+    squared = torch.linalg.vector_norm(seen, dim=1).square_()
+    lost = has_lost_digits(best + squared, squared).nonzero()[:, 0]
+    if len(lost):
+        allowed = within_rounding(distances[lost], squared[lost])
+        wide = W if W.device.type == "mps" else W.double()
+        k[lost] = choose_exactly(x[lost], mu, W, allowed, exact_map(wide.mT @ wide))[0]
+    return k
+
+
 def distances(x: Tensor, mu: Tensor, A: Tensor, s: Tensor) -> Tensor:
     """|x - mu_k - W_k b_k(T)|^2 - |x - m|^2 with shape (n, K), A and s from `folded`; m is the mean of the mu_k.
 
     Operations: one (n, D) by (D, K(E + 1)) product, 2 n D K (E + 1). |x - m|^2 is the same for every k and left out.
     Seen from m, an offset that all share costs no digits: |x|^2 may be 1e8 times the distances that are compared.
     """
+    return relative_distances(*_seen_from_mean(x, mu), A, s)
+
+
+def _seen_from_mean(x: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
     m = mu.mean(0)
-    return relative_distances(x - m, mu - m, A, s)
+    return x - m, mu - m
 
 
 def relative_distances(x: Tensor, mu: Tensor, A: Tensor, s: Tensor) -> Tensor:
@@ -103,6 +126,40 @@ def relative_distances(x: Tensor, mu: Tensor, A: Tensor, s: Tensor) -> Tensor:
     squares = correlations(x, mu, A).square_()
     lowered = squares.sum(2) if bool((s > 0).all()) else (squares * s).sum(2)
     return mu.square().sum(1) - 2 * x @ mu.T - lowered
+
+
+def has_lost_digits(distance: Tensor, squared: Tensor) -> Tensor:
+    """Whether the least squared distance (n,) is so far below |x|^2, `squared` (n,), that rounding may decide who wins.
+
+    A difference of squares is off by some eps |x|^2. From |x|^2 = 256 distances on (float32), that can be more than
+    1e-4 of the distance.
+    """
+    return distance < 2.0**15 * torch.finfo(distance.dtype).eps * squared
+
+
+def within_rounding(distances: Tensor, squared: Tensor) -> Tensor:
+    """Which of the components (n, K) may be the nearest, given differences of squares and |x|^2 (n,)."""
+    slack = 2.0**7 * torch.finfo(distances.dtype).eps * squared
+    return distances <= (distances.min(1).values + slack)[:, None]
+
+
+def choose_exactly(x: Tensor, mu: Tensor, W: Tensor, allowed: Tensor, P: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The nearest k (n,) of the components that `allowed` (n, K) has for each of x (n, D), and the squared distance.
+
+    From explicit residuals in float64, x - mu_k - W_k P_k W_k^T (x - mu_k); P None: the identity, for orthonormal W.
+    The first of equally near ones wins.
+    """
+    wide = torch.float32 if x.device.type == "mps" else torch.float64  # Apple's GPU has no float64
+    lowest, k = x.new_full((len(x),), torch.inf, dtype=wide), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    for j in allowed.any(0).nonzero()[:, 0].tolist():
+        rows = allowed[:, j].nonzero()[:, 0]
+        W_j, residual = W[j].to(wide), x[rows].to(wide) - mu[j].to(wide)
+        c = residual @ W_j
+        residual -= (c if P is None else c @ P[j].to(wide).T) @ W_j.T
+        distance = residual.square().sum(1)
+        nearer = distance < lowest[rows]
+        lowest[rows[nearer]], k[rows[nearer]] = distance[nearer], j
+    return k, lowest
 
 
 def step_limit(W: Tensor, alpha: float) -> float:

@@ -13,7 +13,7 @@ CHUNK = 2048
 
 
 class Coder(Protocol):
-    """What is measured: anything that encodes to (k, b) and decodes."""
+    """What is measured: anything that encodes to (k, b) and has a residual."""
 
     K: int
     E: int
@@ -22,8 +22,8 @@ class Coder(Protocol):
     def encode(self, x: Tensor) -> Any:
         """The code of x, with attributes k (n,), b (n, E) and s (n, S) or None."""
 
-    def decode(self, code: Any) -> Tensor:
-        """x_hat (n, D)."""
+    def residual(self, x: Tensor, code: Any) -> Tensor:
+        """X - x_hat (n, D)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Evaluation:
 
     mean_l2              mean over samples and pixels of (x - x_hat)^2, squared grey levels per pixel
     per_class            the same for each label, None without labels
-    explained_variance   1 - sum |x - x_hat|^2 / sum |x - mean x|^2
+    explained_variance   1 - sum |x - x_hat|^2 / sum |x - mean x|^2; nan where the samples do not vary
     psnr                 10 log10(peak^2 / mean_l2), decibel
     usage                share of the samples coded by each component, length K
     perplexity           2^entropy of usage: how many components are in effect used, 1 to K
@@ -75,10 +75,10 @@ def measure(model: Coder, samples: Samples, peak: float) -> tuple[Evaluation, La
     squared = torch.empty(samples.N, dtype=torch.float64)  # one mean squared residual a sample
     count, first, second = torch.zeros(K).double(), torch.zeros(K, E).double(), torch.zeros(K, E, E).double()
     symbols = tuple(torch.zeros(K, values).double() for values in model.symbols)
-    total, energy = torch.zeros(samples.D, dtype=torch.float64), 0.0
+    total, energy, centre = torch.zeros(samples.D, dtype=torch.float64), 0.0, None
     for here, x in samples.chunks(CHUNK):
         code = model.encode(x)
-        squared[here] = (x - model.decode(code)).square_().mean(1).double().cpu()
+        squared[here] = model.residual(x, code).square_().mean(1).double().cpu()
         k, b = code.k.cpu(), code.b.cpu().double()
         count += torch.bincount(k, minlength=K)
         for j, seen in enumerate(symbols):
@@ -88,8 +88,10 @@ def measure(model: Coder, samples: Samples, peak: float) -> tuple[Evaluation, La
         for j in k.unique().tolist():
             own = b[k == j]
             second[j] += own.T @ own
-        total += x.sum(0).cpu()
-        energy += float(x.square().sum(1).double().sum())
+        centre = x.mean(0) if centre is None else centre  # a fixed one, amid the data: no digits are lost to an offset
+        apart = x - centre
+        total += apart.sum(0).cpu()
+        energy += float(apart.square_().sum(1).cpu().double().sum())
     mean_l2 = float(squared.mean())
     variance = energy / samples.N / samples.D - float((total / samples.N).square().mean())
     usage = count / samples.N
@@ -98,7 +100,7 @@ def measure(model: Coder, samples: Samples, peak: float) -> tuple[Evaluation, La
         n=samples.N,
         mean_l2=mean_l2,
         per_class=None if samples.labels is None else _by_label(squared, samples.labels.cpu()),
-        explained_variance=1 - mean_l2 / variance if variance > 0 else float(mean_l2 == 0),
+        explained_variance=1 - mean_l2 / variance if variance > 0 else math.nan,
         psnr=psnr(mean_l2, peak),
         usage=usage.tolist(),
         perplexity=2**bits,
@@ -115,7 +117,7 @@ def mean_l2(model: Coder, samples: Samples) -> float:
     """Mean over samples and pixels of (x - x_hat)^2, squared grey levels per pixel."""
     total = 0.0
     for _, x in samples.chunks(CHUNK):
-        total += float((x - model.decode(model.encode(x))).square_().sum(1).double().sum())
+        total += float(model.residual(x, model.encode(x)).square_().sum(1).double().sum())
     return total / samples.N / samples.D
 
 

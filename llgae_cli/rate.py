@@ -82,7 +82,7 @@ def measure_rate(model: Model, test: Samples, mean_l2: float, latents: Latents) 
             qs.append(q.to(torch.int64))
             rounded = torch.einsum("nef,nf->ne", to_b[ks[-1]], q * step) + mean.double()[ks[-1]]
             b = rounded.to(b)
-        squared += float((x - model.decode(Code(k, b, s))).square_().sum(1).double().sum())
+        squared += float(model.residual(x, Code(k, b, s)).square_().sum(1).double().sum())
     bits_k = entropy(torch.cat(ks)) + (sum(entropy(s) for s in torch.cat(ss).T) if ss else 0.0)
     coded = bits_k + sum(entropy(q) for q in torch.cat(qs).T) if E else bits_k
     return Rate(bits_float(model), bits_k, coded, squared / test.N / D, step)

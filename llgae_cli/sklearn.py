@@ -252,7 +252,7 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         labels, total = np.empty(samples.N, np.int64), 0.0
         for here, x, model, code in self._coded(samples):
             labels[here] = code.k
-            total += float((x - model.decode(code)).square_().sum(1).double().sum())
+            total += float(model.residual(x, code).square_().sum(1).double().sum())
         return labels, total / samples.N / samples.D
 
     def _warn(self, message: str) -> None:

@@ -53,7 +53,7 @@ def test_distances_and_projections_are_as_good_as_float32s(K: int, D: int, E: in
 
 def test_a_pass_over_bytes_collects_what_a_pass_over_floats_does() -> None:
     v, some = images(900, 200), components(6, 200, 5)
-    ours = survey(v.split(256), some, scorer=ByteScorer)
+    ours = survey(v.split(256), some, score=ByteScorer(some))
     theirs = survey(centred(v).split(256), some)
     assert torch.equal(ours.count, theirs.count)
     for one, other in zip(ours.tensors(), theirs.tensors(), strict=True):

@@ -159,7 +159,7 @@ def _coded(model: Model, task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray
     k, residual, means = np.empty(test.N, np.int64), np.empty(test.N), np.empty(test.N)
     for here, x in test.chunks(metrics.CHUNK):
         code = model.encode(x)
-        k[here], residual[here] = code.k.numpy(), (x - model.decode(code)).square_().mean(1).numpy()
+        k[here], residual[here] = code.k.numpy(), model.residual(x, code).square_().mean(1).numpy()
         means[here] = test.means(here).numpy()
     count = np.bincount(k, minlength=model.K)
     levels = np.bincount(k, weights=means, minlength=model.K) / np.maximum(count, 1)

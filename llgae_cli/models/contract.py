@@ -40,6 +40,10 @@ class Model(nn.Module):
         """x_hat (n, D)."""
         raise NotImplementedError
 
+    def residual(self, x: Tensor, code: Code) -> Tensor:
+        """X - x_hat with shape (n, D); far from the origin with digits that x_hat, rounded, no longer has."""
+        return x - self.decode(code)
+
     def loss(self, x: Tensor) -> Tensor:
         """Mean L2 of x (n, D), mean over samples and pixels of the squared residual; differentiable."""
         raise NotImplementedError

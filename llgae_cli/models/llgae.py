@@ -62,8 +62,11 @@ class LLGAE(Model):
     def maps(self) -> tuple[Tensor, Tensor]:
         """P and Q, each (K, E, E): b = P c, and |x - mu - W b|^2 = |x - mu|^2 - c^T Q c, for c = W^T (x - mu)."""
         G = self.W.mT @ self.W
-        P = infer.MAPS[self.inference](G, self.beta, self.n_step, self.alpha)
+        P = self._map(G)
         return P, infer.gain(P, G)
+
+    def _map(self, G: Tensor) -> Tensor:
+        return infer.MAPS[self.inference](G, self.beta, self.n_step, self.alpha)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Code:
@@ -73,7 +76,7 @@ class LLGAE(Model):
             k = squared.argmin(1)
             return Code(k, b[torch.arange(len(x), device=x.device), k])
         P, Q = self.maps()
-        k = infer.distances(x, self.mu, *infer.folded(self.W, Q)).argmin(1)
+        k = infer.nearest(x, self.mu, self.W, Q, self._map)
         return Code(k, self.encode_in(x, k, P))
 
     def encode_in(self, x: Tensor, k: Tensor, P: Tensor | None = None) -> Tensor:
@@ -89,6 +92,12 @@ class LLGAE(Model):
         parts = [torch.addmm(self.mu[j], code.b[rows], self.W[j].T) for j, rows in groups]
         return _put_back(parts, order)
 
+    def residual(self, x: Tensor, code: Code) -> Tensor:
+        """(x - mu_k) - W_k b, shape (n, D)."""
+        order, groups = self._groups(code.k)
+        parts = [torch.addmm(x[rows] - self.mu[j], code.b[rows], self.W[j].T, alpha=-1) for j, rows in groups]
+        return _put_back(parts, order)
+
     def loss(self, x: Tensor, k: Tensor | None = None) -> Tensor:
         """Mean L2 of x (n, D): mean over samples and pixels of the squared residual; differentiable in mu, W and x.
 
@@ -101,7 +110,7 @@ class LLGAE(Model):
         _, Q = self.maps()
         if k is None:
             with torch.no_grad():
-                k = infer.distances(x, self.mu, *infer.folded(self.W, Q)).argmin(1)
+                k = infer.nearest(x, self.mu, self.W, Q, self._map)
         return _WinnersResidual.apply(self.mu, self.W, Q, x, k) / x.numel()
 
     def every(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,12 @@ class Residual(Model):
         first, *others = [level.decode(part) for level, part in zip(self.levels, self.split(code), strict=True)]
         return sum(others, first)
 
+    def residual(self, x: Tensor, code: Code) -> Tensor:
+        """What is left of x once every level's part is taken away, shape (n, D)."""
+        for level, part in zip(self.levels, self.split(code), strict=True):
+            x = level.residual(x, part)
+        return x
+
     def loss(self, x: Tensor) -> Tensor:
         """Mean L2 of x (n, D); differentiable through every b of every round, not through the choices of k."""
         *before, last = self.order()

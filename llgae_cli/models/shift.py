@@ -81,6 +81,11 @@ class Shift(Model):
         """x_hat = S (mu_k + W_k b), shape (n, D)."""
         return self.affine.decode(code).gather(1, self.places[self._which(code)])
 
+    def residual(self, x: Tensor, code: Code) -> Tensor:
+        """S (S^-1 x - mu_k - W_k b), shape (n, D)."""
+        which = self._which(code)
+        return self.affine.residual(self.moved_back(x, which), code).gather(1, self.places[which])
+
     def loss(self, x: Tensor) -> Tensor:
         """Mean L2 of x (n, D), the shift and k chosen without gradient; differentiable in mu and W."""
         with torch.no_grad():

@@ -16,10 +16,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from llgae_cli.inference import choose_exactly, has_lost_digits, within_rounding
 from llgae_cli.training import distributed
 from llgae_cli.training.components import Components, Coordinates
 from llgae_cli.training.passes import Statistics, accumulate
-from llgae_cli.training.scoring import Scorer, Workspace, perpendicular, projections
+from llgae_cli.training.scoring import (
+    Scorer,
+    Workspace,
+    perpendicular,
+    projections,
+)
 
 NEIGHBOURS = 23
 WORTHWHILE_K = 100  # where a pass takes long enough to be worth an approximation
@@ -43,6 +49,14 @@ class ShortLists:
         self.before: Tensor | None = None
         self.turn = 0
 
+    def state(self) -> tuple[Tensor | None, Tensor | None, int]:
+        """What a pass changes, for `set_state` to bring back where the pass is undone."""
+        return self.k, self.before, self.turn
+
+    def set_state(self, state: tuple[Tensor | None, Tensor | None, int]) -> None:
+        """Bring back what `state` returned."""
+        self.k, self.before, self.turn = state
+
     def survey(
         self, components: Components, coordinates: Coordinates, workspace: Workspace, scatter: bool = False
     ) -> Statistics:
@@ -61,16 +75,18 @@ class ShortLists:
                 for part in chunk[again].split(BLOCK_ROWS)
             ]
             index = torch.cat([chunk, chunk[again]])
-            best, has, z = search.best(torch.cat([self.before[chunk - self.low], *coarsely]), index, self.rows)
-            better = (best[n:] < best[:n][again]).nonzero()[:, 0]
+            found = search.best(torch.cat([self.before[chunk - self.low], *coarsely]), index, self.rows)
+            distance, has, z, lost = found
+            better = (distance[n:] < distance[:n][again]).nonzero()[:, 0]
             where = again.nonzero()[better, 0]
-            for found in (best, has, z):
-                found[where] = found[n + better]
+            for tensor in found:
+                tensor[where] = tensor[n + better]
             k[chunk - self.low] = has[:n]
             for some in has[:n].argsort().split(BLOCK_ROWS):
-                z_some = z[some] - search.z0[has[some]]
-                x = self.rows(chunk[some])
-                accumulate(statistics, x, best[some], has[some], z_some, workspace, coordinates if scatter else None)
+                own = None if bool(lost[some].any()) else z[some] - search.z0[has[some]]
+                x, y = self.rows(chunk[some]), coordinates if scatter else None
+                accumulate(statistics, components, x, distance[some], has[some], own, workspace, y)
+        statistics.centre(components.mu)
         self.k = k
         return statistics
 
@@ -100,26 +116,40 @@ class _Search:
 
     def __init__(self, components: Components, lists: Tensor, workspace: Workspace):
         apart = perpendicular(components)
-        self.lists, self.workspace = lists, workspace
+        self.components, self.lists, self.workspace = components, lists, workspace
         self.constant, self.z0 = apart.square().sum(1), projections(components.U, components.mu)
         self.matrices = torch.cat([components.U.mT, -2 * apart[:, None, :]], 1)  # (K, E + 1, D): a list is one matrix
 
-    def best(self, k: Tensor, index: Tensor, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The least distance less |x|^2 (n,), whose it is (n,), and z (n, E) there.
+    def best(self, k: Tensor, index: Tensor, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The least squared distance (n,), whose it is (n,), z (n, E) there, and whether digits were lost (n,).
 
         Of the samples at `index` (n,), each under the list of its component in k (n,).
         """
         (_, width, _), C = self.matrices.shape, self.lists.shape[1]
-        found = self.constant.new_empty(len(k)), torch.empty_like(k), self.constant.new_empty(len(k), width - 1)
+        found = (
+            self.constant.new_empty(len(k)),
+            torch.empty_like(k),
+            self.constant.new_empty(len(k), width - 1),
+            torch.empty_like(k, dtype=torch.bool),
+        )
         for some in k.argsort().split(BLOCK_ROWS):
-            had = k[some]
+            had, x = k[some], rows(index[some])
             product = self.workspace.take("product", self.constant, len(some), C, width)
-            self._multiply(rows(index[some]), had, product)
+            self._multiply(x, had, product)
             z = product[:, :, : width - 1]
             squares = torch.mul(z, z, out=self.workspace.take("squares", z, *z.shape)).sum(2)
-            best, column = (self.constant[self.lists[had]] + product[:, :, width - 1] - squares).min(1)
-            here = best, self.lists[had, column], z[torch.arange(len(some), device=k.device), column]
-            for whole, part in zip(found, here, strict=True):
+            distances = self.constant[self.lists[had]] + product[:, :, width - 1] - squares
+            best, column = distances.min(1)
+            squared = torch.linalg.vector_norm(x, dim=1).square_()
+            z, best, has = z[torch.arange(len(some), device=k.device), column], best + squared, self.lists[had, column]
+            lost = has_lost_digits(best, squared)
+            if bool(lost.any()):
+                these = lost.nonzero()[:, 0]
+                allowed = torch.zeros(len(these), len(self.components.mu), dtype=torch.bool, device=k.device)
+                allowed.scatter_(1, self.lists[had[these]], within_rounding(distances[these], squared[these]))
+                has[these], exact = choose_exactly(x[these], self.components.mu, self.components.U, allowed)
+                best[these] = exact.to(best.dtype)
+            for whole, part in zip(found, (best, has, z, lost), strict=True):
                 whole[some] = part
         return found
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,12 +16,12 @@ from llgae_cli.training import distributed, integers
 from llgae_cli.training.candidates import NEIGHBOURS, WORTHWHILE_K, ShortLists
 from llgae_cli.training.components import Components, Coordinates, aligned, halved
 from llgae_cli.training.integers import ByteScorer
-from llgae_cli.training.passes import Statistics, latent_covariance, survey
+from llgae_cli.training.passes import Statistics, even, latent_covariance, sum_over_shards, survey
 from llgae_cli.training.progress import EpochRecord, Notify
 from llgae_cli.training.saved import indices, real, tensor_like, whole
 from llgae_cli.training.scoring import Scorer, Workspace
 from llgae_cli.training.shrinkage import shrunk
-from llgae_cli.training.starts import Start, start
+from llgae_cli.training.starts import Attempt, Start, StartSearch
 
 START_ROWS, START_ROWS_EACH = 12_000, 100  # rows that starts are tried on: so many, or so many a component
 REFINE_ROWS = 60_000
@@ -68,6 +69,7 @@ class ClosedForm:
         self.generator = torch.Generator().manual_seed(seed)
         self.components = Components(model.mu.detach().clone(), model.W.detach().clone())
         self.origin: Tensor | None = None
+        self.attempts: list[Attempt] = []  # starts that are done
         self.statistics: Statistics | None = None
         self.workspace = Workspace()
         self.finished = False
@@ -80,7 +82,7 @@ class ClosedForm:
             order = torch.randperm(N, generator=self.generator)
             few = order[: max(START_ROWS, START_ROWS_EACH * model.K)].sort().values
             many = order[: max(REFINE_ROWS, len(few))].sort().values
-            found = start(
+            search = StartSearch(
                 self._rows(few),
                 (self._rows(part) for part in many.split(4096)),
                 model.K,
@@ -92,6 +94,8 @@ class ClosedForm:
                 generator=self.generator,
                 notify=notify,
             )
+            search.run(self.attempts)
+            found = search.best(self.attempts)
         else:
             found = Start.blank(self.components)
         distributed.from_first_(found.tensors())
@@ -116,7 +120,7 @@ class ClosedForm:
         """One pass over all rows; `train_mean_l2` is the model's own: exact, or that of the short lists if any."""
         if self.statistics is None:  # a resumed run
             self.statistics = self.survey(self.components)
-        before = self.statistics.objective
+        before, lists = self.statistics.objective, self.short_lists and self.short_lists.state()
         candidate = self.candidate(self.statistics)
         statistics = self.survey(candidate)
         gained = before - statistics.objective
@@ -128,6 +132,8 @@ class ClosedForm:
         # With a prior the plain objective may rise a little on the way to the penalised optimum.
         if gained > 0 or self.strength > 0:
             self._adopt(candidate, statistics)
+        elif self.short_lists and lists:
+            self.short_lists.set_state(lists)  # those of the components that stay
         # Rounding may leave an objective of zero just below it.
         self.finished = (abs(gained) if self.strength > 0 else gained) <= self.tol * abs(before)
         return EpochRecord(
@@ -165,14 +171,22 @@ class ClosedForm:
     def _full(self, components: Components, lists: ShortLists | None) -> Statistics:
         """One pass over this process's rows that scores every component; what it finds begins the short lists."""
         coordinates = self.coordinates if self.strength else None
-        found: list[Tensor] | None = [] if lists else None
-        rows = chunk_rows(self.model.K, self.model.D)
-        in_bytes = self._in_bytes()
-        chunks = self._stored_chunks(rows) if in_bytes else self._chunks(rows, components)
-        scorer = ByteScorer if in_bytes else Scorer
-        statistics = survey(chunks, components, coordinates, self.workspace, scorer, found)
-        if lists and found:
-            lists.before, lists.k = None, torch.cat(found)
+        chunks = self._stored_chunks if self._in_bytes() else partial(self._chunks, components)
+        score = (ByteScorer if self._in_bytes() else Scorer)(components, self.workspace)
+        low, high = distributed.share(self.samples.N)
+        k = torch.empty(high - low if lists else 0, dtype=torch.int64, device=components.mu.device)
+
+        def part(first: int, last: int) -> Statistics:
+            found: list[Tensor] | None = [] if lists else None
+            statistics = survey(chunks(first, last), components, coordinates, score, found)
+            if found:
+                torch.cat(found, out=k[first - low : last - low])
+            return statistics
+
+        own_buffers = self.view is None and components.mu.device.type == "cpu"
+        statistics = sum_over_shards(part, low, high, self.model.K, parallel=own_buffers)
+        if lists:
+            lists.before, lists.k = None, k
         return statistics
 
     def _in_bytes(self) -> bool:
@@ -186,18 +200,21 @@ class ClosedForm:
         """Components as the data has them, not seen from the origin."""
         return components if self.origin is None else Components(components.mu + self.origin, components.U)
 
-    def _chunks(self, size: int, components: Components) -> Iterator[Tensor]:
+    def _chunks(self, components: Components, low: int, high: int) -> Iterator[Tensor]:
         seen = self.view and self.view(self._of_the_data(components))
-        low, high = distributed.share(self.samples.N)
+        size = self._chunk_rows(high - low)
         buffer = self.workspace.take("chunk", components.mu, size, self.model.D)
         for _, x in self.samples.chunks(size, dtype=buffer.dtype, start=low, stop=high, out=buffer):
             x = x if seen is None else seen(x)
             yield x if self.origin is None else x.sub_(self.origin)
 
-    def _stored_chunks(self, size: int) -> Iterator[Tensor]:
-        low, high = distributed.share(self.samples.N)
+    def _stored_chunks(self, low: int, high: int) -> Iterator[Tensor]:
+        size = self._chunk_rows(high - low)
         for first in range(low, high, size):
             yield self.samples.stored_rows(slice(first, min(first + size, high)))
+
+    def _chunk_rows(self, n: int) -> int:
+        return even(n, chunk_rows(self.model.K, self.model.D))
 
     def _rows(self, index: Tensor, out: Tensor | None = None) -> Tensor:
         x = self.samples.rows(index, dtype=self.components.mu.dtype, out=out)

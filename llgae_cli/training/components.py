@@ -34,6 +34,15 @@ class Coordinates:
         """V^T (x - centre), the coordinates y with shape (n, d)."""
         return (x - self.centre) @ self.V
 
+    def left_out(self, x: Tensor, y: Tensor) -> float:
+        """Sum over the rows x (n, D) of |x - centre - V y|^2, for their coordinates y (n, d)."""
+        whole = float((x - self.centre).square().sum(dtype=torch.float64))
+        rest = whole - float(y.square().sum(dtype=torch.float64))
+        if rest > 1e-4 * whole:
+            return rest
+        # A difference that has lost its digits.
+        return float((x - self.centre - y @ self.V.T).square().sum(dtype=torch.float64))
+
     def leading(self, x: Tensor, d: int) -> Tensor:
         """The first d of them, at most, (n, d)."""
         return (x - self.centre) @ self.V[:, :d]
@@ -85,7 +94,7 @@ def halved(x: Tensor, U: Tensor, generator: torch.Generator) -> Components:
     So two clusters in one component come apart. The bases start from U (D, E), that of the component which had x.
     """
     first, second = seeds(x, 2, generator)
-    nearer_first = (x @ (second - first)) < (second.square().sum() - first.square().sum()) / 2
+    nearer_first = ((x - (first + second) / 2) @ (second - first)) < 0
     halves = [_fitted(half, U, generator) for half in (x[nearer_first], x[~nearer_first])]
     return Components(torch.stack([mu for mu, _ in halves]), torch.stack([U for _, U in halves]))
 

@@ -1,6 +1,7 @@
 """How far each sample is from each component, from one matrix product for many of both."""
 
 import math
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,11 @@ COLUMNS = 384  # of a tile, at most
 BLOCK_VALUES, BLOCK_ROWS = 1 << 19, 2048  # numbers in an array of one tile and one block of samples: 2 MB
 
 
-class Workspace:
-    """Buffers kept from chunk to chunk, and from pass to pass: fresh pages would cost as much as the arithmetic."""
+class Workspace(threading.local):
+    """Buffers kept from chunk to chunk, and from pass to pass: fresh pages would cost as much as the arithmetic.
+
+    Every thread has buffers of its own.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
@@ -43,6 +47,7 @@ class Scorer:
     """|x - mu_k - U_k U_k^T (x - mu_k)|^2 - |x|^2 for all k, and the projections z_k = U_k^T x, from matrix products.
 
     With m_k = mu_k - U_k U_k^T mu_k the distance is |m_k|^2 - 2 x.m_k - |z_k|^2, so no projection need be centred.
+    It is a difference of squares: see `inference.has_lost_digits` for where that fails.
     Components are taken a tile at a time, and samples a block, so that what is made of a product is still in the cache.
     """
 
@@ -50,7 +55,7 @@ class Scorer:
         """`columns`: of a tile, at most, but for tiles of one component."""
         mu, U = components.mu, components.U
         self.K, D, self.E = U.shape
-        self.workspace = workspace or Workspace()
+        self.components, self.workspace = components, workspace or Workspace()
         apart = perpendicular(components)
         constant = apart.square().sum(1)
         T = max(1, columns // (self.E + 1))

@@ -31,8 +31,9 @@ def pooled_times_basis(components: Components, statistics: Statistics, coordinat
     """C_k U_k with shape (K, D, E); C_k pools the nearest NEIGHBOURS and k itself by their number of samples."""
     count = statistics.count
     K = len(count)
-    mean = coordinates.of(statistics.total / count.clamp(min=1)[:, None])  # (K, d)
-    scatter = statistics.scatter - count[:, None, None] * mean[:, :, None] * mean[:, None, :]  # (K, d, d)
+    moved = statistics.moved @ coordinates.V  # (K, d)
+    scatter = statistics.scatter - count[:, None, None] * moved[:, :, None] * moved[:, None, :]  # (K, d, d)
+    mean = coordinates.of(components.mu) + moved
     apart = torch.cdist(mean, mean).masked_fill(count[None, :] == 0, torch.inf)
     nearest = apart.topk(min(NEIGHBOURS + 1, K), largest=False).indices  # (K, M), itself first
     product = torch.empty_like(components.U)

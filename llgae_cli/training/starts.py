@@ -11,16 +11,26 @@ Source of the moves: Ueda, Nakano, Ghahramani and Hinton, SMEM algorithm for mix
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from llgae_cli.formatting import five_digits
+from llgae_cli.threads import run_side_by_side
 from llgae_cli.training.candidates import ShortLists
 from llgae_cli.training.components import Components, Coordinates, halved, orthonormal, seeds
-from llgae_cli.training.passes import Statistics, improved, soft_survey, survey
+from llgae_cli.training.passes import (
+    Statistics,
+    even,
+    improved,
+    soft_survey,
+    sum_over_shards,
+    survey,
+    whole_scorer,
+)
 from llgae_cli.training.progress import Notify
 from llgae_cli.training.scoring import Scorer, Workspace
 from llgae_cli.training.shrinkage import chosen_strength, shrunk
@@ -32,8 +42,8 @@ SEEDED_K = 64
 SETTLE_PASSES = 12  # hard passes after a move before it is judged
 HALVE_PASSES = 8  # of the two halves of a component, on its own samples, to tell what a move promises
 PROMISING = 4  # moves tried before all components are halved anew, from other seeds
-PATIENCE = 8  # moves in a row that win nothing, after which a search ends
-JUDGE_AT, JUDGE_MARGIN = 5, 1.004  # a move this far above the best by then has never won: given up early
+PATIENCE = 12  # moves in a row that win nothing, after which a search ends
+JUDGE_FROM, JUDGE_MARGIN = 2, 0.02  # a move is given up after pass i while above the best by the share 0.02 / i
 REFINE_PASSES, REFINE_TOL = 10, 1e-3
 SOLVED_K = 64  # beyond this K, a full eigenproblem for every component costs more than the passes it saves
 
@@ -68,9 +78,10 @@ class Sample:
         """`neighbours`: of the short lists that components are scored by, 0 for none."""
         self.x, self.workspace, self.here, self.neighbours = x, Workspace(), Coordinates.identity(x), neighbours
 
-    def chunks(self) -> Iterator[Tensor]:
-        """The rows, so many at a time that the widest array stays in the cache."""
-        return iter(self.x.split(2048))
+    def chunks(self, low: int = 0, high: int | None = None) -> Iterator[Tensor]:
+        """The rows low ... high - 1, so many at a time that the widest array stays in the cache."""
+        x = self.x[low:high]
+        return iter(x.split(even(len(x), 2048)))
 
     def short_lists(self) -> ShortLists | None:
         """New ones, for some passes in a row."""
@@ -81,62 +92,120 @@ class Sample:
         """One pass with hard assignments, with the components' scatters on request, and by short lists if begun."""
         if lists is not None and lists.k is not None:
             return lists.survey(components, self.here, self.workspace, scatter)
-        found: list[Tensor] = []
-        here = self.here if scatter else None
-        statistics = survey(self.chunks(), components, here, self.workspace, found=found)
+        score, here = Scorer(components, self.workspace), self.here if scatter else None
+        k = torch.empty(len(self.x) if lists else 0, dtype=torch.int64, device=self.x.device)
+
+        def part(low: int, high: int) -> Statistics:
+            found: list[Tensor] | None = [] if lists else None
+            statistics = survey(self.chunks(low, high), components, here, score, found)
+            if found:
+                torch.cat(found, out=k[low:high])
+            return statistics
+
+        statistics = self._sum(part, score.K)
         if lists is not None:
-            lists.k = torch.cat(found)
+            lists.k = k
         return statistics
 
     def soft_survey(self, components: Components, temperature: float) -> Statistics:
         """One pass with soft assignments."""
-        return soft_survey(self.chunks(), components, temperature, self.workspace)
+        score = whole_scorer(components, self.workspace)
+        return self._sum(lambda low, high: soft_survey(self.chunks(low, high), components, temperature, score), score.K)
+
+    def _sum(self, part: Callable[[int, int], Statistics], K: int) -> Statistics:
+        return sum_over_shards(part, 0, len(self.x), K, parallel=self.x.device.type == "cpu")
 
 
-def start(
-    x: Tensor,
-    more: Iterable[Tensor],
-    K: int,
-    E: int,
-    *,
-    restarts: int,
-    moves: int,
-    generator: torch.Generator,
-    notify: Notify = lambda message: None,
-    shrinkage: float | Literal["auto"] = 0.0,
-    neighbours: int = 0,
-) -> Start:
-    """Components in all D coordinates, fitted to rows x (n, D) and refined on the chunks of `more` (m, D).
+@dataclass
+class Attempt:
+    """One start, refined: components in the principal coordinates, and the mean squared residual there."""
 
-    Raises nothing; with K > n some components are empty. `notify` is told of each lower objective, in mean L2.
-    `neighbours`: see `candidates`, 0 for full passes.
+    components: Components
+    objective: float
+
+
+class StartSearch:
+    """Several starts from a sample of the rows, side by side, each with its own seed; the best of them is kept.
+
+    A start runs on one thread, so that what it comes to does not depend on how many cores there are.
     """
-    coordinates = principal_coordinates(x, width(E, x.shape[1]), generator)
-    small = Sample(coordinates.of(x), neighbours)
-    projected, whole = [], 0.0
-    for rows in more:
-        projected.append(coordinates.of(rows))
-        whole += float((rows - coordinates.centre).square().sum())
-    larger = Sample(torch.cat(projected), neighbours)
-    n, D = len(larger.x), x.shape[1]
-    missing = (whole - float(larger.x.square().sum())) / n  # what the coordinates leave out
-    if shrinkage == "auto":
-        shrinkage = chosen_strength(larger.x, seeded(larger.x, K, E, generator), generator)
-        notify(f"shrinkage: {shrinkage:g} samples, chosen on held-out rows")
 
-    best, lowest = None, math.inf
-    for attempt in range(restarts if K > 1 else 1):
-        found = searched(small, annealed(small, K, E, generator), moves if K > 1 else 0, generator)
-        found, objective = settled(larger, found, REFINE_PASSES, tol=REFINE_TOL, shrinkage=shrinkage)
-        if best is None or objective < lowest:
-            best, lowest = found, objective
-        notify(f"start {attempt + 1} of {restarts}: mean L2 {(lowest + missing) / D:.1f} on {n} rows")
-    assert best is not None
-    if K <= SOLVED_K:
-        best = solved(larger, best)
-    V = coordinates.V
-    components = Components(coordinates.centre + best.mu @ V.T, orthonormal(V @ best.U))
-    return Start(components, coordinates, V.new_tensor(shrinkage))
+    def __init__(
+        self,
+        x: Tensor,
+        more: Iterable[Tensor],
+        K: int,
+        E: int,
+        *,
+        restarts: int,
+        moves: int,
+        generator: torch.Generator,
+        notify: Notify = lambda message: None,
+        shrinkage: float | Literal["auto"] = 0.0,
+        neighbours: int = 0,
+    ):
+        """Starts are tried on the rows x (n, D), then refined on the chunks of `more` (m, D).
+
+        `neighbours`: see `candidates`, 0 for full passes. `notify` gets each start's mean L2.
+        """
+        self.K, self.E, self.moves, self.notify = K, E, moves if K > 1 else 0, notify
+        self.coordinates = principal_coordinates(x, width(E, x.shape[1]), generator)
+        self.small = Sample(self.coordinates.leading(x, search_width(E)).contiguous(), neighbours)
+        projected, self.left_out = [], 0.0
+        for rows in more:
+            projected.append(self.coordinates.of(rows))
+            self.left_out += self.coordinates.left_out(rows, projected[-1])
+        self.larger = Sample(torch.cat(projected), neighbours)
+        if shrinkage == "auto":
+            shrinkage = chosen_strength(self.larger.x, seeded(self.larger.x, K, E, generator), generator)
+            notify(f"shrinkage: {shrinkage:g} samples, chosen on held-out rows")
+        self.shrinkage = shrinkage
+        self.seeds = torch.randint(2**62, (restarts if K > 1 else 1,), generator=generator).tolist()
+
+    def run(self, attempts: list[Attempt]) -> None:
+        """Make the starts that `attempts`, of an interrupted search, does not hold yet; append each once it is done."""
+
+        def take(attempt: Attempt) -> None:
+            attempts.append(attempt)
+            n, D = len(self.larger.x), len(self.coordinates.centre)
+            mean_l2 = five_digits((attempt.objective + self.left_out / n) / D)
+            best = ", the best so far" if attempt is lowest(attempts) and len(attempts) > 1 else ""
+            self.notify(f"start {len(attempts)} of {len(self.seeds)}: mean L2 {mean_l2} on {n} rows{best}")
+
+        several = len(self.seeds) > 1 and self.small.x.device.type == "cpu"
+        run_side_by_side(self.attempt, self.seeds[len(attempts) :], take, parallel=several)
+
+    def attempt(self, seed: int) -> Attempt:
+        """One start: annealed, improved by split-merge moves, refined on more rows."""
+        generator = torch.Generator().manual_seed(seed)
+        found = annealed(self.small, self.K, self.E, generator)
+        found = lifted(searched(self.small, found, self.moves, generator), self.larger.x.shape[1])
+        return Attempt(*settled(self.larger, found, REFINE_PASSES, tol=REFINE_TOL, shrinkage=self.shrinkage))
+
+    def best(self, attempts: list[Attempt]) -> Start:
+        """The best of the attempts in all D coordinates."""
+        best, V = lowest(attempts).components, self.coordinates.V
+        if self.K <= SOLVED_K:
+            best = solved(self.larger, best)
+        components = Components(self.coordinates.centre + best.mu @ V.T, orthonormal(V @ best.U))
+        return Start(components, self.coordinates, V.new_tensor(self.shrinkage))
+
+
+def lowest(attempts: list[Attempt]) -> Attempt:
+    """The attempt with the lowest objective, the first of equal ones."""
+    return min(attempts, key=lambda attempt: attempt.objective)
+
+
+def search_width(E: int) -> int:
+    """How many of the principal coordinates moves are tried in: five a latent dimension, at least 32."""
+    return max(32, 5 * E)
+
+
+def lifted(components: Components, d: int) -> Components:
+    """Components in the leading coordinates, in d of them: zero in the others."""
+    more = d - components.mu.shape[1]
+    pad = torch.nn.functional.pad
+    return Components(pad(components.mu, (0, more)), pad(components.U, (0, 0, 0, more)))
 
 
 def width(E: int, D: int) -> int:
@@ -193,18 +262,21 @@ def settled(
     passes: int,
     *,
     tol: float = 0.0,
-    give_up: float = math.inf,
+    beat: float = math.inf,
     shrinkage: float = 0.0,
 ) -> tuple[Components, float]:
     """Up to `passes` hard passes over the sample: the components, and the objective of the last ones surveyed.
 
-    Stops once a pass lowers the objective by less than the share `tol`, or is above `give_up` after JUDGE_AT passes.
+    Stops once a pass lowers the objective by less than the share `tol`, or where it is not going to beat the objective
+    `beat`: of moves that did in the end, none was further above it than a third of the margin.
     """
     objective, lists = math.inf, sample.short_lists()
     for i in range(passes):
         statistics = sample.survey(components, shrinkage > 0, lists)
         before, objective = objective, statistics.objective
-        if (before - objective <= tol * objective and i > 0) or (i >= JUDGE_AT and objective > give_up):
+        if (before - objective <= tol * objective and i > 0) or (
+            i >= JUDGE_FROM and objective > beat * (1 + JUDGE_MARGIN / i)
+        ):
             break
         kept, components = components, shrunk(components, statistics, sample.here, shrinkage)
     return (components if math.isinf(objective) else kept), objective
@@ -218,10 +290,10 @@ def solved(sample: Sample, components: Components) -> Components:
     statistics = sample.survey(components, scatter=True)
     E = components.U.shape[2]
     count = statistics.count[:, None]
-    mean = torch.where(count > 0, statistics.total / count.clamp(min=1), components.mu)
-    covariance = statistics.scatter / count[:, :, None].clamp(min=1) - mean[:, :, None] * mean[:, None, :]
+    moved = statistics.moved
+    covariance = statistics.scatter / count[:, :, None].clamp(min=1) - moved[:, :, None] * moved[:, None, :]
     U = torch.linalg.eigh(covariance)[1].flip(2)[:, :, :E]
-    return Components(mean, torch.where(count[:, :, None] > E, U, components.U))
+    return Components(components.mu + moved, torch.where(count[:, :, None] > E, U, components.U))
 
 
 def searched(sample: Sample, components: Components, moves: int, generator: torch.Generator) -> Components:
@@ -236,7 +308,7 @@ def searched(sample: Sample, components: Components, moves: int, generator: torc
         queue = queue or moved(sample, best, generator)
         if failed == PATIENCE or not queue:  # none: no component has two samples
             break
-        found, objective = settled(sample, queue.pop(0), SETTLE_PASSES, give_up=lowest * JUDGE_MARGIN)
+        found, objective = settled(sample, queue.pop(0), SETTLE_PASSES, beat=lowest)
         if objective < lowest:
             best, lowest, queue, failed = found, objective, [], 0
         else:
