@@ -211,7 +211,7 @@ def save(run: Run, **more: Any) -> Path | None:
         return None
     last = run.snapshot["history"][-1]
     checkpoint = Checkpoint(
-        config=run.config.plain(),
+        config=shareable(run.config),
         epoch=int(last["epoch"]),
         mean_l2=last["test_mean_l2"],
         **{"train_mean_l2": None, "extras": {}, **more},
@@ -223,7 +223,7 @@ def save(run: Run, **more: Any) -> Path | None:
             "peak": run.task.peak,
             "N": run.train.N,
             "D": run.train.D,
-            "source": run.task.source,
+            "source": run.task.origin,
         },
         provenance=checkpoints.provenance(),
         **run.snapshot,
@@ -246,6 +246,18 @@ def save(run: Run, **more: Any) -> Path | None:
             f"{checkpoint.epoch} saved there, continue with --resume last"
         )
     return run.saved
+
+
+def shareable(config: Config) -> dict[str, Any]:
+    """The plain config as a checkpoint has it: without `checkpoint-dir` where that is an absolute path.
+
+    Nothing reads it again, and whoever is given the file learns the folders of a machine from it. `task` and
+    `data-dir` stay as they were given: `eval` finds the data by them.
+    """
+    plain = config.plain()
+    if config.checkpoint_dir.is_absolute():
+        del plain["checkpoint-dir"]
+    return plain
 
 
 def rescue(run: Run) -> Path | None:

@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from llgae_cli import __version__
 from llgae_cli.errors import InputError, printable
 from llgae_cli.figures import FIGURES, Subject, look, names
 from llgae_cli.figures.style import Theme
+from llgae_cli.figures.subject import without_folders
 from llgae_cli.figures.sweep import by_key
 from llgae_cli.models import LLGAE
 from llgae_cli.report import explorer
@@ -104,6 +105,9 @@ def render(subjects: Sequence[Subject], board: Leaderboard | None = None, folder
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     script, style = (_asset(name) for name in ("explorer.js", "page.css"))
+    if board is not None:
+        rows = [{key: without_folders(value) for key, value in row.items()} for row in board.rows]
+        board = replace(board, rows=rows)
     called = names(subjects)
     data = explorer_data(subjects, called)
     heading = f"Sweep {folder.resolve().name}" if board is not None else _heading(subjects)
@@ -126,10 +130,10 @@ def render(subjects: Sequence[Subject], board: Leaderboard | None = None, folder
                 "file": subject.path.name,
                 "warnings": subject.warnings,
                 "pictures": pictures(subject),
-                "config": {key: _text(value) for key, value in subject.config.plain().items()},
+                "config": {key: _text(without_folders(value)) for key, value in subject.config.plain().items()},
                 "provenance": {
                     **{key: _text(value) for key, value in subject.checkpoint.provenance.items()},
-                    **{f"data {key}": _text(value) for key, value in subject.checkpoint.data.items()},
+                    **{f"data {key}": _text(without_folders(value)) for key, value in subject.checkpoint.data.items()},
                 },
             }
             for name, subject in zip(called, subjects, strict=True)
