@@ -219,10 +219,10 @@ class Config(BaseModel):
         return {key: value for key, value in values.items() if self.model in MEANT_FOR.get(key, (self.model,))}
 
     def identity(self) -> str:
-        """Six hex digits that stand for every key that can change the result (see `neutral`)."""
+        """Ten hex digits that stand for every key that can change the result (see `neutral`)."""
         neutral = self.neutral()
         what = {key: value for key, value in self.plain().items() if key not in neutral}
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:6]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
 
     def neutral(self) -> frozenset[str]:
         """The keys that cannot change the result: NEUTRAL_KEYS, without `epochs` where the schedule follows them."""

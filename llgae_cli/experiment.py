@@ -306,10 +306,9 @@ def restore_run(run: Run, resume: str, reporter: Reporter) -> None:
     """Continue from a checkpoint of the same config and data; InputError names what differs."""
     path = checkpoints.find_last(run.config.checkpoint_dir, run.config) if resume == "last" else Path(resume)
     checkpoint = checkpoints.load(path)
-    old, new = checkpoint.config, run.config.plain()
-    changed = [key for key in {**new, **old} if key not in run.config.neutral() and old.get(key) != new.get(key)]
+    changed = checkpoints.changed_keys(checkpoint.config, run.config)
     if changed:
-        what = ", ".join(f"{key} is {new.get(key, 'its default')} and was {old.get(key)}" for key in changed)
+        what = ", ".join(f"{key} is {printable(now)} and was {printable(was)}" for key, (was, now) in changed.items())
         raise InputError(f"--resume {path.name}: the config has changed: {what}")
     if checkpoint.data.get("fingerprint") != run.task.fingerprint:
         raise InputError(f"--resume {path.name}: the data is not the same as then ({run.task.source})")

@@ -2,9 +2,10 @@
 
 from llgae_cli.checkpoints.contents import FORMAT_VERSION, Checkpoint, provenance
 from llgae_cli.checkpoints.files import disagreement, load, save
-from llgae_cli.checkpoints.folders import check_writable, clean_temporaries, find_last
+from llgae_cli.checkpoints.folders import check_writable, clean_temporaries
 from llgae_cli.checkpoints.locks import RunLock, clean_locks
 from llgae_cli.checkpoints.names import CheckpointName, name_of, slug
+from llgae_cli.checkpoints.search import changed_keys, find_last, list_named
 from llgae_cli.checkpoints.table import count_others, filter_rows, list_runs, sort_rows
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointName",
     "RunLock",
+    "changed_keys",
     "check_writable",
     "clean_locks",
     "clean_temporaries",
@@ -19,6 +21,7 @@ __all__ = [
     "disagreement",
     "filter_rows",
     "find_last",
+    "list_named",
     "list_runs",
     "load",
     "name_of",

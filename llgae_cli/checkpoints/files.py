@@ -110,7 +110,9 @@ def disagreement(path: Path, checkpoint: Checkpoint) -> str | None:
         truth["task"] = slug(str(truth["task"]))
     if name.config_id:  # the original's names have neither
         said["trainer"], truth["trainer"] = name.trainer, checkpoint.config.get("trainer", name.trainer)
-        said["config"], truth["config"] = name.config_id, _identity(checkpoint.config) or name.config_id
+        identity = _identity(checkpoint.config)  # an older name has six digits of it
+        said["config"] = name.config_id
+        truth["config"] = name.config_id if identity is None else identity[: len(name.config_id)]
     wrong = [
         f"{key} {said[key]} for {printable(truth[key])}"
         for key in said

@@ -1,4 +1,4 @@
-"""A folder of checkpoints: may it be written, what was left in it by killed processes, which file is the last."""
+"""A folder of checkpoints: may it be written, and what was left in it by killed processes."""
 
 import errno
 import hashlib
@@ -10,8 +10,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from llgae_cli.checkpoints.names import SUFFIX, CheckpointName, name_of
-from llgae_cli.config import Config
 from llgae_cli.errors import InputError, RunError, printable
 
 _TEMPORARY = re.compile(r"\.tmp-([0-9]{1,10})-([0-9a-f]{6})-[0-9a-f]+")
@@ -79,31 +77,6 @@ def clean_temporaries(folder: Path) -> int:
         except OSError:  # another process cleaned it first, or it is not ours to remove
             continue
     return removed
-
-
-def find_last(folder: Path, config: Config) -> Path:
-    """The checkpoint of this very config (seed, task and every key that can change the result) with most epochs.
-
-    The newest of several at one epoch. Raises InputError when there is none, with the number of others there.
-    """
-    wanted = name_of(config, 0, 0.0)
-    found: list[tuple[int, float, Path]] = []
-    others = 0
-    for path in sorted(Path(folder).glob(f"*{SUFFIX}")) if Path(folder).is_dir() else ():
-        try:
-            name = CheckpointName.parse(path.name)
-            if (name.config_id, name.seed, name.task) == (wanted.config_id, wanted.seed, wanted.task):
-                found.append((name.epoch, path.stat().st_mtime, path))
-            else:
-                others += 1
-        except (InputError, OSError):  # not a checkpoint's name, or gone since it was listed
-            continue
-    if not found:
-        raise InputError(
-            f"{printable(folder, 300)}: no checkpoint of this config (cfg{wanted.config_id}, seed {wanted.seed});"
-            f" checkpoints of other configs there: {others}"
-        )
-    return max(found)[2]
 
 
 def _host() -> str:

@@ -39,9 +39,10 @@ class Keeper:
         if self.keep_all:
             return
         with suppress(InputError):
-            last = checkpoints.find_last(self.config.checkpoint_dir, self.config)
+            named, _ = checkpoints.list_named(self.config.checkpoint_dir, self.config)
+            epoch = CheckpointName.parse(named[0].name).epoch if named else 0
             for path in self.config.checkpoint_dir.glob("S*.pkl"):
-                if path != last and CheckpointName.parse(path.name).epoch < CheckpointName.parse(last.name).epoch:
+                if CheckpointName.parse(path.name).epoch < epoch:
                     path.unlink(missing_ok=True)
 
 
