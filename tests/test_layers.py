@@ -19,7 +19,7 @@ ROWS = [
     {"training", "checkpoints", "writing"},
     {"models"},
     {"inference", "directions", "metrics", "tasks", "config"},
-    {"interrupts"},
+    {"interrupts", "regular_files"},
     {"errors"},
 ]
 LEVEL = {part: level for level, row in enumerate(ROWS) for part in row}

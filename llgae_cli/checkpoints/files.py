@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llgae_cli.checkpoints.contents import Checkpoint, packed, same_result, unpacked
-from llgae_cli.checkpoints.folders import discard, made_folder, temporary_path
+from llgae_cli.checkpoints.folders import discard, flush_folder, made_folder, temporary_path
 from llgae_cli.checkpoints.names import SUFFIX, CheckpointName, slug
 from llgae_cli.config import validated
 from llgae_cli.errors import InputError, RunError, nearest, printable
@@ -68,7 +68,7 @@ def save(checkpoint: Checkpoint, folder: Path, name: CheckpointName) -> Path:
             except OSError:
                 _put_back(aside, final)
                 raise
-            _flush_folder(final.parent)
+            flush_folder(final.parent)
     except (OSError, RuntimeError) as error:  # RuntimeError: what torch.save cannot write
         reason = getattr(error, "strerror", None) or printable(error, 200)
         raise RunError(f"{printable(folder, 300)}: no checkpoint could be written ({reason})") from None
@@ -325,20 +325,6 @@ def _put_back(aside: Path | None, final: Path) -> None:
         aside.unlink(missing_ok=True)  # it was a link: the first name still holds the file
     elif aside is not None:
         os.rename(aside, final)
-
-
-def _flush_folder(folder: Path) -> None:
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders; the rename is then as durable as the system makes it
-        return
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some network file systems
-            raise
-    finally:
-        os.close(handle)
 
 
 def _identity(config: dict[str, Any]) -> str | None:

@@ -40,16 +40,38 @@ def check_writable(folder: Path) -> None:
 
 
 def made_folder(folder: Path) -> None:
-    """Make the folder and its parents. Raises OSError, also when it is a file."""
+    """Make the folder and its parents, and flush the entry of each new one. Raises OSError, also when it is a file."""
+    ahead = folder
+    missing = []
+    while not ahead.exists() and ahead != ahead.parent:
+        missing.append(ahead)
+        ahead = ahead.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except RecursionError:  # a thousand folders deep
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)) from None
+    for new in reversed(missing):
+        flush_folder(new.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait for the disk to have a folder's entries. Raises OSError where it cannot write them."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders, nor may every parent be read: as durable as the system makes it
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some network file systems
+            raise
+    finally:
+        os.close(handle)
 
 
 def temporary_path(folder: Path) -> Path:
-    """A hidden name nobody has, that says which process of which machine it belongs to: .tmp-PID-HOST-RANDOM."""
-    return folder / f".tmp-{os.getpid()}-{_host()}-{secrets.token_hex(6)}"
+    """A hidden name nobody has, that says which process of which machine it belongs to: .tmp-PID-MACHINE-RANDOM."""
+    return folder / f".tmp-{os.getpid()}-{machine()}-{secrets.token_hex(6)}"
 
 
 def discard(temporary: Path) -> None:
@@ -67,10 +89,10 @@ def clean_temporaries(folder: Path) -> int:
     removed = 0
     for path in Path(folder).glob(".tmp-*") if Path(folder).is_dir() else ():
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None or (match[2] == _host() and _lives(int(match[1]))):
+        if match is None or (match[2] == machine() and is_alive(int(match[1]))):
             continue
         try:
-            if match[2] != _host() and time.time() - path.stat().st_mtime < FORSAKEN:
+            if match[2] != machine() and time.time() - path.stat().st_mtime < FORSAKEN:
                 continue
             path.unlink()
             removed += 1
@@ -79,7 +101,7 @@ def clean_temporaries(folder: Path) -> int:
     return removed
 
 
-def _host() -> str:
+def machine() -> str:
     """Six digits for where a process number means something: the machine, and in it the container."""
     try:
         numbering = os.readlink("/proc/self/ns/pid")
@@ -88,7 +110,8 @@ def _host() -> str:
     return hashlib.sha256(f"{platform.node()}{numbering}".encode("utf-8", "replace")).hexdigest()[:6]
 
 
-def _lives(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine has the number; True also where only that cannot be told."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
