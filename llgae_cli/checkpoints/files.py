@@ -6,7 +6,6 @@ import itertools
 import os
 import pickletools
 import re
-import stat
 import struct
 import warnings
 import zipfile
@@ -19,6 +18,7 @@ from llgae_cli.checkpoints.names import SUFFIX, CheckpointName, slug
 from llgae_cli.config import validated
 from llgae_cli.errors import InputError, RunError, nearest, printable
 from llgae_cli.interrupts import postponed
+from llgae_cli.regular_files import open_for_reading
 
 MAX_MEMBERS = 10_000  # of the zip: one a tensor and six more
 MAX_DIRECTORY = 4_000_000  # bytes of the zip's table of contents
@@ -240,20 +240,15 @@ def _read(file: IO[bytes]) -> Any:
 
 def _opened(path: Path) -> IO[bytes]:
     try:
-        # Non-blocking, or opening a named pipe would wait for a writer for ever.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        return os.fdopen(open_for_reading(path), "rb")
     except FileNotFoundError:
         near = nearest(path.name, (p.name for p in path.parent.glob(f"*{SUFFIX}"))) if path.parent.is_dir() else ""
         raise InputError(f"{printable(path, 300)}: no such checkpoint{near}") from None
+    except IsADirectoryError:
+        raise InputError(f"{printable(path, 300)}: a folder; give one of the checkpoints in it") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{printable(path, 300)}: cannot be read ({reason})") from None
-    mode = os.fstat(handle).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(handle)
-        what = "a folder; give one of the checkpoints in it" if stat.S_ISDIR(mode) else "not a file"
-        raise InputError(f"{printable(path, 300)}: {what}")
-    return os.fdopen(handle, "rb")
 
 
 class _Remembering:

@@ -30,6 +30,7 @@ from llgae_cli.config import Config
 from llgae_cli.errors import InputError, RunError, printable
 from llgae_cli.regular_files import check_own, open_for_reading
 from llgae_cli.sweep.plan import Cell
+from llgae_cli.sweep.records import CellFailure, CellResult, RungResult, read_record
 from llgae_cli.writing import replacing
 
 LOG_TAIL = 8192  # bytes of a log in which its last line is looked for
@@ -70,11 +71,11 @@ class SweepFolder:
 
     def result(self, id: str, until: int | None = None) -> dict[str, Any] | None:
         """The cell's figures, or those after `until` epochs; None while there are none."""
-        return read_json(self.cell(id) / result_name(until))
+        return read_record(self.cell(id) / result_name(until), result_model(until))
 
     def failure(self, id: str) -> dict[str, Any] | None:
         """`reason` and `last_line` of a cell that failed, else None."""
-        return read_json(self.cell(id) / "failed.json")
+        return read_record(self.cell(id) / "failed.json", CellFailure)
 
     def fail(self, id: str, reason: str) -> dict[str, Any]:
         """Note that the cell failed."""
@@ -100,6 +101,11 @@ class SweepFolder:
 def result_name(until: int | None) -> str:
     """The file for a cell's figures: its last ones, or those after `until` epochs."""
     return "result.json" if until is None else f"rung-{until}.json"
+
+
+def result_model(until: int | None) -> type[RungResult]:
+    """What stands in that file."""
+    return CellResult if until is None else RungResult
 
 
 def begin_save_every(config: Config) -> int:
@@ -143,19 +149,6 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader, a kill or a full disk never leaves half of it under its name."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a file; None when there is no file. InputError when it is not what `write_whole` wrote."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({printable(error)}); remove it to run this cell again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no mapping; remove it to run this cell again")
-    return content
 
 
 def last_line(log: Path) -> str:
