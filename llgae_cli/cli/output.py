@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import Any, TextIO
 
@@ -47,7 +48,8 @@ def escape_unencodable() -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # None where there is no such stream, another kind in a notebook
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # a descriptor that has been replaced by one of another kind
+                stream.reconfigure(errors="backslashreplace")
 
 
 def complain(message: str) -> None:
