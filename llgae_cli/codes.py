@@ -12,6 +12,7 @@ A codes file is a plain .npz:
 
 import hashlib
 import math
+import os
 import shutil
 import tempfile
 import zipfile
@@ -31,6 +32,7 @@ from llgae_cli.directions import Directions, principal
 from llgae_cli.errors import InputError, printable
 from llgae_cli.metrics import CHUNK, Latents
 from llgae_cli.models import Code, Model
+from llgae_cli.regular_files import open_for_reading
 from llgae_cli.tasks import Samples, load_task
 from llgae_cli.tasks.samples import Centring
 from llgae_cli.writing import replacing
@@ -101,7 +103,7 @@ class CodesFile:
         """Read the headers alone."""
         self.path, self.model = Path(path), model
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with os.fdopen(open_for_reading(self.path), "rb") as file, zipfile.ZipFile(file) as archive:
                 self.names = [name.removesuffix(".npy") for name in archive.namelist()]
                 for name in self._needed:
                     if name not in self.names:

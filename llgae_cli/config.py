@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from llgae_cli.errors import InputError, nearest, printable
+from llgae_cli.regular_files import read_text
 
 MAX_CONFIG_BYTES = 100_000  # parsing takes some 10 s a megabyte
 MAX_VALUES, MAX_DEPTH, MAX_BITS = 100_000, 20, 2_000  # of what YAML stands for once its anchors are followed
@@ -219,10 +220,10 @@ class Config(BaseModel):
         return {key: value for key, value in values.items() if self.model in MEANT_FOR.get(key, (self.model,))}
 
     def identity(self) -> str:
-        """Six hex digits that stand for every key that can change the result (see `neutral`)."""
+        """Ten hex digits that stand for every key that can change the result (see `neutral`)."""
         neutral = self.neutral()
         what = {key: value for key, value in self.plain().items() if key not in neutral}
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:6]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
 
     def neutral(self) -> frozenset[str]:
         """The keys that cannot change the result: NEUTRAL_KEYS, without `epochs` where the schedule follows them."""
@@ -287,21 +288,10 @@ def read_mapping(path: Path) -> dict[Any, Any]:
     """The mapping in a YAML file; InputError when the file is missing, empty, binary, too large or no mapping."""
     where = printable(path, 200)
     try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_CONFIG_BYTES + 1)
+        text = read_text(path, MAX_CONFIG_BYTES, "config", pipe=True)  # `--config <(...)` is one
     except FileNotFoundError:
         near = nearest(path.name, (p.name for p in path.parent.glob("*.y*ml"))) if path.parent.is_dir() else ""
         raise InputError(f"{where}: no such config file{near}") from None
-    except OSError as error:
-        raise InputError(f"{where}: cannot be read ({error.strerror})") from None
-    except ValueError:  # a null byte in the path
-        raise InputError(f"{where}: no path of a file") from None
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise InputError(f"{where}: larger than {MAX_CONFIG_BYTES} bytes, this is no config")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{where}: not a text file (UTF-8 YAML is expected)") from None
     values = parse_yaml(text, where)
     if values is None:
         raise InputError(f"{where}: empty; a config holds lines such as 'K: 11'")

@@ -210,7 +210,7 @@ def save(run: Run, **more: Any) -> Path | None:
         return None
     last = run.snapshot["history"][-1]
     checkpoint = Checkpoint(
-        config=run.config.plain(),
+        config=shareable(run.config),
         epoch=int(last["epoch"]),
         mean_l2=last["test_mean_l2"],
         **{"train_mean_l2": None, "extras": {}, **more},
@@ -222,7 +222,7 @@ def save(run: Run, **more: Any) -> Path | None:
             "peak": run.task.peak,
             "N": run.train.N,
             "D": run.train.D,
-            "source": run.task.source,
+            "source": run.task.origin,
         },
         provenance=checkpoints.provenance(),
         **run.snapshot,
@@ -245,6 +245,18 @@ def save(run: Run, **more: Any) -> Path | None:
             f"{checkpoint.epoch} saved there, continue with --resume last"
         )
     return run.saved
+
+
+def shareable(config: Config) -> dict[str, Any]:
+    """The plain config as a checkpoint has it: without `checkpoint-dir` where that is an absolute path.
+
+    Nothing reads it again, and whoever is given the file learns the folders of a machine from it. `task` and
+    `data-dir` stay as they were given: `eval` finds the data by them.
+    """
+    plain = config.plain()
+    if config.checkpoint_dir.is_absolute():
+        del plain["checkpoint-dir"]
+    return plain
 
 
 def rescue(run: Run) -> Path | None:
@@ -293,10 +305,9 @@ def restore_run(run: Run, resume: str, reporter: Reporter) -> None:
     """Continue from a checkpoint of the same config and data; InputError names what differs."""
     path = checkpoints.find_last(run.config.checkpoint_dir, run.config) if resume == "last" else Path(resume)
     checkpoint = checkpoints.load(path)
-    old, new = checkpoint.config, run.config.plain()
-    changed = [key for key in {**new, **old} if key not in run.config.neutral() and old.get(key) != new.get(key)]
+    changed = checkpoints.changed_keys(checkpoint.config, run.config)
     if changed:
-        what = ", ".join(f"{key} is {new.get(key, 'its default')} and was {old.get(key)}" for key in changed)
+        what = ", ".join(f"{key} is {printable(now)} and was {printable(was)}" for key, (was, now) in changed.items())
         raise InputError(f"--resume {path.name}: the config has changed: {what}")
     if checkpoint.data.get("fingerprint") != run.task.fingerprint:
         raise InputError(f"--resume {path.name}: the data is not the same as then ({run.task.source})")

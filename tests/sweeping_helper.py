@@ -56,9 +56,9 @@ def lasting(out: Path) -> list[dict[str, Any]]:
 
 
 def cell_processes(out: Path) -> list[int]:
-    """The processes that hold a cell's lock or held it last."""
-    numbers = [path.read_text().strip() for path in out.glob("cells/*/lock")]
-    return [int(number) for number in numbers if number.isdecimal()]
+    """The processes that hold a cell's lock, or held it when they were killed."""
+    texts = [path.read_text().split() for path in out.glob("cells/*/lock")]
+    return [int(words[0]) for words in texts if words]
 
 
 if __name__ == "__main__":

@@ -257,7 +257,7 @@ def test_a_folder_that_turns_read_only_in_mid_write_is_said_and_what_stays_is_cl
         with pytest.raises(RunError, match=rf"no checkpoint could be written \({os.strerror(errno.EPERM)}\)"):
             save(a_checkpoint(), saved.parent, name_of(CONFIG, 5, 12.5))
     assert len(os.listdir(saved.parent)) == 2
-    monkeypatch.setattr(folders_module, "_lives", lambda pid: False)  # as if this process had ended
+    monkeypatch.setattr(folders_module, "is_alive", lambda pid: False)  # as if this process had ended
     assert clean_temporaries(saved.parent) == 1
     assert os.listdir(saved.parent) == [saved.name]
 

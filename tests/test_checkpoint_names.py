@@ -48,7 +48,7 @@ names = st.builds(
     trainer=st.one_of(
         st.sampled_from(["gradient", "closed-form", "x-cfgabcdef"]), st.from_regex(r"[a-z][a-z-]{0,15}", fullmatch=True)
     ),
-    config_id=st.from_regex(r"[0-9a-f]{6}", fullmatch=True),
+    config_id=st.from_regex(r"[0-9a-f]{6}([0-9a-f]{4})?", fullmatch=True),
     epoch=st.integers(0, 10**9 - 1),
     mean_l2=st.one_of(st.floats(0, 1e5), st.floats(0, allow_infinity=False)),
 )

@@ -182,6 +182,7 @@ def test_a_closed_terminal_saves_unless_it_is_to_be_ignored(tmp_path: Path) -> N
 def test_a_second_interrupt_leaves_at_once_and_its_rest_is_cleaned_by_the_next_run(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(ENDLESS)
     folder = tmp_path / "checkpoints"
+    folder.mkdir()  # or the slow disk would hold up its making
     with Started(tmp_path, "train", "-c", "c.yaml", before="slow_disk") as run:
         run.wait_for("epoch 2/")
         run.send_signal(signal.SIGINT)
@@ -364,7 +365,7 @@ def test_a_lock_that_a_killed_run_left_is_nothing(tmp_path: Path) -> None:
     twin = RunLock(tmp_path, config)
     assert not twin.attempt() and twin.holder == f"process {os.getpid()}"
     lock.path.write_text("77 elsewhere\n")
-    assert not twin.attempt() and twin.holder == "process 77 on elsewhere"
+    assert not twin.attempt() and twin.holder == "process 77 on another machine"
     lock.path.write_text("")
     assert not twin.attempt() and twin.holder == "another process"
     lock.release()

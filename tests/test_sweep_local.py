@@ -73,7 +73,7 @@ def test_cells_that_raise_die_or_fill_memory_take_nobody_along(tmp_path: Path) -
     def kill() -> None:
         log = next(path for path in out.glob("cells/*/config.yaml") if "K: 5" in path.read_text()).with_name("log.txt")
         if waited_for(lambda: log.exists() and "epoch 1/" in log.read_text()):
-            os.kill(int(log.with_name("lock").read_text()), signal.SIGKILL)
+            os.kill(int(log.with_name("lock").read_text().split()[0]), signal.SIGKILL)
 
     killer = threading.Timer(0.5, kill)
     killer.start()

@@ -42,7 +42,7 @@ def test_two_workers_one_killed_midway_give_the_local_results(tmp_path: Path) ->
         time.sleep(0.02)
         saved = list(out.glob("cells/*/S*.pkl"))
     assert saved, sweep.communicate()
-    cell = int(saved[0].with_name("lock").read_text())
+    cell = int(saved[0].with_name("lock").read_text().split()[0])
     worker = int(Path(f"/proc/{cell}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(worker, signal.SIGKILL)
     try:

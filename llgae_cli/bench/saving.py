@@ -6,13 +6,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from llgae_cli.writing import replacing
+
 GROWTHS = {"growth over K": "K, components", "growth over E": "E, latent dimensions", "growth over N": "N, samples"}
 
 
 def save(document: dict[str, Any], folder: Path) -> None:
     """Write bench.json, and bench.png where growth was measured, into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.json").write_text(json.dumps(document, indent=2) + "\n")
+    with replacing(folder / "bench.json") as temporary:
+        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     curves = {name: [row for row in document["rows"] if row["bench"] == name and row["at"] is not None]
               for name in GROWTHS}  # fmt: skip
     if not all(curves.values()):
@@ -28,4 +30,5 @@ def save(document: dict[str, Any], folder: Path) -> None:
         )
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"One training iteration, {document['machine']}", fontsize=10)
-    figure.savefig(folder / "bench.png", dpi=150)
+    with replacing(folder / "bench.png", durable=False) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

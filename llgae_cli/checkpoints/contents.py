@@ -53,13 +53,16 @@ class Checkpoint:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions of llgae, torch, numpy and python, platform, git commit of the working folder or None, UTC time."""
+    """Versions of llgae, torch, numpy and python, system, git commit of the working folder or None, UTC time.
+
+    Nothing that identifies a machine: neither its name nor its kernel's version.
+    """
     return {
         "llgae": llgae_cli.__version__,
         "torch": _version("torch"),
         "numpy": _version("numpy"),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "git_commit": _git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

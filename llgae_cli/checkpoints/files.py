@@ -6,7 +6,6 @@ import itertools
 import os
 import pickletools
 import re
-import stat
 import struct
 import warnings
 import zipfile
@@ -14,11 +13,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from llgae_cli.checkpoints.contents import Checkpoint, packed, same_result, unpacked
-from llgae_cli.checkpoints.folders import discard, made_folder, temporary_path
+from llgae_cli.checkpoints.folders import discard, flush_folder, made_folder, temporary_path
 from llgae_cli.checkpoints.names import SUFFIX, CheckpointName, slug
 from llgae_cli.config import validated
 from llgae_cli.errors import InputError, RunError, nearest, printable
 from llgae_cli.interrupts import postponed
+from llgae_cli.regular_files import open_for_reading
 
 MAX_MEMBERS = 10_000  # of the zip: one a tensor and six more
 MAX_DIRECTORY = 4_000_000  # bytes of the zip's table of contents
@@ -68,7 +68,7 @@ def save(checkpoint: Checkpoint, folder: Path, name: CheckpointName) -> Path:
             except OSError:
                 _put_back(aside, final)
                 raise
-            _flush_folder(final.parent)
+            flush_folder(final.parent)
     except (OSError, RuntimeError) as error:  # RuntimeError: what torch.save cannot write
         reason = getattr(error, "strerror", None) or printable(error, 200)
         raise RunError(f"{printable(folder, 300)}: no checkpoint could be written ({reason})") from None
@@ -110,7 +110,9 @@ def disagreement(path: Path, checkpoint: Checkpoint) -> str | None:
         truth["task"] = slug(str(truth["task"]))
     if name.config_id:  # the original's names have neither
         said["trainer"], truth["trainer"] = name.trainer, checkpoint.config.get("trainer", name.trainer)
-        said["config"], truth["config"] = name.config_id, _identity(checkpoint.config) or name.config_id
+        identity = _identity(checkpoint.config)  # an older name has six digits of it
+        said["config"] = name.config_id
+        truth["config"] = name.config_id if identity is None else identity[: len(name.config_id)]
     wrong = [
         f"{key} {said[key]} for {printable(truth[key])}"
         for key in said
@@ -238,20 +240,15 @@ def _read(file: IO[bytes]) -> Any:
 
 def _opened(path: Path) -> IO[bytes]:
     try:
-        # Non-blocking, or opening a named pipe would wait for a writer for ever.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        return os.fdopen(open_for_reading(path), "rb")
     except FileNotFoundError:
         near = nearest(path.name, (p.name for p in path.parent.glob(f"*{SUFFIX}"))) if path.parent.is_dir() else ""
         raise InputError(f"{printable(path, 300)}: no such checkpoint{near}") from None
+    except IsADirectoryError:
+        raise InputError(f"{printable(path, 300)}: a folder; give one of the checkpoints in it") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{printable(path, 300)}: cannot be read ({reason})") from None
-    mode = os.fstat(handle).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(handle)
-        what = "a folder; give one of the checkpoints in it" if stat.S_ISDIR(mode) else "not a file"
-        raise InputError(f"{printable(path, 300)}: {what}")
-    return os.fdopen(handle, "rb")
 
 
 class _Remembering:
@@ -323,20 +320,6 @@ def _put_back(aside: Path | None, final: Path) -> None:
         aside.unlink(missing_ok=True)  # it was a link: the first name still holds the file
     elif aside is not None:
         os.rename(aside, final)
-
-
-def _flush_folder(folder: Path) -> None:
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders; the rename is then as durable as the system makes it
-        return
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some network file systems
-            raise
-    finally:
-        os.close(handle)
 
 
 def _identity(config: dict[str, Any]) -> str | None:

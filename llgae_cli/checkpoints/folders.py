@@ -1,4 +1,4 @@
-"""A folder of checkpoints: may it be written, what was left in it by killed processes, which file is the last."""
+"""A folder of checkpoints: may it be written, and what was left in it by killed processes."""
 
 import errno
 import hashlib
@@ -10,8 +10,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from llgae_cli.checkpoints.names import SUFFIX, CheckpointName, name_of
-from llgae_cli.config import Config
 from llgae_cli.errors import InputError, RunError, printable
 
 _TEMPORARY = re.compile(r"\.tmp-([0-9]{1,10})-([0-9a-f]{6})-[0-9a-f]+")
@@ -42,16 +40,38 @@ def check_writable(folder: Path) -> None:
 
 
 def made_folder(folder: Path) -> None:
-    """Make the folder and its parents. Raises OSError, also when it is a file."""
+    """Make the folder and its parents, and flush the entry of each new one. Raises OSError, also when it is a file."""
+    ahead = folder
+    missing = []
+    while not ahead.exists() and ahead != ahead.parent:
+        missing.append(ahead)
+        ahead = ahead.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except RecursionError:  # a thousand folders deep
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)) from None
+    for new in reversed(missing):
+        flush_folder(new.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait for the disk to have a folder's entries. Raises OSError where it cannot write them."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders, nor may every parent be read: as durable as the system makes it
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some network file systems
+            raise
+    finally:
+        os.close(handle)
 
 
 def temporary_path(folder: Path) -> Path:
-    """A hidden name nobody has, that says which process of which machine it belongs to: .tmp-PID-HOST-RANDOM."""
-    return folder / f".tmp-{os.getpid()}-{_host()}-{secrets.token_hex(6)}"
+    """A hidden name nobody has, that says which process of which machine it belongs to: .tmp-PID-MACHINE-RANDOM."""
+    return folder / f".tmp-{os.getpid()}-{machine()}-{secrets.token_hex(6)}"
 
 
 def discard(temporary: Path) -> None:
@@ -69,10 +89,10 @@ def clean_temporaries(folder: Path) -> int:
     removed = 0
     for path in Path(folder).glob(".tmp-*") if Path(folder).is_dir() else ():
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None or (match[2] == _host() and _lives(int(match[1]))):
+        if match is None or (match[2] == machine() and is_alive(int(match[1]))):
             continue
         try:
-            if match[2] != _host() and time.time() - path.stat().st_mtime < FORSAKEN:
+            if match[2] != machine() and time.time() - path.stat().st_mtime < FORSAKEN:
                 continue
             path.unlink()
             removed += 1
@@ -81,32 +101,7 @@ def clean_temporaries(folder: Path) -> int:
     return removed
 
 
-def find_last(folder: Path, config: Config) -> Path:
-    """The checkpoint of this very config (seed, task and every key that can change the result) with most epochs.
-
-    The newest of several at one epoch. Raises InputError when there is none, with the number of others there.
-    """
-    wanted = name_of(config, 0, 0.0)
-    found: list[tuple[int, float, Path]] = []
-    others = 0
-    for path in sorted(Path(folder).glob(f"*{SUFFIX}")) if Path(folder).is_dir() else ():
-        try:
-            name = CheckpointName.parse(path.name)
-            if (name.config_id, name.seed, name.task) == (wanted.config_id, wanted.seed, wanted.task):
-                found.append((name.epoch, path.stat().st_mtime, path))
-            else:
-                others += 1
-        except (InputError, OSError):  # not a checkpoint's name, or gone since it was listed
-            continue
-    if not found:
-        raise InputError(
-            f"{printable(folder, 300)}: no checkpoint of this config (cfg{wanted.config_id}, seed {wanted.seed});"
-            f" checkpoints of other configs there: {others}"
-        )
-    return max(found)[2]
-
-
-def _host() -> str:
+def machine() -> str:
     """Six digits for where a process number means something: the machine, and in it the container."""
     try:
         numbering = os.readlink("/proc/self/ns/pid")
@@ -115,7 +110,8 @@ def _host() -> str:
     return hashlib.sha256(f"{platform.node()}{numbering}".encode("utf-8", "replace")).hexdigest()[:6]
 
 
-def _lives(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine has the number; True also where only that cannot be told."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

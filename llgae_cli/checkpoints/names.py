@@ -22,13 +22,14 @@ SLUG = rf"[A-Za-z0-9._-]{{1,{MAX_SLUG}}}"
 MODEL = r"[A-Z][A-Z0-9-]{0,23}"
 TRAINER = r"[a-z][a-z-]{0,15}"
 LOG = r"-?[0-9]+(?:\.[0-9]+)?"
+CONFIG_ID = r"[0-9a-f]{6}(?:[0-9a-f]{4})?"  # ten digits; six in the names of older checkpoints
 
 # No field after the slug can hold what stands before it (an upper-case word after "-model-name"), so the greedy slug
 # takes all it should: a task may be called "x-model-nameLLGAE-K11" and is read back whole.
 _OURS = re.compile(
     rf"S(?P<seed>[0-9]{{1,19}})-task(?P<task>{SLUG})-model-name(?P<model>{MODEL})-K(?P<K>[0-9]{{1,9}})"
     rf"-embed-dim(?P<embed_dim>[0-9]{{1,9}})-beta(?P<beta>{NUMBER})-n-step(?P<n_step>[0-9]{{1,9}})"
-    rf"-loglr(?P<loglr>{LOG})-trainer(?P<trainer>{TRAINER})-cfg(?P<config_id>[0-9a-f]{{6}})"
+    rf"-loglr(?P<loglr>{LOG})-trainer(?P<trainer>{TRAINER})-cfg(?P<config_id>{CONFIG_ID})"
     rf"_(?P<epoch>[0-9]{{1,9}})_(?P<mean_l2>{NUMBER})\.pkl"
 )
 
@@ -64,9 +65,10 @@ _ORIGINAL = re.compile(rf"(?P<head>.*)_(?P<epoch>[0-9]{{1,9}})_(?P<mean_l2>{NUMB
 class CheckpointName:
     """What a checkpoint's name says of the run. The file's content is the truth; this is its label.
 
-    `task` is a slug (see `slug`), `lr` the learning rate itself, `config_id` six hex digits that stand for the whole
-    resolved config, `mean_l2` the test mean L2 in squared grey levels per pixel. A name without `config_id` is one of
-    the original's: its trainer is 'gradient', and `extra` holds the original's further keys as text.
+    `task` is a slug (see `slug`), `lr` the learning rate itself, `config_id` ten hex digits that stand for the whole
+    resolved config (six in older names), `mean_l2` the test mean L2 in squared grey levels per pixel. A name without
+    `config_id` is one of the original's: its trainer is 'gradient', and `extra` holds the original's further keys as
+    text.
 
     Raises InputError, in one line, for a field that no name can hold.
     """
@@ -106,7 +108,7 @@ class CheckpointName:
             ("task", SLUG, f"1 to {MAX_SLUG} of A-Z a-z 0-9 . _ -"),
             ("model", MODEL.replace("A-Z", "a-z"), "a lower-case word of at most 24, dashes within"),
             ("trainer", TRAINER, "a lower-case word of at most 16, dashes within"),
-            ("config_id", r"(?:[0-9a-f]{6})?", "six hex digits"),
+            ("config_id", rf"(?:{CONFIG_ID})?", "ten or six hex digits"),
         ):
             if not isinstance(getattr(self, key), str) or not re.fullmatch(pattern, getattr(self, key)):
                 self._refuse(key, allowed)

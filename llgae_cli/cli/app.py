@@ -19,7 +19,7 @@ from llgae_cli.cli import (
     sweeping,
     training,
 )
-from llgae_cli.cli.output import complain
+from llgae_cli.cli.output import complain, escape_unencodable
 from llgae_cli.errors import Interrupted, LlgaeError, RunError
 
 app = typer.Typer(
@@ -59,6 +59,7 @@ def main() -> NoReturn:
 
     Exit codes: 0, 1 a run failed, 2 wrong usage or input, 130 Ctrl-C, 143 SIGTERM, 129 the terminal was closed.
     """
+    escape_unencodable()
     try:
         signals.listen()
         code = _exit_code()

@@ -5,6 +5,8 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -37,6 +39,17 @@ LONGEST = 1 << 20  # letters of a cell or a line: as good as none, a path has 40
 
 ERRORS = _Log(stderr=True, highlight=False)
 RESULTS = Console(highlight=False)
+
+
+def escape_unencodable() -> None:
+    r"""Have letters that the locale's encoding lacks written as \xe9 or \u0142, on stdout and on stderr.
+
+    A path may hold any letter, and a run that is done must not end in an error over it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # None where there is no such stream, another kind in a notebook
+            with suppress(OSError):  # a descriptor that has been replaced by one of another kind
+                stream.reconfigure(errors="backslashreplace")
 
 
 def complain(message: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -98,8 +98,18 @@ def names(subjects: Sequence[Subject]) -> list[str]:
     return found
 
 
+def without_folders(value: Any) -> Any:
+    """Return the value; of an absolute path, bare or in a task's name, the last part: figures and pages are shared."""
+    if not isinstance(value, str):
+        return value
+    kind, colon, path = value.partition(":")
+    if colon and kind in ("npy", "images") and (PurePath(path).is_absolute() or path.startswith("~")):
+        return f"{kind}:{PurePath(path).name}"
+    return PurePath(value).name or value if PurePath(value).is_absolute() else value
+
+
 def _short(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(without_folders(value))
     return text if len(text) <= 16 else f"{text[:15]}…"
 
 

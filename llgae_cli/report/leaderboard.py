@@ -5,13 +5,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from llgae_cli.errors import InputError, printable
+from llgae_cli.records import Measure, Scalar, Text, read_json, validate
 
 RESULTS = "results.json"
 MAX_BYTES = 50_000_000
 MAX_ROWS = 200
 SHOWN_FIRST = ("task", "model", "trainer", "K", "embed_dim", "beta", "n_step", "lr", "prior", "inference", "seed")
 NEVER = frozenset({"checkpoint", "mean_l2", "config", "history", "error", "checkpoint_dir", "data_dir", "id", "cell"})
+
+
+class Row(BaseModel):
+    """A run's row: its checkpoint and mean L2 (None where it failed), and whatever plain values stand beside them."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow", populate_by_name=True)
+    __pydantic_extra__: dict[str, Scalar] = Field(init=False)
+
+    checkpoint: Text | None = None
+    mean_l2: Measure | None = Field(None, validation_alias="mean-l2")
+
+
+class Lost(BaseModel):
+    """A cell that failed."""
+
+    model_config = ConfigDict(strict=True)
+
+    label: Text | None = None
+    reason: Text | None = None
+
+
+class Results(BaseModel):
+    """The document that `llgae sweep` writes."""
+
+    model_config = ConfigDict(strict=True)
+
+    rows: list[Row]
+    failed: list[Lost] = []
+    swept: list[Text] = []
+    ranked_by: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -40,26 +73,17 @@ def read_leaderboard(folder: Path) -> Leaderboard:
     """
     path = folder / RESULTS
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{printable(path, 200)}: too large for a leaderboard")
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, MAX_BYTES, "leaderboard")
     except FileNotFoundError:
         raise InputError(f"{printable(folder, 200)}: no sweep's folder, it has no {RESULTS}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{printable(path, 200)}: cannot be read ({printable(error)})") from None
-    document: dict[str, Any] = rows if isinstance(rows, dict) else {"rows": rows}
-    rows, lost, swept = (document.get(name, []) for name in ("rows", "failed", "swept"))
-    if not all(isinstance(part, list) for part in (rows, lost, swept)):
-        raise InputError(f"{printable(path, 200)}: not a list of rows")
-    if not all(isinstance(row, dict) for row in [*rows, *lost]):
-        raise InputError(f"{printable(path, 200)}: not a list of rows")
-    rows = [{str(key).replace("-", "_"): value for key, value in row.items()} for row in rows]
-    done = [row for row in rows if _is_number(row.get("mean_l2"))]
-    if "ranked_by" not in document:  # else the sweep has ranked them, perhaps by held-out samples
+    document = validate(Results, {"rows": content} if isinstance(content, list) else content, path)
+    rows = [{key.replace("-", "_"): value for key, value in row.model_dump().items()} for row in document.rows]
+    done = [row for row in rows if row["mean_l2"] is not None]
+    if document.ranked_by is None:  # else the sweep has ranked them, perhaps by held-out samples
         done.sort(key=lambda row: row["mean_l2"])
-    failed = [row for row in rows if not _is_number(row.get("mean_l2"))]
-    failed += [{"mean_l2": None, "error": f"{row.get('label')}: {row.get('reason')}"} for row in lost]
-    keys = [key for key in swept if isinstance(key, str)] or _differing(rows)
+    failed = [row for row in rows if row["mean_l2"] is None]
+    failed += [{"mean_l2": None, "error": f"{row.label}: {row.reason}"} for row in document.failed]
+    keys = document.swept or _differing(rows)
     return Leaderboard((done + failed)[:MAX_ROWS], keys, len(done) + len(failed), len(failed))
 
 
@@ -83,7 +107,3 @@ def _found(folder: Path, said: Any) -> Path | None:
         if path.is_file():
             return path
     return next(iter(sorted(folder.rglob(name))), None) if not set(name) & set("*?[") else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value

@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from llgae_cli import __version__
 from llgae_cli.errors import InputError, printable
 from llgae_cli.figures import FIGURES, Subject, look, names
 from llgae_cli.figures.style import Theme
+from llgae_cli.figures.subject import without_folders
 from llgae_cli.figures.sweep import by_key
 from llgae_cli.models import LLGAE
+from llgae_cli.regular_files import read_bytes
 from llgae_cli.report import explorer
 from llgae_cli.report.leaderboard import Leaderboard, read_leaderboard
 from llgae_cli.tasks import Task
@@ -103,6 +105,9 @@ def render(subjects: Sequence[Subject], board: Leaderboard | None = None, folder
         loader=PackageLoader("llgae_cli.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    if board is not None:
+        rows = [{key: without_folders(value) for key, value in row.items()} for row in board.rows]
+        board = replace(board, rows=rows)
     script, style = (_asset(name) for name in ("explorer.js", "page.css"))
     called = names(subjects)
     data = explorer_data(subjects, called)
@@ -126,10 +131,10 @@ def render(subjects: Sequence[Subject], board: Leaderboard | None = None, folder
                 "file": subject.path.name,
                 "warnings": subject.warnings,
                 "pictures": pictures(subject),
-                "config": {key: _text(value) for key, value in subject.config.plain().items()},
+                "config": {key: _text(without_folders(value)) for key, value in subject.config.plain().items()},
                 "provenance": {
                     **{key: _text(value) for key, value in subject.checkpoint.provenance.items()},
-                    **{f"data {key}": _text(value) for key, value in subject.checkpoint.data.items()},
+                    **{f"data {key}": _text(without_folders(value)) for key, value in subject.checkpoint.data.items()},
                 },
             }
             for name, subject in zip(called, subjects, strict=True)
@@ -272,7 +277,7 @@ def _sweep_pictures(board: Leaderboard, folder: Path) -> list[Picture]:
 def _png(path: Path) -> list[tuple[str, int, int]]:
     """The picture as a data URI with its size, in a list that is empty where there is no sound PNG."""
     try:
-        raw = path.read_bytes()
+        raw = read_bytes(path, MAX_PNG)
         with Image.open(io.BytesIO(raw), formats=["PNG"]) as image:
             width, height = image.size
     except (OSError, ValueError):

@@ -10,7 +10,9 @@ from llgae_cli import checkpoints
 from llgae_cli.checkpoints import CheckpointName
 from llgae_cli.config import Config, read_config
 from llgae_cli.errors import InputError
-from llgae_cli.sweep.folder import held_when_free, read_json, result_name, write_whole
+from llgae_cli.records import validate
+from llgae_cli.sweep.folder import held_when_free, result_model, result_name, write_whole
+from llgae_cli.sweep.records import read_record
 
 PATIENCE = 120.0  # seconds: an orphan of a killed sweep saves and goes within one of its epochs
 
@@ -39,9 +41,10 @@ class Keeper:
         if self.keep_all:
             return
         with suppress(InputError):
-            last = checkpoints.find_last(self.config.checkpoint_dir, self.config)
+            named, _ = checkpoints.list_named(self.config.checkpoint_dir, self.config)
+            epoch = CheckpointName.parse(named[0].name).epoch if named else 0
             for path in self.config.checkpoint_dir.glob("S*.pkl"):
-                if path != last and CheckpointName.parse(path.name).epoch < CheckpointName.parse(last.name).epoch:
+                if CheckpointName.parse(path.name).epoch < epoch:
                     path.unlink(missing_ok=True)
 
 
@@ -55,7 +58,8 @@ def run_cell(folder: Path, reporter: Any, until: int | None = None, keep_all: bo
     if until is not None:
         config = config.model_copy(update={"epochs": min(until, config.epochs)})
     with held_when_free(folder / "lock", PATIENCE):
-        if read_json(folder / result_name(until)) is not None:
+        path = folder / result_name(until)
+        if read_record(path, result_model(until)) is not None:
             return
         from llgae_cli import experiment
 
@@ -73,7 +77,8 @@ def run_cell(folder: Path, reporter: Any, until: int | None = None, keep_all: bo
             "threads": config.threads,
             **(_rate(outcome.checkpoint, outcome.mean_l2) if until is None else {}),
         }
-        write_whole(folder / result_name(until), json.dumps(result, indent=2) + "\n")
+        validate(result_model(until), result, path)
+        write_whole(path, json.dumps(result, indent=2) + "\n")
 
 
 def _begun(folder: Path, config: Config) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from llgae_cli.errors import InputError, Interrupted
 from llgae_cli.sweep.board import Board
-from llgae_cli.sweep.folder import SweepFolder, begin_save_every, last_line
+from llgae_cli.sweep.folder import SweepFolder, begin_save_every, last_line, result_name
 from llgae_cli.sweep.plan import Cell, Plan
 from llgae_cli.sweep.process import Share, reason
 
@@ -147,6 +147,7 @@ def conduct(
                 f"{folder.path}: holds {held} cells already, {done} of this sweep's {len(plan.cells)} are done; "
                 "go on with --resume, or choose another folder with --out"
             )
+        check_results(plan, folder)
         if check is not None and any(folder.result(cell.id) is None for cell in plan.cells):
             check(plan)
         for cell in plan.cells:
@@ -165,6 +166,19 @@ def conduct(
         board = Board.read(plan, folder)
         board.write(folder)
         return board
+
+
+def check_results(plan: Plan, folder: SweepFolder) -> None:
+    """Raise InputError for a result or failure that is not as a cell leaves it, before any cell starts."""
+    for cell in plan.cells:
+        folder.failure(cell.id)
+        for until in (None, *(plan.halving.rungs if plan.halving else ())):
+            result = folder.result(cell.id, until)
+            if result is not None and cell.config.validation and result["validation_mean_l2"] is None:
+                raise InputError(
+                    f"{folder.cell(cell.id) / result_name(until)}: validation_mean_l2: is null, and the cell holds out "
+                    "a validation split; remove it to run this cell again"
+                )
 
 
 def judged(

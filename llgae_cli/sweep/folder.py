@@ -2,9 +2,10 @@
 
 In OUT:
 
-    OUT/lock                     held by the sweep at work, with its process number
+    OUT/lock                     held by the sweep at work, with its process number; removed at its end
     OUT/results.csv, .json       the leaderboard
     OUT/figures/*.png
+    OUT/cells/ID/lock            likewise, held by the cell's process
     OUT/cells/ID/config.yaml     the cell's resolved config
     OUT/cells/ID/log.txt         all that it said, all attempts
     OUT/cells/ID/*.pkl           its checkpoints
@@ -13,7 +14,6 @@ In OUT:
     OUT/cells/ID/failed.json     why it failed
 """
 
-import errno
 import json
 import os
 import time
@@ -25,10 +25,12 @@ from typing import Any
 
 import yaml
 
-from llgae_cli.checkpoints import check_writable, clean_temporaries
+from llgae_cli.checkpoints import PathLock, check_writable, clean_temporaries, made_folder
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, RunError, printable
+from llgae_cli.regular_files import check_own, open_for_reading
 from llgae_cli.sweep.plan import Cell
+from llgae_cli.sweep.records import CellFailure, CellResult, RungResult, read_record
 from llgae_cli.writing import replacing
 
 LOG_TAIL = 8192  # bytes of a log in which its last line is looked for
@@ -49,9 +51,18 @@ class SweepFolder:
         return sum(1 for _ in (self.path / "cells").glob("*/config.yaml"))
 
     def prepare(self, cell: Cell, threads: int, save_every: int) -> Path:
-        """Make the cell's folder and write its config: what decides the result as it is, the rest set by the sweep."""
+        """Make the cell's folder and write its config: what decides the result as it is, the rest set by the sweep.
+
+        Raises InputError where the folder, its log or its lock is a link, or otherwise nothing that may be written to.
+        """
         folder = self.cell(cell.id)
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_symlink():  # files of the same names, and old checkpoints, would be replaced wherever it leads
+            raise InputError(
+                f"{printable(folder, 300)}: a symbolic link, where a cell's own folder is expected; remove it"
+            )
+        made_folder(folder)
+        for name in ("lock", "log.txt"):
+            check_own(folder / name)
         clean_temporaries(folder)
         plain = {**cell.config.plain(), "checkpoint-dir": str(folder), "threads": threads, "save-every": save_every}
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
@@ -60,11 +71,11 @@ class SweepFolder:
 
     def result(self, id: str, until: int | None = None) -> dict[str, Any] | None:
         """The cell's figures, or those after `until` epochs; None while there are none."""
-        return read_json(self.cell(id) / result_name(until))
+        return read_record(self.cell(id) / result_name(until), result_model(until))
 
     def failure(self, id: str) -> dict[str, Any] | None:
         """`reason` and `last_line` of a cell that failed, else None."""
-        return read_json(self.cell(id) / "failed.json")
+        return read_record(self.cell(id) / "failed.json", CellFailure)
 
     def fail(self, id: str, reason: str) -> dict[str, Any]:
         """Note that the cell failed."""
@@ -83,13 +94,18 @@ class SweepFolder:
         clean_temporaries(self.path)
         with held(self.path / "lock") as holder:
             if holder is not None:
-                raise InputError(f"{self.path}: another sweep is at work here (process {holder})")
+                raise InputError(f"{printable(self.path, 300)}: another sweep is at work here ({holder})")
             yield
 
 
 def result_name(until: int | None) -> str:
     """The file for a cell's figures: its last ones, or those after `until` epochs."""
     return "result.json" if until is None else f"rung-{until}.json"
+
+
+def result_model(until: int | None) -> type[RungResult]:
+    """What stands in that file."""
+    return CellResult if until is None else RungResult
 
 
 def begin_save_every(config: Config) -> int:
@@ -101,24 +117,18 @@ def begin_save_every(config: Config) -> int:
 
 @contextmanager
 def held(path: Path) -> Iterator[str | None]:
-    """Try to lock a file: None inside when this process has it, else the process number in it.
+    """Try to lock a file: None inside when this process has it, else who has it (`process 123`).
 
     None too where the file system has no locks: better two sweeps in one folder, if anybody starts them, than none.
     """
-    import fcntl  # Unix alone
-
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                file.seek(0)
-                yield printable(file.read(20).strip() or "unknown")
-                return
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+    lock = PathLock(path)
+    if not lock.attempt():
+        yield lock.holder
+        return
+    try:
         yield None
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -131,7 +141,7 @@ def held_when_free(path: Path, patience: float) -> Iterator[None]:
                 yield
                 return
         if time.monotonic() > end:
-            raise RunError(f"{path.parent}: process {holder} is still at work on this cell")
+            raise RunError(f"{printable(path.parent, 300)}: {holder} is still at work on this cell")
         time.sleep(0.1)
 
 
@@ -141,23 +151,10 @@ def write_whole(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a file; None when there is no file. InputError when it is not what `write_whole` wrote."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({printable(error)}); remove it to run this cell again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no mapping; remove it to run this cell again")
-    return content
-
-
 def last_line(log: Path) -> str:
     """The last line of a log that is not empty."""
     try:
-        with open(log, "rb") as file:
+        with os.fdopen(open_for_reading(log), "rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - LOG_TAIL))
             lines = file.read().decode("utf-8", "replace").split("\n")

@@ -30,9 +30,8 @@ class Cell:
     def id(self) -> str:
         """Twelve hex digits for all that decides the result: the keys of `Config.identity` and `epochs`.
 
-        A checkpoint's own six digits leave `epochs` out, because a run may be continued; two cells that differ in
-        nothing else are still two cells. Twelve digits, because a sweep of 1,000 would meet a collision of six with
-        a chance of 3 %.
+        A checkpoint's own ten digits leave `epochs` out, because a run may be continued; two cells that differ in
+        nothing else are still two cells.
         """
         return hashlib.sha256(json.dumps(deciding(self.config), sort_keys=True).encode()).hexdigest()[:12]
 

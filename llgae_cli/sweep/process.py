@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from llgae_cli.regular_files import open_own
 from llgae_cli.threads import usable_cores
 
 GIB = 1 << 30
@@ -48,7 +49,7 @@ def spawn(folder: Path, until: int | None, keep_all: bool, share: Share) -> "sub
     command += ["--memory", str(share.memory)] if share.memory is not None else []
     command += ["--keep-all"] if keep_all else []
     pools = {name: str(share.threads) for name in POOLS}
-    with open(folder / "log.txt", "ab") as log:
+    with os.fdopen(open_own(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as log:
         log.write(f"--- {datetime.now(UTC).isoformat(timespec='seconds')}\n".encode())
         log.flush()
         return subprocess.Popen(

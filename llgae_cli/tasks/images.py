@@ -56,7 +56,7 @@ def load_images(folder: Path, name: str, centring: Centring) -> Task:
         how = "every 10th image held out as test set" if whole.N >= 10 else "the last image held out as test set"
     shape = values.shape[1:]
     source = f"images in {shown(folder)}, {how}"
-    return Task(name, train, test, shape, classes, 255.0, source, fingerprint(train, test, shape))
+    return Task(name, train, test, shape, classes, 255.0, source, fingerprint(train, test, shape), shown(folder))
 
 
 def _paths(root: Path) -> list[Path]:

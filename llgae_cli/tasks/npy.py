@@ -33,7 +33,7 @@ def load_npy(path: Path, name: str, centring: Centring) -> Task:
     train, test = split(whole)
     held = f"every {HELD_OUT}th row" if whole.N >= HELD_OUT else "the last row"
     source = f"{shown(path)}, {_kept(whole)}, {held} held out as test set"
-    return Task(name, train, test, shape, None, peak, source, fingerprint(train, test, shape))
+    return Task(name, train, test, shape, None, peak, source, fingerprint(train, test, shape), shown(path))
 
 
 def split(whole: Samples) -> tuple[Samples, Samples]:
@@ -57,7 +57,7 @@ def _load_folder(path: Path, name: str, centring: Centring) -> Task:
     labels = [int(half.labels.max()) for half in (train, test) if half.labels is not None]
     classes = tuple(str(label) for label in range(max(labels) + 1)) if labels else None
     source = f"train.npy and test.npy in {shown(path)}, {_kept(train)}"
-    return Task(name, train, test, shape, classes, peak, source, fingerprint(train, test, shape))
+    return Task(name, train, test, shape, classes, peak, source, fingerprint(train, test, shape), shown(path))
 
 
 def _samples(path: Path, centring: Centring, labels: np.ndarray | None = None) -> tuple[Samples, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llgae_cli.errors import InputError, printable
+from llgae_cli.errors import InputError
 from llgae_cli.tasks.download import fetch, load
 from llgae_cli.tasks.idx import read_idx
 from llgae_cli.tasks.npy_file import shown
@@ -177,7 +177,7 @@ def _load_colour(
             raise InputError(f"{shown(data_dir)}: {files}: broken, and not to be replaced; remove and try again")
         images, labels = unpack(half)
         halves.append(Samples(np.ascontiguousarray(images), np.asarray(labels), centring, name))
-    return _images(name, halves[0], halves[1], (32, 32, 3), classes, f"{how} {shown(data_dir)}")
+    return _images(name, halves[0], halves[1], (32, 32, 3), classes, how, data_dir)
 
 
 def _places(what: IdxSet, data_dir: Path) -> list[Path]:
@@ -221,10 +221,11 @@ def _read(what: IdxSet, place: Path, how: str, centring: Centring) -> Task:
         if what.transposed:
             images = np.ascontiguousarray(images.transpose(0, 2, 1))
         halves.append(Samples(images, labels.astype(np.int64) - what.first_label, centring, what.name))
-    return _images(what.name, halves[0], halves[1], (28, 28), what.classes, f"{how} {printable(place, 200)}")
+    return _images(what.name, halves[0], halves[1], (28, 28), what.classes, how, place)
 
 
 def _images(
-    name: str, train: Samples, test: Samples, shape: tuple[int, ...], classes: tuple[str, ...], source: str
+    name: str, train: Samples, test: Samples, shape: tuple[int, ...], classes: tuple[str, ...], how: str, place: Path
 ) -> Task:
-    return Task(name, train, test, shape, classes, 255.0, source, fingerprint(train, test, shape))
+    source = f"{how} {shown(place)}"
+    return Task(name, train, test, shape, classes, 255.0, source, fingerprint(train, test, shape), shown(place))

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 
 import torch
 
@@ -18,7 +19,7 @@ class Task:
     `name`: canonical, as checkpoints carry it. `train`, `test`: the Samples. `shape`: of one sample, (H, W) or
     (H, W, 3) for images and (D,) for plain vectors, in C order. `classes`: names of the labels 0, 1, ..., or None.
     `peak`: greatest value minus least a sample can take (255 for 8-bit images), the unit of PSNR. `source`: in human
-    words, where the data was found. `fingerprint`: see `fingerprint`.
+    words, where the data was found. `fingerprint`: see `fingerprint`. `place`: the path within `source`, if any.
     """
 
     name: str
@@ -29,6 +30,13 @@ class Task:
     peak: float
     source: str
     fingerprint: str
+    place: str = ""
+
+    @property
+    def origin(self) -> str:
+        """`source` for files that others get: of an absolute path only the last part."""
+        path = PurePath(self.place)
+        return self.source.replace(self.place, path.name) if path.is_absolute() and path.name else self.source
 
     def to(self, device: torch.device) -> "Task":
         """The same task with its samples on a device (see `Samples.to`)."""
