@@ -582,7 +582,40 @@ def test_colours_are_for_terminals_that_want_them(tmp_path: Path, no_color: bool
     assert "no such config file" in said and ("\x1b[1;31m" not in said) == no_color
 
 
-@pytest.mark.parametrize("command", ["", "train", "eval", "runs", "data", "config"])
-def test_help_explains_every_option(llgae: Command, command: str) -> None:
-    said = llgae(*([command] if command else []), "--help")
-    assert said.code == 0 and "Usage: " in said.out and said.err == ""
+TEXTS = """
+import json
+from typer.main import get_command
+from llgae_cli.cli.app import app
+from llgae_cli.config import schema
+
+commands = get_command(app).commands
+texts = {name: [command.help, {each.name: each.help for each in command.params}] for name, command in commands.items()}
+print(json.dumps([texts, schema(), __debug__]))
+"""
+
+
+def printed(arguments: list[object], **environment: str) -> str:
+    """What Python prints when it is started in this environment with these arguments."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_help_explains_every_command_and_option(llgae: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    texts, *_ = json.loads(printed(["-c", TEXTS]))
+    assert {"train", "eval", "runs", "data", "config", "bench", "encode", "decode", "sample"} < texts.keys()
+    overview = llgae("--help").out
+    for name, (text, options) in texts.items():
+        assert text and all(options.values()), name
+        said = llgae(name, "--help")
+        assert said.code == 0 and said.err == "" and text.split()[0] in said.out
+        assert name == "sweep-cell" or " ".join(text.split()[:2]) in overview
+
+
+def test_without_docstrings_and_assertions_everything_is_as_with_them(tmp_path: Path) -> None:
+    *ours, debug = json.loads(printed(["-c", TEXTS], PYTHONOPTIMIZE=""))
+    *theirs, stripped = json.loads(printed(["-c", TEXTS], PYTHONOPTIMIZE="2"))
+    assert theirs == ours and debug and not stripped
+    (tmp_path / "fast.yaml").write_text(FAST + f"checkpoint-dir: {tmp_path}\n")
+    trained = printed(["-m", "llgae_cli", "train", "-c", tmp_path / "fast.yaml", "--json"], PYTHONOPTIMIZE="2")
+    assert Path(json.loads(trained)["checkpoint"]).is_file()
