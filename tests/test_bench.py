@@ -34,6 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "E", 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(BENCHES.keys() - ELSEWHERE.keys()))
 def test_a_benchmark_gives_figures(name: str, task: Task, small: None) -> None:
     notes: list[str] = []

@@ -15,6 +15,8 @@ from llgae_cli.training.integers import ByteScorer
 from llgae_cli.training.passes import survey
 from llgae_cli.training.scoring import Scorer
 
+pytestmark = pytest.mark.numeric
+
 
 def product_of_bytes(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """`torch._int_mm` from exact products of floats: sums stay far below 2^53."""

@@ -15,6 +15,7 @@ from test_reliability_runs import ENDLESS, FAST, check_same_run, last
 from llgae_cli.checkpoints import load
 from llgae_cli.tasks.subspaces import D
 
+pytestmark = pytest.mark.slow
 GRADIENT = FAST + "trainer: gradient\nsave-every: 1\n"
 
 

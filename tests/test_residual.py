@@ -20,6 +20,7 @@ from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm, Gradient, Levels
 from llgae_cli.training import closed_form as closed_form_module
 
+pytestmark = pytest.mark.numeric
 DOUBLE = torch.float64
 INFERENCES = ["loop", "collapse", "least-squares"]
 
@@ -289,6 +290,7 @@ def test_an_update_that_raises_the_objective_is_undone(monkeypatch: pytest.Monke
     assert all(map(torch.equal, kept, trainer.model.parameters()))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit() -> None:
     data = blobs()
     undisturbed = levels(data, 2, dtype=torch.float32)

@@ -18,6 +18,7 @@ from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm, Gradient, moved_back
 from llgae_cli.training import closed_form as closed_form_module
 
+pytestmark = pytest.mark.numeric
 DOUBLE = torch.float64
 INFERENCES = ["loop", "collapse", "least-squares"]
 GREY, COLOUR = (5, 4), (4, 3, 3)

@@ -5,6 +5,7 @@ import torch
 
 from llgae_cli.models import LLGAE, Code, SoftLLGAE
 
+pytestmark = pytest.mark.numeric
 K, D, E, N = 4, 9, 3, 60
 
 

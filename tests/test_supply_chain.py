@@ -77,6 +77,7 @@ def test_everything_that_is_needed_is_pinned() -> None:
     assert not missing, f"constraints.txt lacks {sorted(missing)}"
 
 
+@pytest.mark.slow
 def test_what_is_installed_is_what_was_pinned() -> None:
     wrong = [
         f"{name} {installed()[name]} for {pins()[name]}"
