@@ -10,8 +10,19 @@ BEST   := $(LLGAE) runs checkpoints --json | $(BIN)/python -c 'import json, sys;
 FETCH  := $(LLGAE) data fashion-mnist --data-dir $(DATA) || \
 	{ apt-get update --quiet && apt-get install --quiet --yes dataset-fashion-mnist; $(LLGAE) data fashion-mnist --data-dir $(DATA); }
 
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+# What `make modes` runs the numeric tests with, one after the other.
+MODES  := \
+	'ATEN_CPU_CAPABILITY=default' \
+	'ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 LLGAE_TEST_VNNI=0' \
+	'MKL_CBWR=COMPATIBLE' \
+	'LLGAE_TEST_VNNI=1' \
+	'LLGAE_TEST_VNNI=0' \
+	'OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive'
+PLACE  := LC_ALL=C COLUMNS=20 TZ=Pacific/Kiritimati
+
 .DEFAULT_GOAL := help
-.PHONY: help train test install lint audit data eval sweep report bench smoke soak browser clean
+.PHONY: help train test quick modes install lint audit data eval sweep report bench smoke soak browser clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,7 +32,19 @@ train: install data ## environment, data, then the default run: ends in a checkp
 
 test: install ## environment and data if missing, then every test
 	-$(FETCH)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTEST)
+
+quick: install ## the tests that take under a minute together: all but those marked `slow`
+	OMP_NUM_THREADS=1 $(PYTEST) -m 'not slow'
+
+modes: install ## the numeric tests with other instructions and threads, and the quick ones in another place
+	@failed=0; for mode in $(MODES); do \
+		echo "== $$mode"; \
+		env OMP_NUM_THREADS=1 $$mode $(PYTEST) -m 'numeric and not slow' || failed=1; \
+	done; \
+	echo "== $(PLACE)"; \
+	env OMP_NUM_THREADS=1 $(PLACE) $(PYTEST) -m 'not slow' || failed=1; \
+	exit $$failed
 
 install: $(VENV)/installed ## the environment, with the versions that were tested
 

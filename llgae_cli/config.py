@@ -81,9 +81,12 @@ ALIASES = {"fashion-mnist": "fashion-mnist-compress"}  # the source's name is th
 MOST = 10**9 - 1  # what a checkpoint's name holds
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 
+# Of the JSON Schema; the docstring, which would be it, is gone under `python -OO`.
+DESCRIPTION = "One experiment. Keys are spelled with dashes in YAML (`embed-dim`), with underscores in Python."
+
 
 class Config(BaseModel):
-    """One experiment. Keys are spelled with dashes in YAML (`embed-dim`), with underscores in Python."""
+    """A validated, frozen config."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -93,6 +96,7 @@ class Config(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,
         alias_generator=lambda name: name.replace("_", "-"),
+        json_schema_extra={"description": DESCRIPTION},
     )
 
     task: str = Field("fashion-mnist-compress", min_length=1, description="data set: a name, npy:PATH or images:FOLDER")

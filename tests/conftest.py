@@ -1,9 +1,12 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and the processor that the tests run on or pretend to."""
 
+import locale
 import os
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from llgae_cli import threads
 
@@ -11,6 +14,10 @@ threads.set_waiting()  # before anything imports torch
 
 from llgae_cli.errors import InputError  # noqa: E402
 from llgae_cli.tasks import Task, load_task  # noqa: E402
+
+VNNI = os.environ.get("LLGAE_TEST_VNNI")  # 1, 0: as if the processor had, or lacked, products of bytes (`make modes`)
+if VNNI is not None:
+    torch.cpu._is_vnni_supported = lambda: VNNI == "1"
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +29,13 @@ def fashion_mnist() -> Task:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip(f"Fashion-MNIST is not to be had here: {error}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line about what the numbers were computed with."""
+    vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: None)()
+    terminalreporter.write_line(
+        f"torch {torch.__version__}: {torch.backends.cpu.get_cpu_capability()}, VNNI {vnni}, "
+        f"{torch.get_num_threads()} threads of {os.cpu_count()} cores; "
+        f"{locale.setlocale(locale.LC_CTYPE)}, {time.tzname[0]}, {'root' if os.geteuid() == 0 else 'plain user'}"
+    )

@@ -15,6 +15,7 @@ from llgae_cli.training.components import Components, Coordinates, orthonormal
 from llgae_cli.training.passes import Statistics, improved, survey
 from llgae_cli.training.scoring import Scorer, Workspace
 
+pytestmark = pytest.mark.numeric
 K, D, E, N = 24, 40, 2, 3000
 
 

@@ -382,6 +382,7 @@ def test_quiet_says_the_result_alone(llgae: Command) -> None:
     assert said.code == 0 and said.err == "" and said.out.startswith("mean L2 ")
 
 
+@pytest.mark.slow
 def test_eval_in_another_process_and_folder_gives_the_same_number(tmp_path: Path, trained: Path) -> None:
     done = outside("eval", trained, "--json", cwd=tmp_path)
     document = json.loads(done.stdout)
@@ -490,6 +491,7 @@ def test_save_every_keeps_one_file_an_epoch(llgae: Command) -> None:
     assert sorted(path.name for path in Path("checkpoints").iterdir()) == names  # the same run again adds nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_the_last_epoch_and_ends(llgae: Command, signum: signal.Signals, code: int) -> None:
     command = [sys.executable, "-m", "llgae_cli", "train", "-c", "fast.yaml", *GRADIENT, "-S", "epochs=100000"]
@@ -562,6 +564,7 @@ def test_a_reader_that_leaves_ends_a_listing_in_silence(tmp_path: Path, trained:
         assert code == "0" and done.stderr == "" and first.startswith("[" if option else "mean_l2")
 
 
+@pytest.mark.slow
 def test_a_logs_reader_that_leaves_does_not_end_a_run(tmp_path: Path) -> None:
     (tmp_path / "fast.yaml").write_text(FAST)
     script = f"{sys.executable} -m llgae_cli train -c fast.yaml -S trainer=gradient -S epochs=5 2> >(head -1 >&2)"
@@ -582,7 +585,41 @@ def test_colours_are_for_terminals_that_want_them(tmp_path: Path, no_color: bool
     assert "no such config file" in said and ("\x1b[1;31m" not in said) == no_color
 
 
-@pytest.mark.parametrize("command", ["", "train", "eval", "runs", "data", "config"])
-def test_help_explains_every_option(llgae: Command, command: str) -> None:
-    said = llgae(*([command] if command else []), "--help")
-    assert said.code == 0 and "Usage: " in said.out and said.err == ""
+TEXTS = """
+import json
+from typer.main import get_command
+from llgae_cli.cli.app import app
+from llgae_cli.config import schema
+
+commands = get_command(app).commands
+texts = {name: [command.help, {each.name: each.help for each in command.params}] for name, command in commands.items()}
+print(json.dumps([texts, schema(), __debug__]))
+"""
+
+
+def printed(arguments: list[object], **environment: str) -> str:
+    """What Python prints when it is started in this environment with these arguments."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_help_explains_every_command_and_option(llgae: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    texts, *_ = json.loads(printed(["-c", TEXTS]))
+    assert {"train", "eval", "runs", "data", "config", "bench", "encode", "decode", "sample"} < texts.keys()
+    overview = llgae("--help").out
+    for name, (text, options) in texts.items():
+        assert text and all(options.values()), name
+        said = llgae(name, "--help")
+        assert said.code == 0 and said.err == "" and text.split()[0] in said.out
+        assert name == "sweep-cell" or " ".join(text.split()[:2]) in overview
+
+
+@pytest.mark.slow
+def test_without_docstrings_and_assertions_everything_is_as_with_them(tmp_path: Path) -> None:
+    *ours, debug = json.loads(printed(["-c", TEXTS], PYTHONOPTIMIZE=""))
+    *theirs, stripped = json.loads(printed(["-c", TEXTS], PYTHONOPTIMIZE="2"))
+    assert theirs == ours and debug and not stripped
+    (tmp_path / "fast.yaml").write_text(FAST + f"checkpoint-dir: {tmp_path}\n")
+    trained = printed(["-m", "llgae_cli", "train", "-c", tmp_path / "fast.yaml", "--json"], PYTHONOPTIMIZE="2")
+    assert Path(json.loads(trained)["checkpoint"]).is_file()

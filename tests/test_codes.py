@@ -21,6 +21,8 @@ from llgae_cli.models import LLGAE
 from llgae_cli.restoring import restore
 from llgae_cli.tasks import Samples, load_task
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:

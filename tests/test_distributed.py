@@ -15,6 +15,7 @@ from llgae_cli import experiment
 from llgae_cli.checkpoints import load
 from llgae_cli.config import read_config
 
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 CONFIG = (
     "task: subspaces\nK: 9\nembed-dim: 2\nrestarts: 1\nmoves: 2\ncandidates: 4\nepochs: 3\ntol: 0\n"
     "figures: false\nbatch-size: 70\n"

@@ -19,6 +19,7 @@ from llgae_cli.models import LLGAE
 from llgae_cli.report import page
 from llgae_cli.tasks import load_task, subspaces
 
+pytestmark = pytest.mark.numeric
 K, E, D = 3, 2, 64
 SMALL = {"width": 16, "channels": 4}
 FAMILY: dict[str, dict[str, Any]] = {
@@ -95,6 +96,7 @@ def test_no_model_is_forgotten() -> None:
     assert {model_of(member) for member in FAMILY} == set(MODELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", FAMILY)
 def test_a_model_goes_all_the_way(member: str, trained: dict[str, Any], tmp_path: Path) -> None:
     mean_l2, checkpoint = trained[member]["mean_l2"], trained[member]["checkpoint"]
@@ -213,7 +215,7 @@ def test_llgae_begins_where_the_closed_form_ended() -> None:
     x = torch.randn(20, D, generator=generator)
     ended.initialise(x, generator)
     begun.begin_from(ended, x, generator)
-    assert torch.equal(begun.decode(begun.encode(x)), ended.decode(ended.encode(x)))
+    torch.testing.assert_close(begun.decode(begun.encode(x)), ended.decode(ended.encode(x)))
     begun.mu.data.zero_()
     assert bool(ended.mu.any())  # a copy, not the same tensor
 

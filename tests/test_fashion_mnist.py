@@ -11,6 +11,7 @@ from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Task
 from llgae_cli.training import ClosedForm, Gradient
 
+pytestmark = pytest.mark.numeric
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from llgae_cli.errors import InputError
 from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Code, Decoder
 
+pytestmark = pytest.mark.numeric
 K, D, E, N = 3, 16, 4, 40
 SHAPE = (4, 4)
 

@@ -10,6 +10,7 @@ from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Decode
 from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm, Gradient
 
+pytestmark = pytest.mark.numeric
 K, E, SHAPE = 3, 2, (6, 6)
 D = 36
 SAMPLES = Samples(torch.randn(200, D, generator=torch.Generator().manual_seed(1)) * 3, centring="none")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llgae_cli import inference as infer
 
+pytestmark = pytest.mark.numeric
 ALPHAS = (0.0, 1.0)
 SHARES = (1e-14, 1e-6, 0.3, 1.0, 1.999, 2.0, 2.4)  # beta * max h: near 0, stable, at the limit, beyond it
 

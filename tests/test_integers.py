@@ -1,5 +1,7 @@
 """Scores from bytes and digits are float32's own."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,32 @@ from llgae_cli.training.components import Components, orthonormal
 from llgae_cli.training.integers import ByteScorer
 from llgae_cli.training.passes import survey
 from llgae_cli.training.scoring import Scorer
+
+pytestmark = pytest.mark.numeric
+
+
+def product_of_bytes(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """`torch._int_mm` from exact products of floats: sums stay far below 2^53."""
+    exact = (a.double() @ b.double()).to(torch.int32)
+    return exact if out is None else out.copy_(exact)
+
+
+@cache
+def exact_here() -> bool:
+    """Whether this processor's products of signed bytes are exact.
+
+    Without VNNI oneDNN adds pairs of them in 16 bits, which saturate: ONEDNN_MAX_CPU_ISA=AVX2 shows it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-128, 128, shape, generator=generator).to(torch.int8) for shape in ((300, 784), (784, 110)))
+    return torch.equal(torch._int_mm(a, b), product_of_bytes(a, b))
+
+
+@pytest.fixture(autouse=True)
+def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the scorer makes of bytes is tested on every processor, with exact products where its own are not."""
+    if not exact_here():
+        monkeypatch.setattr(torch, "_int_mm", product_of_bytes)
 
 
 def images(n: int, D: int) -> Tensor:
@@ -96,6 +124,32 @@ def test_where_rows_are_no_centred_bytes_floats_are_used(monkeypatch: pytest.Mon
     assert runs(monkeypatch, samples, True)[1] == []
 
 
-def test_what_pays_can_be_asked() -> None:
-    assert isinstance(integers.pays(torch.device("cpu")), bool)
+@pytest.mark.parametrize(("K", "D", "E"), [(5, 784, 20), (30, 100, 25)])
+@pytest.mark.parametrize("flag", [False, True])
+def test_either_scorer_chooses_the_same_components_whatever_pays(
+    monkeypatch: pytest.MonkeyPatch, flag: bool, K: int, D: int, E: int
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: flag, raising=False)
+    v, some = images(300, D), components(K, D, E)
+    x = centred(v)
+    squared, k, z = ByteScorer(some).nearest(v)
+    expected, theirs, projected = Scorer(some).nearest(x)
+    size = float(x.square().sum(1).max() + some.mu.square().sum(1).max())
+    lowest = Scorer(Components(some.mu.double(), some.U.double())).distances(x.double()).sort(1).values
+    clear = lowest[:, 1] - lowest[:, 0] > 1e-5 * size  # beyond what float32 can confuse
+    assert clear.float().mean() > 0.9 and torch.equal(k[clear], theirs[clear])
+    torch.testing.assert_close(squared, expected, rtol=0, atol=1e-6 * size)
+    torch.testing.assert_close(z[clear], projected[clear], rtol=1e-4, atol=2e-6 * size**0.5)
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_bytes_pay_on_a_cpu_that_multiplies_them_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, flag: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: flag, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert integers.pays(torch.device("cpu")) is flag
     assert not integers.pays(torch.device("meta"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not integers.pays(torch.device("cpu"))
+    monkeypatch.delattr(torch.cpu, "_is_vnni_supported")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert not integers.pays(torch.device("cpu"))

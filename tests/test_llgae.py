@@ -8,6 +8,8 @@ from torch import Tensor
 
 from llgae_cli.models import LLGAE, Code
 
+pytestmark = pytest.mark.numeric
+
 
 def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

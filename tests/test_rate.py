@@ -11,6 +11,8 @@ from llgae_cli.models import LLGAE
 from llgae_cli.rate import SHARE, Rate, axes, entropy, measure_rate, pareto
 from llgae_cli.tasks import Samples
 
+pytestmark = pytest.mark.numeric
+
 
 def samples(n: int = 20_000, scale: float = 30.0) -> Samples:
     """Gaussian values of variance scale^2 / (i + 1)^2 along axis i of 8."""

@@ -36,6 +36,8 @@ from llgae_cli.sweep.plan import read_plan
 from llgae_cli.tasks import download, load_task
 from llgae_cli.tasks.idx import read_idx
 
+pytestmark = pytest.mark.slow
+
 # How many bad inputs each reader is given. Every test says that it tried just as many.
 TRIED = {
     "checkpoint, a bit": 1300,

@@ -27,6 +27,7 @@ from llgae_cli.training.passes import improved, survey
 from llgae_cli.training.scoring import Workspace
 from llgae_cli.training.shrinkage import shrunk
 
+pytestmark = pytest.mark.numeric
 TRAINERS = ("closed-form", "gradient")
 DOUBLE = torch.float64
 NOISE = np.random.default_rng(0).normal(size=(40, 6))
@@ -315,6 +316,7 @@ def same_bits(one: Checkpoint, other: Checkpoint) -> bool:
     return one.mean_l2 == other.mean_l2 and all(torch.equal(one.state[key], other.state[key]) for key in one.state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_seed_gives_the_same_checkpoint_again_and_another_seed_another(
@@ -330,6 +332,7 @@ def test_a_seed_gives_the_same_checkpoint_again_and_another_seed_another(
     assert without_time[0] == without_time[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trainer", "share"), [("closed-form", 0.1), ("subspaces", 1e-4), ("gradient", 1e-3)])
 def test_one_thread_and_two_agree_within_the_stated_tolerance(runs: Runs, trainer: str, share: float) -> None:
     # Sums round differently with the number of threads. Where data have no clusters, a start of the closed-form trainer
@@ -338,6 +341,7 @@ def test_one_thread_and_two_agree_within_the_stated_tolerance(runs: Runs, traine
         assert one.mean_l2 == pytest.approx(two.mean_l2, rel=share)
 
 
+@pytest.mark.slow
 def test_the_measures_of_one_model_do_not_depend_on_the_threads(runs: Runs) -> None:
     samples = Samples(NOISE.repeat(11, 1)[:, :64].repeat(80, 0).astype(np.float32), centring="none")
     model = LLGAE(6, 64, 3)

@@ -27,6 +27,7 @@ from llgae_cli.config import Config, read_config
 from llgae_cli.errors import InputError, Interrupted
 from llgae_cli.sweep import cell
 
+pytestmark = pytest.mark.slow
 HELPER = Path(__file__).with_name("reliability_helper.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # one thread: the order of sums is part of "bit for bit"
 FAST = "task: subspaces\nK: 4\nembed-dim: 3\nrestarts: 1\nmoves: 0\nepochs: 3\nfigures: false\n"

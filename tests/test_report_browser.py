@@ -17,6 +17,7 @@ from llgae_cli.figures import look
 from llgae_cli.models import Code
 from llgae_cli.report import write_report
 
+pytestmark = pytest.mark.slow
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,900"

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm, Gradient, Levels
 from llgae_cli.training import closed_form as closed_form_module
 
+pytestmark = pytest.mark.numeric
 DOUBLE = torch.float64
 INFERENCES = ["loop", "collapse", "least-squares"]
 
@@ -82,16 +84,19 @@ def test_one_level_is_llgae(inference: str, sweeps: int) -> None:
     model, single = a_model(1, sweeps, inference), a_level(0, inference)
     code, expected = model.encode(X), single.encode(X)
     assert code.s is None and model.symbols == () and (model.K, model.E) == (single.K, single.E)
-    assert torch.equal(code.k, expected.k) and torch.equal(code.b, expected.b)
-    assert torch.equal(model.decode(code), single.decode(expected))
-    assert torch.equal(model.jacobian(code), single.jacobian(expected))
-    assert model.step_limit() == single.step_limit()
+    assert torch.equal(code.k, expected.k)
+    close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
+    close(code.b, expected.b)
+    close(model.decode(code), single.decode(expected))
+    close(model.jacobian(code), single.jacobian(expected))
+    assert model.step_limit() == pytest.approx(single.step_limit(), rel=1e-12)
     losses = model.loss(X), single.loss(X)
-    assert torch.equal(*losses)
+    close(*losses)
     for loss in losses:
         loss.backward()
     for one, other in zip(model.parameters(), single.parameters(), strict=True):
-        assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
+        assert one.grad is not None and other.grad is not None
+        close(one.grad, other.grad)
 
 
 @pytest.mark.parametrize("trainer", ["closed-form", "gradient"])
@@ -289,6 +294,7 @@ def test_an_update_that_raises_the_objective_is_undone(monkeypatch: pytest.Monke
     assert all(map(torch.equal, kept, trainer.model.parameters()))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit() -> None:
     data = blobs()
     undisturbed = levels(data, 2, dtype=torch.float32)

@@ -33,6 +33,8 @@ from llgae_cli.sklearn import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm
 
+pytestmark = pytest.mark.numeric
+
 
 def quick(K: int, E: int, **options: Any) -> LLGAE:
     return LLGAE(K, E, **{"n_init": 1, "moves": 0, "random_state": 0, **options})

@@ -5,6 +5,7 @@ import torch
 
 from llgae_cli.models import LLGAE, Code, SoftLLGAE
 
+pytestmark = pytest.mark.numeric
 K, D, E, N = 4, 9, 3, 60
 
 
@@ -48,26 +49,44 @@ def test_with_large_tau_it_is_the_hard_model_with_the_nearest_mean() -> None:
     assert torch.allclose(model.decode(code), hard.decode(Code(k, hard.encode_in(x, k))))
 
 
+def loss_at(model: SoftLLGAE, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Mean L2 for given embeddings w (n, F), from the definition: one affine model a sample, and b in it."""
+    g = torch.softmax(-(w[:, None] - model.a).square().sum(2) / 2, 1)
+    W, m = torch.einsum("nk,kde->nde", g, model.W), g @ model.mu
+    if model.inference == "least-squares":
+        b = torch.linalg.lstsq(W, (x - m)[:, :, None]).solution[:, :, 0]
+    else:
+        b = torch.zeros(len(x), E, dtype=x.dtype)
+        for _ in range(model.n_step):
+            b = b + model.beta * torch.einsum("nde,nd->ne", W, x - m - torch.einsum("nde,ne->nd", W, b))
+    return (x - m - torch.einsum("nde,ne->nd", W, b)).square().mean()
+
+
 @pytest.mark.parametrize("gate_dim", [0, 2])
 @pytest.mark.parametrize("inference", ["collapse", "least-squares"])
 def test_the_loss_is_that_of_the_code_and_has_the_gradient_of_its_values(inference: str, gate_dim: int) -> None:
+    """Where gates come from an embedding, of its values at the embedding found, which is taken as given."""
     model, x = a_model(inference, gate_dim=gate_dim), samples()
     loss = model.loss(x)
-    assert torch.allclose(loss, (x - model.decode(model.encode(x))).square().mean())
+    code = model.encode(x)
+    assert torch.allclose(loss, (x - model.decode(code)).square().mean())
+    w = code.b[:, E:]
+    if gate_dim:
+        assert torch.allclose(loss, loss_at(model, x, w))
     loss.backward()
     generator = torch.Generator().manual_seed(3)
-    for name in ("mu", "W"):
-        parameter = getattr(model, name)
-        way = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        if gate_dim:
-            continue  # the embedding is taken as given: the gradient is that of the loss at the embedding found
+    for name, parameter in model.named_parameters():
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         values = []
         for step in (1e-5, -1e-5):
             with torch.no_grad():
-                parameter += step * way
-                values.append(model.loss(x))
-                parameter -= step * way
-        assert float((parameter.grad * way).sum()) == pytest.approx(float(values[0] - values[1]) / 2e-5, rel=1e-6)
+                parameter += step * direction
+                values.append(loss_at(model, x, w) if gate_dim else model.loss(x))
+                parameter -= step * direction
+        slope, size = float(values[0] - values[1]) / 2e-5, float(parameter.grad.norm())
+        assert size > 1e-3, name  # there is something to compare
+        assert float((parameter.grad * direction).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-6 * size), name
+    assert {name for name, _ in model.named_parameters()} == {"mu", "W", *(["a"] if gate_dim else [])}
 
 
 def test_the_ascent_on_the_embedding_never_falls_below_its_start() -> None:

@@ -39,6 +39,7 @@ def waited_for(condition, seconds: float = 60.0) -> bool:  # type: ignore[no-unt
     return bool(condition())
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_in_a_board_and_finished_cells_stay(tmp_path: Path) -> None:
     out, file = tmp_path / "out", written(tmp_path / "s.yaml", grid={"K": [2, 4], "embed-dim": [3]})
     board = swept(file, out)
@@ -60,6 +61,7 @@ def test_a_sweep_ends_in_a_board_and_finished_cells_stay(tmp_path: Path) -> None
         swept(file, out, resume=True)
 
 
+@pytest.mark.slow
 def test_cells_that_raise_die_or_fill_memory_take_nobody_along(tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", np.random.default_rng(0).normal(size=(1200, 1000)).astype(np.float32))
     grid = [
@@ -90,6 +92,7 @@ def test_cells_that_raise_die_or_fill_memory_take_nobody_along(tmp_path: Path) -
     assert len(swept(file, out, resume=True, watcher=watcher).failed) == 3 and watcher.ends == []
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_results(tmp_path: Path) -> None:
     base = {**GRADIENT, "epochs": 100}
     file = written(tmp_path / "s.yaml", grid={"embed-dim": [2, 3]}, base=base)
@@ -115,6 +118,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_results(tmp_path: Path) -> 
     assert len(list_runs(out)) == 2
 
 
+@pytest.mark.slow
 def test_sigterm_lets_cells_save_and_says_143(tmp_path: Path) -> None:
     file = written(tmp_path / "s.yaml", base={**GRADIENT, "epochs": 10**6, "save-every": 500_000})
     out = tmp_path / "out"
@@ -130,6 +134,7 @@ def test_sigterm_lets_cells_save_and_says_143(tmp_path: Path) -> None:
     assert json.loads((out / "results.json").read_text())["missing"] == 1
 
 
+@pytest.mark.slow
 def test_halving_stops_the_worse_on_validation_samples(tmp_path: Path) -> None:
     base = {**GRADIENT, "embed-dim": 3, "epochs": 3, "validation": 0.2}
     file = written(tmp_path / "s.yaml", grid={"lr": [1e-6, 0.02]}, base=base, halving={"rungs": [1], "keep": 0.5})

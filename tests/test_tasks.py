@@ -18,6 +18,8 @@ from llgae_cli.errors import InputError
 from llgae_cli.tasks import SUBSPACES_E, SUBSPACES_K, SUBSPACES_OPTIMUM, Samples, Task, download, load_task, published
 from llgae_cli.tasks.idx import read_idx
 
+pytestmark = pytest.mark.numeric
+
 
 def mean_l2(samples: Samples) -> float:
     return sum(float(x.square().mean(1).sum()) for _, x in samples.chunks(4096, torch.float64)) / samples.N

@@ -15,6 +15,8 @@ from PIL import Image
 from llgae_cli.errors import InputError
 from llgae_cli.tasks import Task, load_task, npy
 
+pytestmark = pytest.mark.numeric
+
 
 def load(kind: str, path: Path) -> Task:
     return load_task(f"{kind}:{path}", Path("data"))

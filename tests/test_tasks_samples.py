@@ -13,6 +13,7 @@ from llgae_cli.tasks import Samples
 from llgae_cli.tasks.npy_file import DTYPES
 from llgae_cli.tasks.task import fingerprint
 
+pytestmark = pytest.mark.numeric
 N, H, W = 53, 4, 5
 
 
@@ -206,6 +207,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_streaming_stays_small(tmp_path: Path) -> None:
     array = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.dtype(np.uint8), (250_000, 784))  # 187 MiB, sparse

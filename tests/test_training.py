@@ -22,6 +22,7 @@ from llgae_cli.training import closed_form as closed_form_module
 from llgae_cli.training.components import Components, orthonormal
 from llgae_cli.training.passes import improved, survey
 
+pytestmark = pytest.mark.numeric
 DOUBLE = torch.float64
 
 
@@ -133,6 +134,7 @@ def test_subspaces_is_solved_to_its_known_optimum(subspaces: Task) -> None:
     assert len(pairs) == SUBSPACES_K
 
 
+@pytest.mark.slow
 def test_the_gradient_trainer_comes_near_the_optimum_of_one_component(subspaces: Task) -> None:
     data = subspaces.train.part(0, 1000)
     best = run(closed_form(data, 1, 3, torch.float32))[-1]

@@ -29,20 +29,54 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train")(training.train)
-app.command("eval")(evaluating.evaluate)
-app.command("runs")(listing.runs)
-app.command("data")(datasets.data)
-app.command("config")(configs.config)
-app.command("bench")(benching.bench)
-app.command("encode")(coding.encode)
-app.command("decode")(coding.decode)
-app.command("sample")(coding.sample)
-app.command("figures")(picturing.figures)
-app.command("compare")(comparing.compare)
-app.command("report")(picturing.report)
-app.command("sweep")(sweeping.sweep)
-app.command("sweep-cell", hidden=True)(sweeping.sweep_cell)
+# Help texts stand here and not in docstrings, which `python -OO` removes.
+app.command("train", help="Train a model, write its checkpoint, print its mean L2 on the test samples.")(training.train)
+app.command(
+    "eval",
+    help="Measure a checkpoint again: mean L2, per class, explained variance, PSNR, use of components, bits.",
+)(evaluating.evaluate)
+app.command("runs", help="List the checkpoints of a folder, read from their names alone.")(listing.runs)
+app.command(
+    "data", help="Fetch a data set where it is missing, check it, and say where it was found and what is in it."
+)(datasets.data)
+app.command("config", help="Print the resolved config, every default filled in, or the JSON Schema of all keys.")(
+    configs.config
+)
+app.command(
+    "bench",
+    help="Measure speed as ratios in one run: against this machine's matrix product, the plain loop and the peers.",
+)(benching.bench)
+app.command(
+    "encode",
+    help="Turn data into codes: k, b, mean squared residual and mean grey level of each sample, as an .npz file.\n\n"
+    "Models whose code has further symbols (residual, shift) add s.",
+)(coding.encode)
+app.command(
+    "decode", help="Turn codes back into data, x_hat (in llgae mu_k + W_k b), with each sample's mean put back."
+)(coding.decode)
+app.command("sample", help="Draw new samples: k by its frequency in training, b from that component's own spread.")(
+    coding.sample
+)
+app.command(
+    "figures",
+    help="Draw a checkpoint: training curve, reconstructions, atlas, use of components, classes, spectrum.\n\n"
+    "Several checkpoints make one picture, comparison: the same test images drawn by each.",
+)(picturing.figures)
+app.command(
+    "compare",
+    help="Compare checkpoints of one task: mean L2 against bits, training time and encoding time; a table and "
+    "pictures.\n\n"
+    "Bits count a code (k, b) with b as 32-bit floats; bits coded with b rounded, at 1 % more mean L2, and "
+    "entropy-coded. E is the numbers in b. Pictures: tradeoffs, and comparison, the same test images drawn by each.",
+)(comparing.compare)
+app.command(
+    "report", help="Write one self-contained HTML page: numbers, figures, config, and an explorer of the model."
+)(picturing.report)
+app.command(
+    "sweep",
+    help="Run a grid of trainings, each a process of its own; print a leaderboard, write tables and pictures.",
+)(sweeping.sweep)
+app.command("sweep-cell", hidden=True, help="Run one cell of a sweep; what `llgae sweep` starts.")(sweeping.sweep_cell)
 
 
 @app.callback()

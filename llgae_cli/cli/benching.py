@@ -26,7 +26,7 @@ def bench(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure speed as ratios in one run: against this machine's matrix product, the plain loop and the peers."""
+    """Run `llgae bench`; `app` has its help."""
     import torch
 
     from llgae_cli.bench import BENCHES, run_benches

@@ -29,10 +29,7 @@ def encode(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Turn data into codes: k, b, mean squared residual and mean grey level of each sample, as an .npz file.
-
-    Models whose code has further symbols (residual, shift) add s.
-    """
+    """Run `llgae encode`; `app` has its help."""
     _suffix(output, ".npz")
     from llgae_cli import codes
     from llgae_cli.restoring import restore
@@ -62,7 +59,7 @@ def decode(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Turn codes back into data, x_hat (in llgae mu_k + W_k b), with each sample's mean put back."""
+    """Run `llgae decode`; `app` has its help."""
     to_npy = output.suffix == ".npy"
     if output.suffix and not to_npy and not output.is_dir():
         raise InputError(f"-o {printable(output, 200)}: an .npy file or a folder is expected")
@@ -104,7 +101,7 @@ def sample(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Draw new samples: k by its frequency in training, b from that component's own spread."""
+    """Run `llgae sample`; `app` has its help."""
     if output.suffix not in (".png", ".svg", ".npy"):
         raise InputError(f"-o {printable(output, 200)}: a .png, .svg or .npy file is expected")
     if output.suffix != ".npy" and n > 10_000:

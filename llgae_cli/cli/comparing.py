@@ -27,11 +27,7 @@ def compare(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Compare checkpoints of one task: mean L2 against bits, training time and encoding time; a table and pictures.
-
-    Bits count a code (k, b) with b as 32-bit floats; bits coded with b rounded, at 1 % more mean L2, and
-    entropy-coded. E is the numbers in b. Pictures: tradeoffs, and comparison, the same test images drawn by each.
-    """
+    """Run `llgae compare`; `app` has its help."""
     kinds = checked_kinds(kind)
     from llgae_cli import figures, standings
 

@@ -19,7 +19,7 @@ def config(
     show_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a config.")] = False,
     json: Json = False,
 ) -> None:
-    """Print the resolved config, every default filled in, or the JSON Schema of all keys."""
+    """Run `llgae config`; `app` has its help."""
     if show_schema:
         print_json(schema())
         return

@@ -14,7 +14,7 @@ def data(
     data_dir: Annotated[Path, typer.Option(help="Where data sets are looked for and kept.")] = Path("data"),
     json: Json = False,
 ) -> None:
-    """Fetch a data set where it is missing, check it, and say where it was found and what is in it."""
+    """Run `llgae data`; `app` has its help."""
     from llgae_cli.tasks import load_task
 
     found = load_task(task, data_dir)

@@ -24,7 +24,7 @@ def evaluate(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Measure a checkpoint again: mean L2, per class, explained variance, PSNR, use of components, bits."""
+    """Run `llgae eval`; `app` has its help."""
     from llgae_cli import experiment
 
     found = experiment.evaluate(checkpoint, split.value, task, data_dir, device)

@@ -21,7 +21,7 @@ def runs(
     reverse: Annotated[bool, typer.Option("--reverse", "-r", help="Largest first.")] = False,
     json: Json = False,
 ) -> None:
-    """List the checkpoints of a folder, read from their names alone."""
+    """Run `llgae runs`; `app` has its help."""
     rows = sort_rows(filter_rows(list_runs(folder), where or []), sort, reverse)
     if json:
         print_json(rows)

@@ -49,10 +49,7 @@ def figures(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Draw a checkpoint: training curve, reconstructions, atlas, use of components, classes, spectrum.
-
-    Several checkpoints make one picture, comparison: the same test images drawn by each.
-    """
+    """Run `llgae figures`; `app` has its help."""
     kinds = checked_kinds(kind)
     from llgae_cli import figures as drawing
 
@@ -91,7 +88,7 @@ def report(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Write one self-contained HTML page: numbers, figures, config, and an explorer of the model."""
+    """Run `llgae report`; `app` has its help."""
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"-o {printable(output, 200)}: an .html file is expected")
     from llgae_cli.report import write_report

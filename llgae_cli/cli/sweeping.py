@@ -46,7 +46,7 @@ def sweep(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a grid of trainings, each a process of its own; print a leaderboard, write tables and pictures."""
+    """Run `llgae sweep`; `app` has its help."""
     from llgae_cli.sweep import SweepFolder, conduct, read_plan
 
     plan = read_plan(config, overrides or [])
@@ -91,7 +91,7 @@ def sweep_cell(
     memory: Annotated[float | None, typer.Option(help="GiB that this process may use.")] = None,
     keep_all: Annotated[bool, typer.Option("--keep-all", help="Keep superseded checkpoints.")] = False,
 ) -> None:
-    """Run one cell of a sweep; what `llgae sweep` starts."""
+    """Run `llgae sweep-cell`; `app` has its help."""
     from llgae_cli.sweep.process import follow_parent, limit_memory
 
     follow_parent()

@@ -29,7 +29,7 @@ def train(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model, write its checkpoint, print its mean L2 on the test samples."""
+    """Run `llgae train`; `app` has its help."""
     settings = read_config(config, overrides or [])
     from llgae_cli import experiment  # torch takes a second to import; a wrong config is told before
 

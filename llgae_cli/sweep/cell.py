@@ -9,7 +9,7 @@ from typing import Any
 from llgae_cli import checkpoints
 from llgae_cli.checkpoints import CheckpointName
 from llgae_cli.config import Config, read_config
-from llgae_cli.errors import InputError
+from llgae_cli.errors import InputError, RunError
 from llgae_cli.records import validate
 from llgae_cli.sweep.folder import held_when_free, result_model, result_name, write_whole
 from llgae_cli.sweep.records import read_record
@@ -65,7 +65,8 @@ def run_cell(folder: Path, reporter: Any, until: int | None = None, keep_all: bo
 
         keeper = Keeper(reporter, config, keep_all)
         outcome = experiment.train(config, keeper, "last" if _begun(folder, config) else None, PATIENCE)
-        assert outcome.checkpoint is not None, "a cell is one process"
+        if outcome.checkpoint is None:  # only the first process of several has one
+            raise RunError("a cell of a sweep is one process; torchrun does not start sweeps")
         keeper.tidy()
         result = {
             "checkpoint": outcome.checkpoint.name,

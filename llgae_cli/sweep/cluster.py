@@ -5,6 +5,7 @@ the local engine's, bit for bit. The sweep's folder has to be one that every nod
 """
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -43,9 +44,9 @@ class Cluster:
         where = address or os.environ.get("RAY_ADDRESS")
         # Ray runs workers at nice 15: on a machine that is shared, cells would starve. Read when a cluster starts here.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        started = {} if where else {"num_cpus": jobs * share.threads, "include_dashboard": False}
+        started: dict[str, Any] = {} if where else {"num_cpus": jobs * share.threads, "include_dashboard": False}
         try:
-            ray.init(address=where or "local", log_to_driver=False, logging_level="ERROR", **started)
+            ray.init(address=where or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise InputError(f"--engine ray: no cluster at {where or 'this machine'} ({printable(error)})") from None
         for signum, handler in handlers.items():  # Ray puts its own in their place

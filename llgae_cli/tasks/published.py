@@ -204,7 +204,8 @@ def _read(what: IdxSet, place: Path, how: str, centring: Centring) -> Task:
     halves = []
     for images_part, labels_part in (what.parts[:2], what.parts[2:]):
         images_path, labels_path = _file(place, images_part), _file(place, labels_part)
-        assert images_path is not None and labels_path is not None
+        if images_path is None or labels_path is None:  # they were there when the place was chosen
+            raise InputError(f"{shown(place)}: {images_part} or {labels_part} was removed while it was read")
         images, labels = read_idx(images_path), read_idx(labels_path)
         if images.shape[1:] != (28, 28) or images.dtype != np.uint8 or len(images) == 0:
             held = f"{'x'.join(map(str, images.shape))} {images.dtype}"
