@@ -41,7 +41,11 @@ def test_several_grids_follow_each_other_and_equal_cells_are_one(tmp_path: Path)
 
 def test_zip_goes_in_step_and_crosses_grid_and_seeds(tmp_path: Path) -> None:
     file = written(
-        tmp_path / "s.yaml", zip={"beta": [1, 0.1], "n-step": [1, 9]}, grid={"K": [2, 4]}, repeat=2, base={"seed": 5}
+        tmp_path / "s.yaml",
+        zip={"beta": [1, 0.1], "n-step": [1, 9]},
+        grid={"K": [2, 4]},
+        repeat=2,
+        base={"seed": 5, "trainer": "gradient"},
     )
     assert pairs(file, "K", "beta", "n-step", "seed") == [
         (K, *step, seed) for K in (2, 4) for step in ((1.0, 1), (0.1, 9)) for seed in (5, 6)

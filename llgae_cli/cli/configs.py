@@ -7,7 +7,7 @@ import typer
 import yaml
 
 from llgae_cli.cli.options import Json, Overrides
-from llgae_cli.cli.output import print_json, say, write
+from llgae_cli.cli.output import Progressing, print_json, say, write
 from llgae_cli.config import read_config, schema
 
 
@@ -19,11 +19,11 @@ def config(
     show_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a config.")] = False,
     json: Json = False,
 ) -> None:
-    """Print the resolved config, every default filled in, or the JSON Schema of all keys."""
+    """Print the resolved config, with the defaults of all keys that have an effect, or the JSON Schema of all keys."""
     if show_schema:
         print_json(schema())
         return
-    settings = read_config(config or [], overrides or [])
+    settings = read_config(config or [], overrides or [], Progressing(quiet=True).warn)
     if json:
         print_json(settings.shown())
         return

@@ -49,7 +49,7 @@ def sweep(
     """Run a grid of trainings, each a process of its own; print a leaderboard, write tables and pictures."""
     from llgae_cli.sweep import SweepFolder, conduct, read_plan
 
-    plan = read_plan(config, overrides or [])
+    plan = read_plan(config, overrides or [], Progressing(quiet=True).warn)
     if dry_run:
         _list_cells(plan, json)
         return
@@ -134,7 +134,7 @@ def _number(value: float | int | None) -> str:
 
 def _list_cells(plan: "Plan", json: bool) -> None:
     rows = [
-        {"cell": cell.id, **{key.replace("-", "_"): value for key, value in cell.config.plain().items()}}
+        {"cell": cell.id, **{key.replace("-", "_"): value for key, value in plan.settings(cell).items()}}
         for cell in plan.cells
     ]
     if json:

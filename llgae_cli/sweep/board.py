@@ -79,7 +79,7 @@ def _row(plan: Plan, folder: SweepFolder, cell: Cell) -> Row | None:
             status, result = "stopped", folder.result(cell.id, rung)
     if result is None:
         return None
-    config = {key.replace("-", "_"): value for key, value in cell.config.plain().items()}
+    config = {key.replace("-", "_"): value for key, value in plan.settings(cell).items()}
     head = {"cell": cell.id, "status": status, **result}
     head["checkpoint"] = str(folder.cell(cell.id) / result["checkpoint"])
     return {**head, **{key: value for key, value in config.items() if key not in head}}
