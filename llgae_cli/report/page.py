@@ -283,11 +283,10 @@ def _png(path: Path) -> list[tuple[str, int, int]]:
 def _alt(name: str, subject: Subject) -> str:
     history, residual = subject.checkpoint.history, subject.residual
     if name == "training" and history:
-        first, last = history[0], history[-1]
-        return (
-            f"Mean L2 on the test samples went from {first.get('test_mean_l2', 0):.2f} after the first epoch to "
-            f"{last.get('test_mean_l2', 0):.2f} after {last.get('epoch', 0):.0f} epochs."
-        )
+        train = [row["train_mean_l2"] for row in history if "train_mean_l2" in row]
+        went = f"Mean L2 on the training samples went from {train[0]:.2f} to {train[-1]:.2f}; " if train else ""
+        after = f"after {history[-1]['epoch']:.0f} epochs it is {subject.checkpoint.mean_l2:.2f} on the test samples."
+        return f"{went}{after}"
     if name == "reconstructions":
         low, middle, high = np.quantile(residual, [0, 0.5, 1])
         return (
