@@ -62,6 +62,15 @@ class Plan:
     duplicates: int
     halving: Halving | None
 
+    @property
+    def ranked_by(self) -> str:
+        """The figure that compares the cells: `validation_mean_l2` where all hold out one share of one task's samples.
+
+        Else `mean_l2`, which is of the test samples and chooses nothing. Each seed holds out samples of its own.
+        """
+        splits = {(cell.config.task, cell.config.validation) for cell in self.cells}
+        return "validation_mean_l2" if len(splits) == 1 and self.cells[0].config.validation else "mean_l2"
+
     def label(self, cell: Cell) -> str:
         """The cell in its swept keys, such as `K=11 embed-dim=20`."""
         settings = self.settings(cell)
