@@ -1,19 +1,27 @@
-"""The test set chooses nothing: what ranks a sweep."""
+"""The test set chooses nothing: what ranks a sweep, and which checkpoint is taken."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from sweeping_helper import Silent as SilentWatcher
 from sweeping_helper import swept, written
+from test_eval_every import Silent, a_config, trained
+from typer.testing import CliRunner
 
+from llgae_cli import experiment, metrics
 from llgae_cli.cli import sweep_display
+from llgae_cli.cli.app import app
 from llgae_cli.cli.sweeping import show
-from llgae_cli.errors import InputError
+from llgae_cli.errors import InputError, Interrupted
 from llgae_cli.report import page
 from llgae_cli.report.leaderboard import read_leaderboard
+from llgae_cli.restoring import find_finished
 from llgae_cli.sweep import Board, SweepFolder, read_plan
 from llgae_cli.sweep.conduct import Ledger
 from llgae_cli.sweep.data import check_data
@@ -79,3 +87,37 @@ def test_halving_refuses_cells_that_hold_out_different_shares(tmp_path: Path) ->
     halving = {"rungs": [1], "keep": 0.5}
     with pytest.raises(InputError, match="one validation share"):
         read_plan(written(tmp_path / "s.yaml", base=base, grid={"validation": [0.1, 0.2]}, halving=halving))
+
+
+# ---- Which checkpoint is taken
+
+
+def test_the_newest_finished_checkpoint_of_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "checkpoints"
+    config = a_config(folder, epochs=2)
+    with pytest.raises(InputError, match="no finished checkpoint of this config"):
+        find_finished(folder, config)
+    first = experiment.train(config, Silent()).checkpoint
+    second = experiment.train(a_config(folder, epochs=3, save_every=1), Silent(), "last").checkpoint
+    trained(folder, K=8)  # a lower test mean L2, of another config
+    for at, path in enumerate([first, second]):
+        os.utime(path, (1e9 + at, 1e9 + at))  # type: ignore[arg-type]
+    assert find_finished(folder, config) == second
+
+    def interrupted(*arguments: Any) -> Any:
+        raise Interrupted(signal.SIGINT)
+
+    with monkeypatch.context() as during, pytest.raises(Interrupted):
+        during.setattr(metrics, "measure", interrupted)
+        experiment.train(a_config(folder, epochs=4), Silent(), "last")
+    assert find_finished(folder, config) == second
+
+    (tmp_path / "c.yaml").write_text("task: subspaces\nK: 4\nembed-dim: 3\ntrainer: gradient\n")
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(app, ["eval", "-c", "c.yaml", "--json"])
+    assert told.exit_code == 0 and Path(json.loads(told.stdout)["checkpoint"]).name == second.name  # type: ignore
+    told = CliRunner().invoke(app, ["report", "-c", "c.yaml", "-o", "r.html"])
+    assert told.exit_code == 0 and second.name in (tmp_path / "r.html").read_text()  # type: ignore[union-attr]
+    for arguments in (["eval"], ["eval", str(first), "-c", "c.yaml"], ["report"]):
+        error = CliRunner().invoke(app, arguments).exception
+        assert isinstance(error, InputError) and "--config FILE" in str(error)
