@@ -5,7 +5,6 @@ CONFIG ?= configs/fashion_mnist.yaml
 DATA   ?= data
 BIN    := $(VENV)/bin
 LLGAE  := $(BIN)/llgae
-BEST   := $(LLGAE) runs checkpoints --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)[0]["checkpoint"])'
 # Where neither the disk nor a download has the data, Debian's package may; the second look then says what is wrong.
 FETCH  := $(LLGAE) data fashion-mnist --data-dir $(DATA) || \
 	{ apt-get update --quiet && apt-get install --quiet --yes dataset-fashion-mnist; $(LLGAE) data fashion-mnist --data-dir $(DATA); }
@@ -69,14 +68,14 @@ audit: install ## known vulnerabilities of what is installed: pins offline, then
 data: install ## Fashion-MNIST: found, downloaded, or from Debian's package
 	$(FETCH)
 
-eval: install ## measure the best checkpoint in checkpoints/ again
-	$(LLGAE) eval "$$($(BEST))"
+eval: install ## measure the newest finished checkpoint of CONFIG again
+	$(LLGAE) eval --config $(CONFIG)
 
 sweep: install data ## the K x E grid on Fashion-MNIST, two cells at a time
 	$(LLGAE) sweep --config configs/sweeps/fashion_mnist.yaml -j 2 --resume
 
-report: install ## one HTML page about the best checkpoint in checkpoints/
-	$(LLGAE) report "$$($(BEST))" -o build/report.html
+report: install ## one HTML page about the newest finished checkpoint of CONFIG
+	$(LLGAE) report --config $(CONFIG) -o build/report.html
 
 smoke: install ## the whole path on synthetic data: offline, under a minute
 	$(LLGAE) train --config configs/smoke.yaml --set checkpoint-dir=build/smoke

@@ -20,13 +20,13 @@ def build_model(config: Config, shape: tuple[int, ...]) -> Model:
 
 def build_trainer(config: Config, model: Model, samples: Samples, shape: tuple[int, ...]) -> Trainer:
     """The trainer a config describes, for samples of a shape."""
-    if "closed-form" in (config.trainer, config.start) and ALPHA[config.prior] * config.beta >= 1:
+    begins = config.begins_in_closed_form
+    if (begins or config.trainer == "closed-form") and ALPHA[config.prior] * config.beta >= 1:
         raise InputError(f"beta: {config.beta} with prior gaussian; the closed-form trainer needs beta below 1")
     if config.flip and len(shape) < 2:
         raise InputError(f"flip: samples of {shape[0]} values are no images")
     if config.trainer == "closed-form":
         return IN_CLOSED_FORM[config.model](config, model, samples)
-    begins = config.start == "closed-form" or config.latent_start != "zero"
     return Gradient(
         model,
         samples,

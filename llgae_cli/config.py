@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,40 +19,68 @@ MAX_VALUES, MAX_DEPTH, MAX_BITS = 100_000, 20, 2_000  # of what YAML stands for 
 
 # Keys that say where and how a run is carried out, never what comes out of it: they stay out of a config's identity.
 # `epochs` is among them because a run may be continued; the checkpoint's name holds the epoch that was reached.
-NEUTRAL_KEYS = frozenset({"epochs", "data-dir", "checkpoint-dir", "save-every", "device", "threads", "figures"})
+NEUTRAL_KEYS = frozenset(
+    {"epochs", "data-dir", "checkpoint-dir", "save-every", "eval-every", "device", "threads", "figures"}
+)
 
 # Keys that came later than the first checkpoints: at their default they stay out of a config's plain form, so that the
 # identity of older configs is what it was.
 LATER_KEYS = frozenset(
     [
         *("decoder", "width", "channels", "latent-start", "ascent", "tau", "gates", "gate-dim", "levels", "sweeps"),
-        *("window", "noise", "start", "schedule", "weight-decay", "average", "precision", "flip"),
+        *("window", "noise", "start", "schedule", "weight-decay", "average", "precision", "flip", "eval-every"),
     ]
 )
 
-NETWORKS = ("gae", "deep-llgae", "autoencoder", "denoising-autoencoder")  # models that have a decoder network
+# The keys of every config of the source, which its checkpoint names carry. Where one has no effect, a config that
+# gives it gets a warning, and not an error as for any other key.
+SOURCE_KEYS = ("K", "embed-dim", "beta", "n-step", "lr", "task")
+
 ENCODED = ("autoencoder", "denoising-autoencoder")  # models that take no steps on b
+NETWORKS = ("gae", "deep-llgae", *ENCODED)  # models that have a decoder network
 GRADIENT_ONLY = ("soft-llgae", *NETWORKS)
 
-# Later keys that only the gradient trainer knows; setting one for the other is an error.
-BY_GRADIENT = ("start", "schedule", "weight-decay", "average", "flip")
 
-# The models that a key is for; setting it for another one is an error.
-MEANT_FOR = {
-    "decoder": NETWORKS,
-    "width": NETWORKS,
-    "channels": NETWORKS,
-    "latent-start": ("gae", "deep-llgae"),
-    "ascent": ("gae", "deep-llgae"),
-    "precision": NETWORKS,
-    "tau": ("soft-llgae",),
-    "gates": ("soft-llgae",),
-    "gate-dim": ("soft-llgae",),
-    "levels": ("residual",),
-    "sweeps": ("residual",),
-    "window": ("shift",),
-    "noise": ("denoising-autoencoder",),
-}
+@dataclass(frozen=True)
+class Used:
+    """When a key has an effect: in any of `cases`, each a mapping of other keys to the values that they need then.
+
+    A key without this note always has an effect. The sizes are left aside: at K = 1 or embed-dim = 0 further keys
+    change nothing, and are accepted.
+    """
+
+    cases: tuple[dict[str, tuple[str, ...]], ...]
+
+    def __or__(self, other: "Used") -> "Used":
+        return Used(self.cases + other.cases)
+
+    def __str__(self) -> str:
+        return ", or ".join(_told(case) for case in self.cases)
+
+
+def used(**needs: str | tuple[str, ...]) -> Used:
+    """A key has an effect where all these keys have one of these values; `|` adds another case."""
+    return Used(({key.replace("_", "-"): (n,) if isinstance(n, str) else n for key, n in needs.items()},))
+
+
+def _told(case: dict[str, tuple[str, ...]]) -> str:
+    return " with ".join(
+        f"{key} {', '.join(values[:-1])}{' or ' * bool(values[:-1])}{values[-1]}" for key, values in case.items()
+    )
+
+
+# The cases that several keys share.
+BY_GRADIENT = used(trainer="gradient")
+BY_CLOSED_FORM = (  # as the trainer, or to begin the gradient trainer from
+    used(trainer="closed-form") | used(start="closed-form") | used(latent_start=("linear", "learnt"))
+)
+SEVERAL = (  # the same, with more than one component
+    used(trainer="closed-form", model=("llgae", "kmeans", "residual", "shift"))
+    | used(start="closed-form", model=("llgae", "kmeans", "residual", "shift", "soft-llgae", "gae", "deep-llgae"))
+    | used(latent_start=("linear", "learnt"))
+)
+AFFINE = ("llgae", "pca", "residual", "shift", "soft-llgae")  # models whose ascent on b collapses into a matrix
+BY_ASCENT = used(model=("gae", "deep-llgae"))
 
 # What a model is: such a key may be left out or said, and nothing else.
 FIXED: dict[str, dict[str, Any]] = {
@@ -61,7 +90,7 @@ FIXED: dict[str, dict[str, Any]] = {
     "denoising-autoencoder": {"K": 1},
 }
 
-BY_NETWORK = {
+NETWORK_TRAINING = {
     "trainer": "gradient", "optimizer": "adamw", "lr": 2e-3, "weight-decay": 0.01, "schedule": "one-cycle",
     "average": 0.998, "batch-size": 128, "epochs": 20,
 }  # fmt: skip
@@ -71,9 +100,9 @@ TRAINED_WITH: dict[str, dict[str, Any]] = {
     "pca": {"inference": "least-squares", "tol": 1e-7},
     "soft-llgae": {"trainer": "gradient", "start": "closed-form", "optimizer": "adam"},
     "gae": {"trainer": "gradient", "optimizer": "adam"},
-    "deep-llgae": {"latent-start": "learnt", "ascent": "later", "beta": 4e-6, "n-step": 5, **BY_NETWORK},
-    "autoencoder": {"n-step": 0, **BY_NETWORK},
-    "denoising-autoencoder": {"n-step": 0, **BY_NETWORK},
+    "deep-llgae": {"latent-start": "learnt", "ascent": "later", "beta": 4e-6, "n-step": 5, **NETWORK_TRAINING},
+    "autoencoder": {"n-step": 0, **NETWORK_TRAINING},
+    "denoising-autoencoder": {"n-step": 0, **NETWORK_TRAINING},
 }
 
 ALIASES = {"fashion-mnist": "fashion-mnist-compress"}  # the source's name is the one that names carry
@@ -106,60 +135,122 @@ class Config(BaseModel):
     ] = Field("llgae", description="member of the family")  # fmt: skip
     K: Positive = Field(11, description="number of components (affine subspaces)")
     embed_dim: int = Field(20, ge=0, le=MOST, description="E, latent dimensions of each component")
-    prior: Literal["uniform", "gaussian"] = Field(
+    prior: Annotated[Literal["uniform", "gaussian"], used(model=AFFINE) | BY_ASCENT] = Field(
         "uniform", description="prior on the latent b: uniform (alpha = 0) or unit Gaussian (alpha = 1)"
     )
-    inference: Literal["loop", "collapse", "least-squares"] = Field(
+    inference: Annotated[Literal["loop", "collapse", "least-squares"], used(model=AFFINE)] = Field(
         "collapse", description="how b is found: T ascent steps one by one, the same in closed form, or T = infinity"
     )
-    beta: float = Field(0.01, gt=0, description="step size of the ascent on b")
-    n_step: int = Field(5, ge=0, description="T, steps of the ascent on b; 0 keeps a learnt or linear latent-start")
+    beta: Annotated[
+        float,
+        used(trainer="gradient", model=AFFINE, inference=("loop", "collapse"))
+        | used(trainer="closed-form", model=("llgae", "pca", "residual", "shift"))  # the scale of W
+        | used(start="closed-form", model=AFFINE)
+        | BY_ASCENT,
+    ] = Field(0.01, gt=0, description="step size of the ascent on b; under closed-form it sets the scale of W")
+    n_step: Annotated[
+        int,
+        used(trainer="gradient", model=AFFINE, inference=("loop", "collapse"))
+        | used(model="soft-llgae", gates="embedding")
+        | BY_ASCENT,
+    ] = Field(
+        5,
+        ge=0,
+        description="T, steps of the ascent on b; 0 keeps a learnt or linear latent-start. "
+        "The first step is exact after closed-form, whatever T",
+    )
     trainer: Literal["closed-form", "gradient"] = Field("closed-form", description="how mu and W are improved")
     epochs: Positive = Field(100, description="passes over the training data, at most")
-    tol: float = Field(1e-4, ge=0, description="closed-form: stop once a pass gains a smaller share than this")
-    restarts: Positive | Literal["auto"] = Field("auto", description="closed-form: starts tried on some of the rows")
-    moves: Annotated[int, Field(ge=0, le=MOST)] | Literal["auto"] = Field(
-        "auto", description="closed-form: split-merge moves tried on each start, at most"
+    tol: Annotated[float, BY_CLOSED_FORM] = Field(
+        1e-4, ge=0, description="stop once a pass improves the objective by a smaller share than this"
     )
-    candidates: Positive | Literal["auto", "off"] = Field(
-        "auto", description="closed-form: neighbours of its component that each sample is scored under"
+    restarts: Annotated[Positive | Literal["auto"], SEVERAL] = Field(
+        "auto", description="initialisations tried on some of the rows; the best is kept"
     )
-    shrinkage: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        0.0, description="closed-form: samples' worth of its neighbours' scatter that each component is given"
+    moves: Annotated[Annotated[int, Field(ge=0, le=MOST)] | Literal["auto"], SEVERAL] = Field(
+        "auto", description="split-merge moves tried on each initialisation, at most"
     )
-    optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = Field("rmsprop", description="gradient: the optimiser")
-    lr: float = Field(1e-3, gt=0, description="gradient: the learning rate")
-    batch_size: Positive = Field(280, description="gradient: samples a mini-batch")
-    start: Literal["random", "closed-form"] = Field("random", description="gradient: where mu and W begin")
-    schedule: Literal["constant", "one-cycle"] = Field(
-        "constant", description="gradient: the learning rate stays, or rises to lr and falls to 0 over the epochs"
+    candidates: Annotated[
+        Positive | Literal["auto", "off"],
+        used(trainer="closed-form", model=("llgae", "kmeans"))
+        | used(start="closed-form", model=("llgae", "kmeans", "residual", "shift", "soft-llgae", "gae", "deep-llgae"))
+        | used(latent_start=("linear", "learnt")),
+    ] = Field("auto", description="shortlist: neighbours of its component that each sample is scored under")
+    shrinkage: Annotated[
+        Annotated[float, Field(ge=0)] | Literal["auto"],
+        used(trainer="closed-form", model=("llgae", "residual", "shift"))
+        | used(start="closed-form", model=("llgae", "residual", "shift", "soft-llgae", "gae", "deep-llgae"))
+        | used(latent_start=("linear", "learnt")),
+    ] = Field(0.0, description="samples' worth of its neighbours' scatter that is added to each component's own")
+    optimizer: Annotated[Literal["rmsprop", "adam", "adamw", "sgd"], BY_GRADIENT] = Field(
+        "rmsprop", description="the optimiser"
     )
-    weight_decay: float = Field(0.0, ge=0, description="gradient: decay of network weights, with adamw")
-    average: float = Field(
-        0.0, ge=0, lt=1, description="gradient: decay a step of the weights' running mean, which is kept; 0: the last"
+    lr: Annotated[float, BY_GRADIENT] = Field(1e-3, gt=0, description="the learning rate")
+    batch_size: Annotated[Positive, BY_GRADIENT] = Field(280, description="samples a mini-batch")
+    start: Annotated[
+        Literal["random", "closed-form"],
+        used(model="deep-llgae", latent_start="zero")
+        | used(model="gae", latent_start="zero", decoder="linear")
+        | used(trainer="gradient", model=("llgae", "pca", "kmeans", "soft-llgae", "residual", "shift")),
+    ] = Field("random", description="initial mu and W: random, or of an LLGAE trained in closed form")
+    schedule: Annotated[Literal["constant", "one-cycle"], BY_GRADIENT] = Field(
+        "constant", description="the learning rate stays, or rises to lr and falls to 0 over the epochs"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    weight_decay: Annotated[
+        float,
+        used(optimizer="adamw", model=("gae", "deep-llgae"), decoder=("mlp", "conv"))
+        | used(optimizer="adamw", latent_start="learnt"),
+    ] = Field(0.0, ge=0, description="decay of network weights")
+    average: Annotated[float, BY_GRADIENT] = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="EMA decay of the weights, per step; the averaged weights are saved. 0 turns it off",
+    )
+    precision: Annotated[Literal["float32", "bfloat16"], used(model=NETWORKS)] = Field(
         "float32", description="of networks' products on the way to a code; every reported number is float32's"
     )
-    flip: bool = Field(False, description="gradient: train on mirror images too, one of the two at random")
-    decoder: Literal["linear", "mlp", "conv"] = Field("conv", description="gae and autoencoders: the decoder network")
-    width: Positive = Field(512, description="numbers in a network's dense layers")
-    channels: Positive = Field(32, description="conv: channels at the finest resolution")
-    latent_start: Literal["zero", "linear", "learnt"] = Field(
-        "zero", description="gae: where the ascent on b begins: 0, the locally linear code, or a network's guess"
+    flip: Annotated[bool, BY_GRADIENT] = Field(
+        False, description="train on mirror images too, one of the two at random"
     )
-    ascent: Literal["through", "given", "later"] = Field(
-        "through", description="gae: train through the steps on b, with the b they come to as given, or without them"
+    decoder: Annotated[Literal["linear", "mlp", "conv"], used(model=NETWORKS)] = Field(
+        "conv", description="the decoder network"
     )
-    tau: float = Field(1e-5, gt=0, description="soft-llgae: gates are softmax(-tau |x - mu_k|^2)")
-    gates: Literal["data", "embedding"] = Field(
-        "data", description="soft-llgae: gates from the sample, or from an embedding that is part of the code"
+    width: Annotated[Positive, used(model=NETWORKS, decoder=("mlp", "conv")) | used(latent_start="learnt")] = Field(
+        512, description="numbers in a network's dense layers"
     )
-    gate_dim: Positive = Field(2, description="soft-llgae: numbers in that embedding")
-    levels: Positive = Field(2, description="residual: components that add up, one of each level")
-    sweeps: int = Field(1, ge=0, description="residual: rounds in which each level is chosen again, given the others")
-    window: int = Field(1, ge=0, description="shift: pixels that a sample may be moved by, each way")
-    noise: float = Field(50.0, ge=0, description="denoising-autoencoder: standard deviation added to each value")
+    channels: Annotated[Positive, used(model=NETWORKS, decoder="conv")] = Field(
+        32, description="channels at the finest resolution"
+    )
+    latent_start: Annotated[Literal["zero", "linear", "learnt"], BY_ASCENT] = Field(
+        "zero", description="where the ascent on b begins: 0, the locally linear code, or a network's guess"
+    )
+    ascent: Annotated[Literal["through", "given", "later"], BY_ASCENT] = Field(
+        "through",
+        description="how gradients treat the ascent: through it (unrolled), with its result detached, "
+        "or no ascent in training",
+    )
+    tau: Annotated[float, used(model="soft-llgae", gates="data")] = Field(
+        1e-5, gt=0, description="gates are softmax(-tau |x - mu_k|^2)"
+    )
+    gates: Annotated[Literal["data", "embedding"], used(model="soft-llgae")] = Field(
+        "data", description="gates from the sample, or from an embedding that is part of the code"
+    )
+    gate_dim: Annotated[Positive, used(model="soft-llgae", gates="embedding")] = Field(
+        2, description="numbers in that embedding"
+    )
+    levels: Annotated[Positive, used(model="residual")] = Field(
+        2, description="components that add up, one of each level"
+    )
+    sweeps: Annotated[int, used(model="residual")] = Field(
+        1, ge=0, description="rounds in which each level is chosen again, given the others"
+    )
+    window: Annotated[int, used(model="shift")] = Field(
+        1, ge=0, description="pixels that a sample may be moved by, each way"
+    )
+    noise: Annotated[float, used(model="denoising-autoencoder")] = Field(
+        50.0, ge=0, description="standard deviation added to each value"
+    )
     centring: Literal["sample", "none"] = Field("sample", description="subtract each sample's own mean, or nothing")
     validation: float = Field(0.0, ge=0, le=0.5, description="share of the training samples held out to choose by")
     seed: int = Field(28, ge=0, lt=2**63, description="seed of every random number generator")
@@ -168,6 +259,12 @@ class Config(BaseModel):
     data_dir: Path = Field(Path("data"), strict=False, description="where data sets are looked for and kept")
     checkpoint_dir: Path = Field(Path("checkpoints"), strict=False, description="where checkpoints are written")
     save_every: int = Field(0, ge=0, le=MOST, description="epochs between checkpoints; 0 writes the last alone")
+    eval_every: int = Field(
+        0,
+        ge=0,
+        le=MOST,
+        description="epochs between measurements of the test (and validation) mean L2; 0 measures saved epochs alone",
+    )
     figures: bool = Field(True, description="draw the training curve and reconstructions beside the checkpoint")
 
     @field_validator("task")
@@ -197,31 +294,50 @@ class Config(BaseModel):
         return {**with_it, **given}
 
     @model_validator(mode="after")
-    def _meant(self) -> "Config":
+    def _possible(self) -> "Config":
         if self.n_step == 0 and self.latent_start == "zero" and self.model not in ENCODED:
             raise ValueError(
                 "n-step: 0 leaves b at 0; at least 1 step, or another latent-start (model gae, deep-llgae)"
             )
-        for key, models in MEANT_FOR.items():
-            if self.model not in models and key in self.plain():
-                raise ValueError(f"{key}: has no effect on model {self.model}; it is for {', '.join(models)}")
-        for key in BY_GRADIENT if self.trainer == "closed-form" else ():
-            if key in self.plain():
-                raise ValueError(f"{key}: has no effect on trainer closed-form; it is for gradient")
-        if self.weight_decay and self.optimizer != "adamw":
-            raise ValueError(f"weight-decay: has no effect on optimizer {self.optimizer}; it is for adamw")
         return self
 
+    def values(self) -> dict[str, Any]:
+        """Every key with its value, as plain values under its YAML key, in the order of the fields."""
+        return self.model_dump(mode="json", by_alias=True)
+
     def plain(self) -> dict[str, Any]:
-        """The resolved config as plain values under its YAML keys, in the order of the fields (see LATER_KEYS)."""
-        values = self.model_dump(mode="json", by_alias=True)
+        """The resolved config as checkpoints store it: `values` without the later keys at their default."""
         defaults = {str(field.alias): field.default for field in Config.model_fields.values()}
-        return {key: value for key, value in values.items() if key not in LATER_KEYS or value != defaults[key]}
+        return {key: value for key, value in self.values().items() if key not in LATER_KEYS or value != defaults[key]}
 
     def shown(self) -> dict[str, Any]:
-        """The plain form with the defaults of every key that the model knows."""
-        values = self.model_dump(mode="json", by_alias=True)
-        return {key: value for key, value in values.items() if self.model in MEANT_FOR.get(key, (self.model,))}
+        """The values of all keys that have an effect. As a config file, this is the same config again.
+
+        A key without effect is among them only where leaving it out would change the config's identity.
+        """
+        values = self.values()
+        having = {key: value for key, value in values.items() if self.no_effect(key) is None}
+        left_out = Config.model_validate(having).values()
+        return {key: value for key, value in values.items() if key in having or value != left_out[key]}
+
+    def no_effect(self, key: str) -> str | None:
+        """Why a key changes nothing here, as in `has no effect on trainer closed-form`; None where it has an effect."""
+        unmet = [
+            [f"{needed} {self._choice(needed)}" for needed in case if not self._meets(needed, case[needed])]
+            for case in (USED[key].cases if key in USED else ())
+        ]
+        return f"has no effect on {min(unmet, key=len)[0]}" if unmet and all(unmet) else None
+
+    @property
+    def begins_in_closed_form(self) -> bool:
+        """Whether the gradient trainer begins from an LLGAE that is trained in closed form first."""
+        return self._meets("start", ("closed-form",)) or self._meets("latent-start", ("linear", "learnt"))
+
+    def _choice(self, key: str) -> str:
+        return str(getattr(self, key.replace("-", "_")))
+
+    def _meets(self, key: str, allowed: Sequence[str]) -> bool:
+        return self._choice(key) in allowed and self.no_effect(key) is None
 
     def identity(self) -> str:
         """Ten hex digits that stand for every key that can change the result (see `neutral`)."""
@@ -239,15 +355,30 @@ def keys() -> list[str]:
     return [str(field.alias) for field in Config.model_fields.values()]
 
 
+# When each key has an effect, for those that do not always have one.
+USED: dict[str, Used] = {
+    str(field.alias): note
+    for field in Config.model_fields.values()
+    for note in field.metadata
+    if isinstance(note, Used)
+}
+
+
 def schema() -> dict[str, Any]:
-    """The JSON Schema of a config file."""
-    return Config.model_json_schema(by_alias=True)
+    """The JSON Schema of a config file; a description says for which models and trainers its key is."""
+    document = Config.model_json_schema(by_alias=True)
+    for key, note in USED.items():
+        document["properties"][key]["description"] += f" (for {note})"
+    return document
 
 
-def read_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
+def read_config(
+    paths: Sequence[Path], overrides: Sequence[str] = (), warn: Callable[[str], None] = lambda message: None
+) -> Config:
     """Read YAML files, the later over the earlier, then `key=value` overrides.
 
-    Raises InputError, in one line, for a file that cannot be read, an unknown key or a value out of range.
+    Raises InputError, in one line, for a file that cannot be read, an unknown key, a value out of range, or a key that
+    the resulting model and trainer do not use (`warn` gets a line for one of SOURCE_KEYS).
     """
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -263,11 +394,47 @@ def read_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
         where = f"-S {printable(override)}"
         name = known_key(key.strip(), where)
         values[name], origin[name] = parse_yaml(text, where), where
-    return validated(values, origin)
+    config = validated(values, origin)
+    refuse_unused({key: reason for key in values if (reason := config.no_effect(key))}, origin, warn)
+    return config
+
+
+def read_stored(path: Path) -> Config:
+    """Read a config that this package has written, with every key in it: keys without effect are no error there."""
+    where = printable(path, 200)
+    values = {known_key(key, where): value for key, value in read_mapping(path).items()}
+    return validated(values, dict.fromkeys(values, where))
+
+
+def refuse_unused(
+    reasons: Mapping[str, str],
+    origin: Mapping[str, str],
+    warn: Callable[[str], None],
+    varied: Collection[str] = (),
+) -> None:
+    """Raise InputError for the keys that were given and have no effect; one line to `warn` for those of SOURCE_KEYS.
+
+    `reasons` are `Config.no_effect`'s, `origin` names the file or option each key came from. Of SOURCE_KEYS, those that
+    a sweep has `varied` are an error too.
+    """
+    lines = {key: f"{_source(key, origin)}{key}: {reason}" for key, reason in reasons.items()}
+    wrong = [f"{line}; it is for {USED[key]}" for key, line in lines.items() if key not in SOURCE_KEYS or key in varied]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InputError("; ".join(wrong[:3]) + more)
+    if lines:
+        warn("; ".join(lines.values()))
+
+
+def _source(key: str, origin: Mapping[str, str]) -> str:
+    return f"{origin[key]}: " if key in origin and not origin[key].startswith("-S") else ""
 
 
 def validated(values: dict[str, Any], origin: dict[str, str] | None = None) -> Config:
-    """A Config from plain values; `origin` names the file or option each key came from, for the error's line."""
+    """A Config from plain values, as files store them: keys without effect are accepted.
+
+    `origin` names the file or option each key came from, for the error's line. Raises InputError.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -370,7 +537,7 @@ def _line(key: str, problems: Sequence[Any], origin: dict[str, str]) -> str:
     together = not problems[0]["loc"]  # of several keys, in words of our own that begin with the key at fault
     said = str(problems[0]["msg"]).removeprefix("Value error, ")
     key = said.partition(":")[0] if together else key.replace("_", "-")
-    where = f"{origin[key]}: " if key in origin and not origin[key].startswith("-S") else ""
+    where = _source(key, origin)
     if together:
         return where + said
     value = problems[0]["input"]

@@ -102,13 +102,17 @@ def train(config: Config, reporter: Reporter, resume: str | None = None, patienc
                 record = run.trainer.epoch()
                 run.seconds += time.perf_counter() - began
                 complete_epoch(run, record)
-                reporter.epoch(run.history[-1], config.epochs)
                 last = run.done == config.epochs or run.trainer.finished  # which `finish` saves, with more in it
+                if last or is_measured(config, run.done):
+                    run.history[-1] |= measure(run)
+                reporter.epoch(run.history[-1], config.epochs)
                 if config.save_every and run.done % config.save_every == 0 and not last:
                     save(run)
             warn_of_divergence(run.model, reporter)
             return finish(run, reporter)
         except Interrupted as interrupt:
+            if run.snapshot is not None and "test_mean_l2" not in run.snapshot["history"][-1]:
+                reporter.note("interrupted: measuring the last complete epoch, which is then saved")
             interrupt.saved = run.saved if run.snapshot is None else save(run)
             raise
         except ProcessLostError as lost:
@@ -165,6 +169,8 @@ def set_up(config: Config, device: torch.device) -> Run:
     checkpoints.name_of(config, 0, 0.0)  # a config no name can hold is refused before the work, not after it
     task = load_task(config.task, config.data_dir, config.centring, config.seed).to(device)
     train, validation = held_out(task.train, config.validation, config.seed)
+    if config.validation and validation is None:
+        raise InputError(f"validation: {config.validation:g} of {train.N} training samples is less than one")
     if config.K > train.N:
         raise InputError(f"K: {config.K} components for {train.N} training samples; K is at most their number")
     if config.embed_dim > train.D:
@@ -183,21 +189,57 @@ def held_out(train: Samples, share: float, seed: int) -> tuple[Samples, Samples 
 
 
 def complete_epoch(run: Run, record: EpochRecord) -> None:
-    """Measure the model after an epoch, note it in the history, and keep the state that an interrupt would save."""
-    test = metrics.mean_l2(run.model, run.task.test)
-    if not math.isfinite(test):
-        raise RunError(f"the test mean L2 became {test} in epoch {run.done + 1}: lower beta or lr")
-    entry = {"epoch": run.done + 1, "seconds": run.seconds, "test_mean_l2": test, **record}
-    if run.validation is not None:
-        entry["validation_mean_l2"] = metrics.mean_l2(run.model, run.validation)
-    run.history.append(entry)  # type: ignore[arg-type]
+    """Note an epoch in the history, and keep the state that an interrupt would save.
+
+    Raises RunError where the training has diverged.
+    """
+    epoch = run.done + 1
+    state = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
+    if not math.isfinite(record["train_mean_l2"]):
+        raise RunError(f"the train mean L2 became {record['train_mean_l2']} in epoch {epoch}: lower lr or beta")
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise RunError(f"the model's parameters became infinite or nan in epoch {epoch}: lower lr or beta")
+    run.history.append({"epoch": epoch, "seconds": run.seconds, **record})  # type: ignore[dict-item]
     run.snapshot = {
         "history": list(run.history),
         "seconds": run.seconds,
-        "state": {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()},
+        "state": state,
         "trainer_state": copy.deepcopy(run.trainer.state_dict()),
     }
     interrupts.check()
+
+
+def is_measured(config: Config, epoch: int) -> bool:
+    """Whether the history holds the test mean L2 after an epoch, unless it is the last, which always is measured."""
+    return any(every and epoch % every == 0 for every in (config.eval_every, config.save_every))
+
+
+def measure(run: Run) -> dict[str, float]:
+    """The mean L2 on the test samples, and on the held-out training samples. Raises RunError where not finite."""
+    figures = {"test_mean_l2": metrics.mean_l2(run.model, run.task.test)}
+    if run.validation is not None:
+        figures["validation_mean_l2"] = metrics.mean_l2(run.model, run.validation)
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise RunError(f"the {name.split('_')[0]} mean L2 became {value} in epoch {run.done}: lower lr or beta")
+    return figures
+
+
+def measure_snapshot(run: Run) -> float:
+    """The test mean L2 of the last complete epoch, for its checkpoint; the run ends with it.
+
+    The model may be half-way through the next epoch, so it is given the snapshot's state first. The history is left as
+    it would be without the interrupt.
+    """
+    assert run.snapshot is not None
+    last = run.snapshot["history"][-1]
+    if "test_mean_l2" in last:
+        return float(last["test_mean_l2"])
+    run.model.load_state_dict(run.snapshot["state"])
+    figures = measure(run)
+    if is_measured(run.config, int(last["epoch"])):
+        last |= figures
+    return figures["test_mean_l2"]
 
 
 def save(run: Run, **more: Any) -> Path | None:
@@ -212,7 +254,7 @@ def save(run: Run, **more: Any) -> Path | None:
     checkpoint = Checkpoint(
         config=shareable(run.config),
         epoch=int(last["epoch"]),
-        mean_l2=last["test_mean_l2"],
+        mean_l2=measure_snapshot(run),
         **{"train_mean_l2": None, "extras": {}, **more},
         data={
             "task": run.task.name,
@@ -271,6 +313,8 @@ def finish(run: Run, reporter: Reporter) -> Outcome:
     """Measure the final model on the training samples too, write the checkpoint, and say what came of it."""
     if run.snapshot is None:  # resumed at its end
         return resumed_at_end(run)
+    if "test_mean_l2" not in run.history[-1]:  # resumed from an interrupt at the last epoch
+        run.history[-1] |= measure(run)
     evaluation, latents = metrics.measure(run.model, run.train, run.task.peak)
     extras: dict[str, Any] = {
         "count": latents.count,
@@ -295,7 +339,7 @@ def finish(run: Run, reporter: Reporter) -> Outcome:
 def resumed_at_end(run: Run) -> Outcome:
     """The outcome of a run whose checkpoint had reached its last epoch already: nothing is written."""
     evaluation, _ = metrics.measure(run.model, run.train, run.task.peak)
-    last = run.history[-1]
+    last = run.history[-1] if "test_mean_l2" in run.history[-1] else measure(run)
     return Outcome(
         run.saved, last["test_mean_l2"], evaluation.mean_l2, run.done, run.seconds, last.get("validation_mean_l2")
     )

@@ -1,5 +1,6 @@
 """A model out of a checkpoint: nothing is built, and no memory taken, before its tensors bear out its config."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from torch.overrides import TorchFunctionMode
 
 from llgae_cli import checkpoints
 from llgae_cli.assembly import build_model
-from llgae_cli.checkpoints import Checkpoint
+from llgae_cli.checkpoints import Checkpoint, CheckpointName
+from llgae_cli.checkpoints.names import SUFFIX
 from llgae_cli.config import Config, validated
 from llgae_cli.errors import InputError, LlgaeError, printable
 from llgae_cli.models import Model
@@ -35,6 +37,27 @@ def restore(path: Path) -> tuple[Model, Checkpoint, Config]:
     model = build_model(config, shape)
     load_state(model, checkpoint, path)
     return model, checkpoint, config
+
+
+def find_finished(folder: Path, config: Config) -> Path:
+    """The newest checkpoint of this very config in `folder` that was saved at a run's end; InputError where none is.
+
+    A checkpoint saved on the way, on a signal say, has no mean L2 on the training samples and is passed over.
+    """
+    found: list[tuple[float, Path]] = []
+    for path in Path(folder).glob(f"S*{SUFFIX}") if Path(folder).is_dir() else ():
+        with suppress(InputError, OSError):  # no checkpoint's name, or gone since it was listed
+            if CheckpointName.parse(path.name).model == config.model:
+                found.append((path.stat().st_mtime, path))
+    for _, path in sorted(found, reverse=True):
+        with suppress(InputError):  # unsound, or a config of another version of llgae
+            checkpoint = checkpoints.load(path)
+            if checkpoint.train_mean_l2 is not None and validated(checkpoint.config).identity() == config.identity():
+                return path
+    raise InputError(
+        f"{printable(folder, 300)}: no finished checkpoint of this config (cfg{config.identity()}, seed {config.seed}, "
+        f"task {printable(config.task, 60)}); train it first"
+    )
 
 
 def load_state(model: Model, checkpoint: Checkpoint, path: Path) -> None:
@@ -75,8 +98,8 @@ def check_record(checkpoint: Checkpoint, path: Path) -> None:
     """Raise InputError where a checkpoint's history or data say what no run writes: figures and resuming rely on it."""
     peak = checkpoint.data.get("peak", 255.0)
     wrong = ""
-    if not all({"epoch", "seconds", "test_mean_l2"} <= row.keys() for row in checkpoint.history):
-        wrong = "a row of its history lacks epoch, seconds or test_mean_l2"
+    if not all({"epoch", "seconds"} <= row.keys() for row in checkpoint.history):
+        wrong = "a row of its history lacks epoch or seconds"
     elif not all(abs(number) < BEYOND for row in checkpoint.history for number in row.values()):
         wrong = "its history holds numbers that no run comes to"
     elif not isinstance(peak, (int, float)) or not 0 < peak < BEYOND:

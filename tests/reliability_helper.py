@@ -195,15 +195,15 @@ def stops(config: str, folder: str, signums: list[int], seed: int) -> dict[str, 
     return story
 
 
-def soak(config: str, folder: str, runs: int, warm: int, drawn: int) -> dict[str, Any]:
-    """`runs` trainings and as many evaluations after `warm` of each, then `drawn` trainings with figures.
+def soak(configs: list[str], folder: str, runs: int, warm: int, drawn: int) -> dict[str, Any]:
+    """`runs` trainings by the configs in turn and as many evaluations after `warm` of each, then `drawn` with figures.
 
     Returns resident memory in bytes, open files, threads and other files before, half-way and after.
     """
     os.chdir(folder)
     os.environ["TMPDIR"] = tempfile.tempdir = folder
 
-    def both(**more: str) -> None:
+    def both(config: str, **more: str) -> None:
         options = [part for key, value in more.items() for part in ("--set", f"{key}={value}")]
         told = called(["train", "--config", config, "--json", *options])
         checkpoint = json.loads(told)["checkpoint"]
@@ -211,7 +211,7 @@ def soak(config: str, folder: str, runs: int, warm: int, drawn: int) -> dict[str
 
     def series(number: int, first: int, **more: str) -> None:
         for i in range(number):
-            both(seed=str(first + i), trainer=("closed-form", "gradient")[i % 2], **more)
+            both(configs[i % len(configs)], seed=str(first + i), **more)
 
     story: dict[str, Any] = {}
     for name, warming, number, more in (("plain", warm, runs, {}), ("drawn", 2, drawn, {"figures": "true"})):

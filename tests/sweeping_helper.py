@@ -36,7 +36,9 @@ class Silent:
 
 def written(path: Path, **sections: Any) -> Path:
     """A sweep file; the base is small, quick and offline unless told otherwise."""
-    sections["base"] = {"task": "subspaces", "restarts": 1, "moves": 0, **sections.get("base", {})}
+    base = sections.get("base", {})
+    quick = {} if base.get("trainer") == "gradient" else {"restarts": 1, "moves": 0}
+    sections["base"] = {"task": "subspaces", **quick, **base}
     path.write_text(yaml.safe_dump(sections))
     return path
 

@@ -16,11 +16,12 @@ from llgae_cli.checkpoints import load
 from llgae_cli.config import read_config
 
 pytestmark = [pytest.mark.numeric, pytest.mark.slow]
-CONFIG = (
-    "task: subspaces\nK: 9\nembed-dim: 2\nrestarts: 1\nmoves: 2\ncandidates: 4\nepochs: 3\ntol: 0\n"
-    "figures: false\nbatch-size: 70\n"
-)
-TRAINERS = ("closed-form", "gradient")
+CONFIG = "task: subspaces\nK: 9\nembed-dim: 2\nepochs: 3\nfigures: false\n"
+CONFIGS = {
+    "closed-form": f"{CONFIG}restarts: 1\nmoves: 2\ncandidates: 4\ntol: 0\n",
+    "gradient": f"{CONFIG}trainer: gradient\nbatch-size: 70\n",
+}
+TRAINERS = tuple(CONFIGS)
 
 # Both trainers in one launch, in a group of the caller's own.
 WORKER = """
@@ -33,13 +34,19 @@ from llgae_cli.config import read_config
 from llgae_cli.training import distributed
 assert distributed.join(torch.device("cpu")) and not distributed.join(torch.device("cpu"))
 for trainer in ("closed-form", "gradient"):
-    config = read_config([Path("config.yaml")], [f"trainer={trainer}", f"checkpoint-dir={trainer}"])
+    config = read_config([Path(f"{trainer}.yaml")], [f"checkpoint-dir={trainer}"])
     outcome = experiment.train(config, Progressing())
     sys.stdout.write(f"{trainer} {outcome.checkpoint} {outcome.mean_l2}\\n")  # at once: lines must not mix
     sys.stdout.flush()
     assert distributed.world() > 1
 distributed.leave()
 """
+
+
+def write_configs(folder: Path) -> None:
+    """A config file for each trainer, named after it."""
+    for trainer, text in CONFIGS.items():
+        (folder / f"{trainer}.yaml").write_text(text)
 
 
 def torchrun(processes: int, folder: Path, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
@@ -55,7 +62,7 @@ def torchrun(processes: int, folder: Path, *arguments: str, **options: Any) -> "
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, experiment.Outcome]:
     """What one process comes to, with each trainer."""
     folder = tmp_path_factory.mktemp("alone")
-    (folder / "config.yaml").write_text(CONFIG)
+    write_configs(folder)
 
     class Silent:
         def note(self, message: str) -> None: ...
@@ -69,7 +76,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, experiment.Outc
     try:
         return {
             trainer: experiment.train(
-                read_config([folder / "config.yaml"], [f"trainer={trainer}", f"checkpoint-dir={folder / trainer}"]),
+                read_config([folder / f"{trainer}.yaml"], [f"checkpoint-dir={folder / trainer}"]),
                 Silent(),
             )
             for trainer in TRAINERS
@@ -82,7 +89,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, experiment.Outc
 def test_processes_with_uneven_shares_equal_one(
     tmp_path: Path, processes: int, alone: dict[str, experiment.Outcome]
 ) -> None:
-    (tmp_path / "config.yaml").write_text(CONFIG)
+    write_configs(tmp_path)
     (tmp_path / "worker.py").write_text(WORKER)
     with torchrun(processes, tmp_path, "worker.py", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         out, err = run.communicate(timeout=120)
@@ -104,15 +111,13 @@ def test_processes_with_uneven_shares_equal_one(
 
 
 def test_a_process_that_dies_ends_all_with_a_message(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(CONFIG)
+    write_configs(tmp_path)
     arguments = (
         "-m",
         "llgae_cli",
         "train",
         "-c",
-        "config.yaml",
-        "-S",
-        "trainer=gradient",
+        "gradient.yaml",
         "-S",
         "epochs=1000000",
         "--json",

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from llgae_cli import figures, standings
 from llgae_cli.assembly import MODELS
 from llgae_cli.cli.app import app
+from llgae_cli.config import validated
 from llgae_cli.errors import InputError
 from llgae_cli.figures.tradeoffs import apart, tradeoffs
 from llgae_cli.models import LLGAE
@@ -87,7 +88,9 @@ def trained(folder: Path) -> dict[str, Any]:
             del lines["embed-dim"]
         if model_of(member) not in ("pca", "autoencoder", "denoising-autoencoder"):
             lines["K"] = K
-        (folder / f"{at}.yaml").write_text(json.dumps(lines))
+        config = validated(lines)
+        used = {key: value for key, value in lines.items() if key in more or config.no_effect(key) is None}
+        (folder / f"{at}.yaml").write_text(json.dumps(used))
         found[member] = called("train", "-c", folder / f"{at}.yaml")
     return found
 

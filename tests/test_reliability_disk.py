@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from reliability_helper import Started
-from test_reliability_runs import ENDLESS, FAST, check_same_run, last
+from test_reliability_runs import BY_GRADIENT, ENDLESS, check_same_run, last
 
 from llgae_cli.checkpoints import load
 from llgae_cli.tasks.subspaces import D
 
 pytestmark = pytest.mark.slow
-GRADIENT = FAST + "trainer: gradient\nsave-every: 1\n"
+GRADIENT = BY_GRADIENT + "save-every: 1\n"
 
 
 def check_failed(run: Started, *words: str) -> None:

@@ -31,7 +31,8 @@ pytestmark = pytest.mark.slow
 HELPER = Path(__file__).with_name("reliability_helper.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # one thread: the order of sums is part of "bit for bit"
 FAST = "task: subspaces\nK: 4\nembed-dim: 3\nrestarts: 1\nmoves: 0\nepochs: 3\nfigures: false\n"
-ENDLESS = FAST.replace("epochs: 3", "epochs: 1000000") + "trainer: gradient\n"
+BY_GRADIENT = FAST.replace("restarts: 1\nmoves: 0\n", "trainer: gradient\n")
+ENDLESS = BY_GRADIENT.replace("epochs: 3", "epochs: 1000000")
 KILLS = 20
 RUNS = int(os.environ.get("LLGAE_SOAK_RUNS", "200"))
 MB = 1 << 20
@@ -59,10 +60,10 @@ class Silent:
     def epoch(self, record: dict[str, float], epochs: int) -> None: ...
 
 
-def a_config(folder: Path, *overrides: str) -> Config:
-    """FAST, with its checkpoints in `folder`."""
+def a_config(folder: Path, *overrides: str, text: str = FAST) -> Config:
+    """A config's `text`, with its checkpoints in `folder`."""
     path = folder.parent / f"{folder.name}.yaml"
-    path.write_text(FAST)
+    path.write_text(text)
     return read_config([path], [f"checkpoint-dir={folder}", *overrides])
 
 
@@ -87,8 +88,8 @@ def write_config(folder: Path, trainer: str, epochs: int) -> Path:
     """A small config that is still changing after `epochs` epochs."""
     config = folder / "config.yaml"
     if trainer == "gradient":
-        text = FAST.replace("epochs: 3", f"epochs: {epochs}").replace("K: 4", "K: 2")
-        config.write_text(f"{text}trainer: gradient\nbatch-size: 1000\nvalidation: 0.1\n")
+        text = BY_GRADIENT.replace("epochs: 3", f"epochs: {epochs}").replace("K: 4", "K: 2")
+        config.write_text(f"{text}batch-size: 1000\nvalidation: 0.1\n")
     else:  # no clusters, and a prior that keeps it from ending: its last bits change in every pass
         np.save(folder / "cloud.npy", np.random.default_rng(0).normal(size=(3000, 12)).astype(np.float32))
         config.write_text(
@@ -277,7 +278,7 @@ def test_an_interrupt_that_is_swallowed_ends_the_run_after_the_next_epoch(tmp_pa
                 interrupts.arrived(signal.SIGINT)
 
     with pytest.raises(Interrupted) as caught:
-        experiment.train(a_config(tmp_path, "trainer=gradient"), Swallowing())
+        experiment.train(a_config(tmp_path, text=BY_GRADIENT), Swallowing())
     assert caught.value.saved is not None and load(caught.value.saved).epoch == 2
 
 
@@ -287,7 +288,7 @@ def test_a_run_saved_at_its_last_epoch_is_completed_on_resuming(
     def interrupted(*arguments: Any) -> Any:
         raise Interrupted(signal.SIGINT)
 
-    config = a_config(tmp_path, "trainer=gradient")
+    config = a_config(tmp_path, text=BY_GRADIENT)
     with monkeypatch.context() as during, pytest.raises(Interrupted) as caught:
         during.setattr(experiment.metrics, "measure", interrupted)
         experiment.train(config, Silent())
@@ -407,9 +408,11 @@ def test_a_sweeps_cell_waits_for_a_live_run_and_fails_in_one_line(
 
 def test_hundreds_of_runs_pile_nothing_up(tmp_path: Path) -> None:
     np.save(tmp_path / "tiny.npy", np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32))
-    text = f"task: npy:{tmp_path / 'tiny.npy'}\nK: 2\nembed-dim: 1\nrestarts: 1\nmoves: 0\nepochs: 2\n"
-    (tmp_path / "c.yaml").write_text(f"{text}save-every: 1\nfigures: false\n")
-    story = helped("soak", config="c.yaml", folder=str(tmp_path), runs=RUNS, warm=20, drawn=max(6, RUNS // 40))
+    text = f"task: npy:{tmp_path / 'tiny.npy'}\nK: 2\nembed-dim: 1\nepochs: 2\nsave-every: 1\nfigures: false\n"
+    (tmp_path / "c.yaml").write_text(f"{text}restarts: 1\nmoves: 0\n")
+    (tmp_path / "g.yaml").write_text(f"{text}trainer: gradient\n")
+    configs = ["c.yaml", "g.yaml"]
+    story = helped("soak", configs=configs, folder=str(tmp_path), runs=RUNS, warm=20, drawn=max(6, RUNS // 40))
     print(json.dumps(story, indent=2))
     for part, allowed in (("plain", 6 * MB), ("drawn", 12 * MB)):
         before, half, after = (story[part][when] for when in ("before", "half", "after"))

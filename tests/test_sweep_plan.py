@@ -41,7 +41,11 @@ def test_several_grids_follow_each_other_and_equal_cells_are_one(tmp_path: Path)
 
 def test_zip_goes_in_step_and_crosses_grid_and_seeds(tmp_path: Path) -> None:
     file = written(
-        tmp_path / "s.yaml", zip={"beta": [1, 0.1], "n-step": [1, 9]}, grid={"K": [2, 4]}, repeat=2, base={"seed": 5}
+        tmp_path / "s.yaml",
+        zip={"beta": [1, 0.1], "n-step": [1, 9]},
+        grid={"K": [2, 4]},
+        repeat=2,
+        base={"seed": 5, "trainer": "gradient"},
     )
     assert pairs(file, "K", "beta", "n-step", "seed") == [
         (K, *step, seed) for K in (2, 4) for step in ((1.0, 1), (0.1, 9)) for seed in (5, 6)
@@ -107,6 +111,53 @@ def test_an_override_of_a_swept_key_is_refused(tmp_path: Path) -> None:
     assert "varies K" in refused(written(tmp_path / "s.yaml", grid={"K": [1, 2]}), ["K=3"])
 
 
+def test_a_key_without_effect_in_every_cell_is_refused_before_the_sweep_starts(tmp_path: Path) -> None:
+    said = refused(written(tmp_path / "s.yaml", grid={"K": [2, 3], "optimizer": ["adam"]}))
+    assert "s.yaml: grid: optimizer: has no effect on trainer closed-form; it is for trainer gradient" in said
+    assert "s.yaml: base: window" in refused(written(tmp_path / "s.yaml", base={"window": 1}, grid={"K": [2, 3]}))
+    assert "batch-size: has no effect" in refused(written(tmp_path / "s.yaml", grid={"K": [2]}), ["batch-size=9"])
+
+
+def test_one_of_the_sources_keys_without_effect_is_a_warning_unless_the_sweep_varies_it(tmp_path: Path) -> None:
+    said: list[str] = []
+    (cell,) = read_plan(written(tmp_path / "s.yaml", base={"lr": 1e-2}, grid={"K": [2]}), [], said.append).cells
+    assert cell.config.lr == 1e-2 and len(said) == 1 and "base: lr: has no effect on trainer closed-form" in said[0]
+    assert "grid: lr: has no effect" in refused(written(tmp_path / "s.yaml", grid={"lr": [1e-2, 1e-3]}))
+
+
+def test_a_cell_leaves_out_the_keys_that_other_cells_need(tmp_path: Path) -> None:
+    grid = {"trainer": ["closed-form", "gradient"], "batch-size": [70, 280], "lr": [1e-2, 1e-3]}
+    said: list[str] = []
+    plan = read_plan(written(tmp_path / "s.yaml", grid=grid, base={"optimizer": "adam"}), [], said.append)
+    found = [(c.config.trainer, c.config.batch_size, c.config.lr, c.config.optimizer) for c in plan.cells]
+    by_gradient = [("gradient", size, lr, "adam") for size in (70, 280) for lr in (1e-2, 1e-3)]
+    assert found == [("closed-form", 280, 1e-3, "rmsprop"), *by_gradient]
+    assert plan.duplicates == 3 and said == []
+
+
+def test_a_later_key_is_varied_over_its_default(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path / "s.yaml", base={"model": "residual"}, grid={"levels": [1, 2]}))
+    assert plan.keys == ("levels",) and [plan.label(cell) for cell in plan.cells] == ["levels=1", "levels=2"]
+    assert [plan.settings(cell)["levels"] for cell in plan.cells] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("sections", "by"),
+    [
+        ({}, "mean_l2"),
+        ({"base": {"validation": 0.1}}, "validation_mean_l2"),
+        ({"base": {"validation": 0.1}, "repeat": 2}, "validation_mean_l2"),
+        ({"zip": {"validation": [0.1, 0.2]}}, "mean_l2"),
+        ({"zip": {"validation": [0.0, 0.2]}}, "mean_l2"),
+        ({"base": {"validation": 0.1}, "zip": {"task": ["subspaces", "mnist"]}}, "mean_l2"),
+    ],
+)
+def test_cells_are_compared_by_validation_where_all_hold_out_the_same(
+    tmp_path: Path, sections: dict[str, Any], by: str
+) -> None:
+    assert read_plan(written(tmp_path / "s.yaml", grid={"K": [2, 3]}, **sections)).ranked_by == by
+
+
 def test_the_better_share_survives_rounded_up() -> None:
     halving = Halving((1,), 0.5)
     assert halving.survivors({"a": 3.0, "b": 1.0, "c": 2.0}) == ["b", "c"]
@@ -115,7 +166,9 @@ def test_the_better_share_survives_rounded_up() -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_sweeps_are_valid_and_open_with_their_command(path: Path) -> None:
-    assert len(read_plan(path).cells) > 1
+    said: list[str] = []
+    plan = read_plan(path, [], said.append)
+    assert len(plan.cells) > 1 and plan.ranked_by == "validation_mean_l2" and said == []
     first = path.read_text().splitlines()[0]
     assert first.startswith(f"# llgae sweep --config configs/sweeps/{path.name}")
     assert yaml.safe_load(path.read_text())

@@ -39,9 +39,10 @@ app.command("runs", help="List the checkpoints of a folder, read from their name
 app.command(
     "data", help="Fetch a data set where it is missing, check it, and say where it was found and what is in it."
 )(datasets.data)
-app.command("config", help="Print the resolved config, every default filled in, or the JSON Schema of all keys.")(
-    configs.config
-)
+app.command(
+    "config",
+    help="Print the resolved config, with the defaults of all keys that have an effect, or the JSON Schema of all keys.",
+)(configs.config)
 app.command(
     "bench",
     help="Measure speed as ratios in one run: against this machine's matrix product, the plain loop and the peers.",

@@ -58,7 +58,8 @@ def compare(
     )  # fmt: skip
     timed = min(samples, standings.TIMED_SAMPLES)
     progress.note(
-        f"{subjects[0].task.name}: {samples} test samples; encoding timed here on the CPU with {threads} "
+        f"{subjects[0].task.name}: {samples} test samples; rows in the order of test mean L2, which is no choice of a "
+        f"model; encoding timed here on the CPU with {threads} "
         f"thread{'s' if threads > 1 else ''}, median of {standings.PASSES} passes over {timed} samples; "
         "seconds to train as the checkpoints say"
     )

@@ -7,7 +7,7 @@ import typer
 import yaml
 
 from llgae_cli.cli.options import Json, Overrides
-from llgae_cli.cli.output import print_json, say, write
+from llgae_cli.cli.output import Progressing, print_json, say, write
 from llgae_cli.config import read_config, schema
 
 
@@ -23,7 +23,7 @@ def config(
     if show_schema:
         print_json(schema())
         return
-    settings = read_config(config or [], overrides or [])
+    settings = read_config(config or [], overrides or [], Progressing(quiet=True).warn)
     if json:
         print_json(settings.shown())
         return

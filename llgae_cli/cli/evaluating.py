@@ -1,12 +1,16 @@
 """`llgae eval`."""
 
+from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llgae_cli.cli.options import CheckpointFile, DataDir, Device, Json
+from llgae_cli.cli.options import DataDir, Device, Json, NewestOf
 from llgae_cli.cli.output import Progressing, print_json, say, table
+from llgae_cli.config import read_config
+from llgae_cli.errors import InputError
 
 
 class Split(StrEnum):
@@ -17,7 +21,10 @@ class Split(StrEnum):
 
 
 def evaluate(
-    checkpoint: CheckpointFile,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A checkpoint file (.pkl), or --config.", metavar="[CHECKPOINT]")
+    ] = None,
+    config: NewestOf = None,
     split: Annotated[Split, typer.Option(help="Samples to measure on.")] = Split.test,
     task: Annotated[str | None, typer.Option(help="Another task than the checkpoint's own.")] = None,
     data_dir: DataDir = None,
@@ -25,6 +32,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Run `llgae eval`; `app` has its help."""
+    (checkpoint,) = chosen_checkpoints([checkpoint] if checkpoint else [], config)
     from llgae_cli import experiment
 
     found = experiment.evaluate(checkpoint, split.value, task, data_dir, device)
@@ -54,3 +62,15 @@ def evaluate(
         say(f"bits for symbols    {evaluation.bits:.2f}, k and what other symbols the code has")
     if evaluation.per_class:
         table(["class", "mean L2"], [[names[label], f"{value:.2f}"] for label, value in evaluation.per_class.items()])
+
+
+def chosen_checkpoints(given: Sequence[Path], config: Sequence[Path] | None) -> list[Path]:
+    """The checkpoints given, or the newest finished one of a config; InputError where both or neither are there."""
+    if bool(given) == bool(config):
+        raise InputError("give a checkpoint, or --config FILE for the newest finished one of that config")
+    if not config:
+        return list(given)
+    settings = read_config(config, [], Progressing(quiet=True).warn)
+    from llgae_cli.restoring import find_finished
+
+    return [find_finished(settings.checkpoint_dir, settings)]

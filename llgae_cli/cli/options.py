@@ -13,6 +13,15 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; warnings and the result only.")]
+NewestOf = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="In place of a checkpoint: the newest finished one of this config, in its checkpoint-dir.",
+        metavar="FILE",
+    ),
+]
 CheckpointFile = Annotated[Path, typer.Argument(help="A checkpoint file (.pkl).", metavar="CHECKPOINT")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where data sets are looked for and kept.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from llgae_cli.cli.options import DataDir, Json
+from llgae_cli.cli.evaluating import chosen_checkpoints
+from llgae_cli.cli.options import DataDir, Json, NewestOf
 from llgae_cli.cli.output import Progressing, print_json, say
 from llgae_cli.errors import InputError, nearest, printable
 
@@ -80,8 +81,10 @@ def figures(
 
 def report(
     sources: Annotated[
-        list[Path], typer.Argument(help="Checkpoints, or the folder of one sweep.", metavar="CHECKPOINT...|SWEEP")
-    ],
+        list[Path] | None,
+        typer.Argument(help="Checkpoints, the folder of one sweep, or --config.", metavar="[CHECKPOINT...|SWEEP]"),
+    ] = None,
+    config: NewestOf = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.", metavar="FILE")] = Path(
         "report.html"
     ),
@@ -91,9 +94,10 @@ def report(
     """Run `llgae report`; `app` has its help."""
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"-o {printable(output, 200)}: an .html file is expected")
+    chosen = chosen_checkpoints(sources or [], config)
     from llgae_cli.report import write_report
 
-    for warning in write_report(sources, output, data_dir):
+    for warning in write_report(chosen, output, data_dir):
         Progressing(quiet=True).warn(warning)
     size = output.stat().st_size
     if json:

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 REDRAW = 0.25  # seconds
 SHOWN_RUNNING = 12
+NAMES = {"validation_mean_l2": "validation mean L2", "mean_l2": "test mean L2"}
+LOWEST = {"validation_mean_l2": "best so far, by validation", "mean_l2": "lowest test mean L2 so far (no choice)"}
 
 
 class Watching:
-    """A sweep's watcher: done, running, failed, best so far and time left."""
+    """A sweep's watcher: done, running, failed, lowest so far and time left."""
 
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
@@ -46,9 +48,7 @@ class Watching:
 
     def finished(self, label: str, result: dict[str, Any], state: "State") -> None:
         """A line for the cell, on a terminal above the table."""
-        value, name = result["mean_l2"], "mean L2"
-        if result.get("validation_mean_l2") is not None:
-            value, name = result["validation_mean_l2"], "validation mean L2"
+        value, name = result[state.ranked_by], NAMES[state.ranked_by]
         self.note(f"{self._count(state)}  {label}: {name} {value:.2f}, {result['epoch']} epochs{_left(state)}")
 
     def failed(self, label: str, failure: dict[str, Any], state: "State") -> None:
@@ -74,8 +74,9 @@ def _table(state: "State") -> Table:
     drawn.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     for label, line in list(state.running.items())[:SHOWN_RUNNING]:
         drawn.add_row(Text(label, style="cyan"), Text(line))
-    if state.best is not None:
-        drawn.add_row(Text("best so far", style="green"), Text(f"{state.best[0]:.2f}  {state.best[1]}"))
+    if state.lowest is not None:
+        value, label = state.lowest
+        drawn.add_row(Text(LOWEST[state.ranked_by], style="green"), Text(f"{value:.2f}  {label}"))
     return drawn
 
 

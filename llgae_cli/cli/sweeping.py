@@ -49,7 +49,7 @@ def sweep(
     """Run `llgae sweep`; `app` has its help."""
     from llgae_cli.sweep import SweepFolder, conduct, read_plan
 
-    plan = read_plan(config, overrides or [])
+    plan = read_plan(config, overrides or [], Progressing(quiet=True).warn)
     if dry_run:
         _list_cells(plan, json)
         return
@@ -103,7 +103,7 @@ def sweep_cell(
 
 
 def show(board: "Board") -> None:
-    """The leaderboard on stdout; where cells were chosen by validation, test is told of the winner alone."""
+    """The leaderboard on stdout; where cells are ranked by validation, test is shown for the best cell alone."""
     chosen = board.ranked_by == "validation_mean_l2"
     keys = [key.replace("-", "_") for key in board.plan.keys]
     figures = ["validation_mean_l2" if chosen else "mean_l2", "train_mean_l2", "bits_coded", "epoch", "seconds"]
@@ -112,6 +112,7 @@ def show(board: "Board") -> None:
     for i, row in enumerate(board.rows[:SHOWN_ROWS]):
         rank = str(i + 1) if row["status"] == "done" else "stopped"
         rows.append([rank, *(str(row[key]) for key in keys), *(_number(row.get(key)) for key in figures), row["cell"]])
+    say(board.heading)
     table(headers, rows)
     if len(board.rows) > SHOWN_ROWS:
         say(f"... and {len(board.rows) - SHOWN_ROWS} more rows in results.csv")
@@ -119,13 +120,14 @@ def show(board: "Board") -> None:
         say(f"{board.plan.duplicates} cells of the file came out the same as another and ran once")
     if not board.done:
         return
-    best = board.done[0]
-    label = " ".join(f"{key}={best[key.replace('-', '_')]}" for key in board.plan.keys) or best["cell"]
-    say("", f"best        {label}" + (", chosen on validation samples" if chosen else ", ranked by test mean L2"))
+    first = board.done[0]
+    label = " ".join(f"{key}={first[key.replace('-', '_')]}" for key in board.plan.keys) or first["cell"]
     if chosen:
-        say(f"validation  {best['validation_mean_l2']:.2f}")
-    say(f"mean L2     {best['mean_l2']:.2f} on test, {best['train_mean_l2']:.2f} on train")
-    say(f"checkpoint  {best['checkpoint']}")
+        say("", f"best        {label}, chosen on validation samples", f"validation  {first['validation_mean_l2']:.2f}")
+    else:
+        say("", f"first       {label}, by test mean L2: no choice of a model")
+    say(f"mean L2     {first['mean_l2']:.2f} on test, {first['train_mean_l2']:.2f} on train")
+    say(f"checkpoint  {first['checkpoint']}")
 
 
 def _number(value: float | int | None) -> str:
@@ -134,7 +136,7 @@ def _number(value: float | int | None) -> str:
 
 def _list_cells(plan: "Plan", json: bool) -> None:
     rows = [
-        {"cell": cell.id, **{key.replace("-", "_"): value for key, value in cell.config.plain().items()}}
+        {"cell": cell.id, **{key.replace("-", "_"): value for key, value in plan.settings(cell).items()}}
         for cell in plan.cells
     ]
     if json:

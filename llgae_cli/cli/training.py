@@ -30,7 +30,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Run `llgae train`; `app` has its help."""
-    settings = read_config(config, overrides or [])
+    settings = read_config(config, overrides or [], Progressing(quiet=True).warn)
     from llgae_cli import experiment  # torch takes a second to import; a wrong config is told before
 
     with Progressing(quiet) as progress:

@@ -19,18 +19,17 @@ SERIES = {
 def training_curve(history: Sequence[dict[str, float]], *, theme: Theme = "light") -> Figure:
     """Mean L2 (squared grey levels per pixel) of train, validation and test against epochs, and against seconds.
 
-    `history`: a checkpoint's, one mapping an epoch with `epoch`, `seconds`, `test_mean_l2`, `train_mean_l2`. The
-    train value is the one seen during the epoch, before its update was complete.
+    `history`: a checkpoint's, one mapping an epoch with `epoch`, `seconds`, `train_mean_l2`, and the others in the
+    epochs that were measured. The train value is the one seen during the epoch, before its update was complete.
     """
     figure = new_figure(9.2, 3.6)
     by_epoch, by_time = figure.subplots(1, 2, sharey=True)
-    marks = len(history) <= 60
     for axes, key in ((by_epoch, "epoch"), (by_time, "seconds")):
         for name, (label, colour, mark) in SERIES.items():
             points = [(row[key], row[name]) for row in history if name in row and key in row]
             if points:
                 x, y = zip(*points, strict=True)
-                axes.plot(x, y, color=colour, marker=mark if marks else "", label=label)
+                axes.plot(x, y, color=colour, marker=mark if len(points) <= 60 else "", label=label)
     by_epoch.set(xlabel="epochs (passes over the training samples)", ylabel="mean L2 (grey levels² per pixel)")
     by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True))
     by_time.set(xlabel="time spent training (seconds)")
@@ -43,8 +42,10 @@ def training_curve(history: Sequence[dict[str, float]], *, theme: Theme = "light
                          ha="center", va="center", fontsize=9)  # fmt: skip
         by_time.legend(loc="upper left")
         _wide_range(by_epoch, history)
-        title = f"Mean L2 {last['test_mean_l2']:.2f} on test after {last['epoch']:.0f} epochs"
-        by_epoch.set_title(title if "test_mean_l2" in last else SQUARED)
+        title = SQUARED
+        if "test_mean_l2" in last:
+            title = f"Mean L2 {last['test_mean_l2']:.2f} on test after {last['epoch']:.0f} epochs"
+        by_epoch.set_title(title)
     return figure
 
 

@@ -13,13 +13,16 @@ MAX_VALUES = 30
 
 
 @styled
-def by_key(rows: Sequence[dict[str, Any]], keys: Sequence[str], *, theme: Theme = "light") -> Figure | None:
-    """A panel a key: every run's mean L2 (squared grey levels per pixel) at its value, and the best of each value.
+def by_key(
+    rows: Sequence[dict[str, Any]], keys: Sequence[str], ranked_by: str = "mean_l2", *, theme: Theme = "light"
+) -> Figure | None:
+    """A panel a key: every run's mean L2 (squared grey levels per pixel) at its value, and the lowest of each value.
 
-    `rows` have `mean_l2` and the keys. Numeric keys stand on an axis of ranks, so that 1, 10, 100 are evenly spaced.
-    None when no run was finished or nothing differs.
+    `rows` have the keys and the figure `ranked_by`: `validation_mean_l2`, or `mean_l2`, which is of the test samples.
+    Numeric keys stand on an axis of ranks, so that 1, 10, 100 are evenly spaced. None when no run was finished or
+    nothing differs.
     """
-    done = [row for row in rows if isinstance(row.get("mean_l2"), (int, float)) and row["mean_l2"] == row["mean_l2"]]
+    done = [row for row in rows if isinstance(row.get(ranked_by), (int, float)) and row[ranked_by] == row[ranked_by]]
     keys = [key for key in keys if 1 < len({str(row.get(key)) for row in done}) <= MAX_VALUES][:MAX_PANELS]
     if not done or not keys:
         return None
@@ -29,13 +32,15 @@ def by_key(rows: Sequence[dict[str, Any]], keys: Sequence[str], *, theme: Theme 
         values = sorted({row.get(key) for row in done}, key=_rank)
         at = {_name(value): place for place, value in enumerate(values)}
         x = np.array([at[_name(row.get(key))] for row in done])
-        y = np.array([row["mean_l2"] for row in done], dtype=float)
+        y = np.array([row[ranked_by] for row in done], dtype=float)
         axes.plot(x, y, ls="", marker="o", color=BLUE, alpha=0.6, label="a run")
-        best = [y[x == place].min() for place in range(len(values))]
-        axes.plot(range(len(values)), best, color=RED, marker="s", label="best of its value")
+        lowest = [y[x == place].min() for place in range(len(values))]
+        axes.plot(range(len(values)), lowest, color=RED, marker="s", label="lowest of its value")
         axes.set_xticks(range(len(values)), [_name(value) for value in values], rotation=0 if len(values) < 6 else 60)
         axes.set(xlabel=key.replace("_", "-"), xlim=(-0.5, len(values) - 0.5))
-    panels[0].set_ylabel("mean L2 (grey levels² per pixel)")
+    by_test = ranked_by == "mean_l2"
+    panels[0].set_ylabel(f"{'test' if by_test else 'validation'} mean L2 (grey levels² per pixel)")
+    figure.suptitle("By test mean L2: no choice of a model" if by_test else "By mean L2 on validation samples")
     panels[-1].legend()
     return figure
 

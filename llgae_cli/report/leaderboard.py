@@ -49,15 +49,27 @@ class Results(BaseModel):
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """A sweep's rows, the best first, failures last. `keys`: what differs between the rows; `total`: all of them."""
+    """A sweep's rows in the order of the figure `ranked_by`, failures last.
+
+    `ranked_by`: `validation_mean_l2`, or `mean_l2` of the test samples, which is no choice. `keys`: what differs
+    between the rows; `total`: all of them.
+    """
 
     rows: list[dict[str, Any]]
     keys: list[str]
     total: int
     failed: int
+    ranked_by: str = "mean_l2"
 
-    def best(self, folder: Path, n: int) -> list[Path]:
-        """The checkpoints of the best n rows whose file is there."""
+    @property
+    def heading(self) -> str:
+        """What the ranking is by."""
+        if self.ranked_by == "validation_mean_l2":
+            return "ranked by mean L2 on validation samples"
+        return "ranked by test mean L2: no choice of a model"
+
+    def first(self, folder: Path, n: int) -> list[Path]:
+        """The checkpoints of the first n rows whose file is there."""
         found: list[Path] = []
         for row in self.rows:
             path = _found(folder, row.get("checkpoint"))
@@ -84,7 +96,8 @@ def read_leaderboard(folder: Path) -> Leaderboard:
     failed = [row for row in rows if row["mean_l2"] is None]
     failed += [{"mean_l2": None, "error": f"{row.label}: {row.reason}"} for row in document.failed]
     keys = document.swept or _differing(rows)
-    return Leaderboard((done + failed)[:MAX_ROWS], keys, len(done) + len(failed), len(failed))
+    by = "validation_mean_l2" if document.ranked_by == "validation_mean_l2" else "mean_l2"
+    return Leaderboard((done + failed)[:MAX_ROWS], keys, len(done) + len(failed), len(failed), by)
 
 
 def _differing(rows: list[dict[str, Any]]) -> list[str]:

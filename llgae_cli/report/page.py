@@ -32,7 +32,7 @@ from llgae_cli.tasks import Task
 from llgae_cli.writing import replacing
 
 MAX_CHECKPOINTS = 12
-BEST_OF_SWEEP = 3
+FIRST_OF_SWEEP = 3
 MAX_PNG = 1_000_000  # bytes of a picture that a sweep has left
 OF_SWEEP = {
     "mean_l2": ("Mean L2 over the swept keys", "Mean L2 of the sweep's runs; the leaderboard has the numbers."),
@@ -64,13 +64,13 @@ class Picture:
 def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = None) -> list[str]:
     """Write the page about checkpoints, or about a sweep's folder, to `output`; return warnings.
 
-    Of a sweep the leaderboard and its three best checkpoints are shown. Raises InputError for sources that are
+    Of a sweep the leaderboard and its first three checkpoints are shown. Raises InputError for sources that are
     neither, for unsound checkpoints and missing data; RunError when the page cannot be written.
     """
     board, paths = None, list(sources)
     if len(paths) == 1 and os.path.isdir(paths[0]):  # unlike Path.is_dir, it raises for no name
         board = read_leaderboard(paths[0])
-        paths = board.best(paths[0], BEST_OF_SWEEP)
+        paths = board.first(paths[0], FIRST_OF_SWEEP)
     if not paths and board is None:
         raise InputError("report: give checkpoints, or the folder of a sweep")
     if len(paths) > MAX_CHECKPOINTS:
@@ -266,11 +266,15 @@ def _sweep_pictures(board: Leaderboard, folder: Path) -> list[Picture]:
     ]
     if found:
         return found
-    light, dark = (by_key(board.rows, board.keys, theme=theme) for theme in ("light", "dark"))
+    by = board.ranked_by
+    light, dark = (by_key(board.rows, board.keys, by, theme=theme) for theme in ("light", "dark"))
     if light is None or dark is None:
         return []
-    done = [row["mean_l2"] for row in board.rows if row.get("mean_l2") is not None]
-    alt = f"Mean L2 of {len(done)} runs against {', '.join(board.keys)}; from {min(done):.2f} to {max(done):.2f}."
+    done = [row[by] for row in board.rows if row.get(by) is not None]
+    what = "Test" if by == "mean_l2" else "Validation"
+    alt = (
+        f"{what} mean L2 of {len(done)} runs against {', '.join(board.keys)}; from {min(done):.2f} to {max(done):.2f}."
+    )
     return [_picture("sweep", "What the swept keys do", alt, {"light": light, "dark": dark})]
 
 
@@ -288,11 +292,10 @@ def _png(path: Path) -> list[tuple[str, int, int]]:
 def _alt(name: str, subject: Subject) -> str:
     history, residual = subject.checkpoint.history, subject.residual
     if name == "training" and history:
-        first, last = history[0], history[-1]
-        return (
-            f"Mean L2 on the test samples went from {first.get('test_mean_l2', 0):.2f} after the first epoch to "
-            f"{last.get('test_mean_l2', 0):.2f} after {last.get('epoch', 0):.0f} epochs."
-        )
+        train = [row["train_mean_l2"] for row in history if "train_mean_l2" in row]
+        went = f"Mean L2 on the training samples went from {train[0]:.2f} to {train[-1]:.2f}; " if train else ""
+        after = f"after {history[-1]['epoch']:.0f} epochs it is {subject.checkpoint.mean_l2:.2f} on the test samples."
+        return f"{went}{after}"
     if name == "reconstructions":
         low, middle, high = np.quantile(residual, [0, 0.5, 1])
         return (

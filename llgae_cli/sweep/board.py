@@ -11,15 +11,21 @@ from llgae_cli.sweep.plan import Cell, Plan
 
 Row = dict[str, Any]
 
+HEADINGS = {
+    "validation_mean_l2": "ranked by mean L2 on validation samples",
+    "mean_l2": "ranked by test mean L2: no choice of a model (for that, set one `validation` share for all cells)",
+}
+
 
 @dataclass(frozen=True)
 class Board:
     """The leaderboard.
 
-    rows        one per cell with a result, the best first: `cell`, `status` (done, or stopped by halving),
-                `checkpoint`, `mean_l2`, `train_mean_l2`, `validation_mean_l2` (squared grey levels per pixel), `epoch`
-                (epochs done), `seconds`, `threads`, the fields of `rate.Rate`, and the config's keys in snake_case
-    ranked_by   `validation_mean_l2` where every cell holds out training samples, else `mean_l2`
+    rows        one per cell with a result, the lowest `ranked_by` first: `cell`, `status` (done, or stopped by
+                halving), `checkpoint`, `mean_l2` (of the test samples), `train_mean_l2`, `validation_mean_l2` (all in
+                squared grey levels per pixel), `epoch` (epochs done), `seconds`, `threads`, the fields of `rate.Rate`,
+                and the config's keys in snake_case
+    ranked_by   `validation_mean_l2`, or `mean_l2` of the test samples: see `Plan.ranked_by`
     failed      `cell`, `label`, `reason`, `last_line`, `log`
     missing     cells that have not run
     """
@@ -44,9 +50,14 @@ class Board:
                 rows.append(row)
             else:
                 missing += 1
-        by = "validation_mean_l2" if all(cell.config.validation for cell in plan.cells) else "mean_l2"
+        by = plan.ranked_by
         rows.sort(key=lambda row: (row["status"] != "done", row[by], row["cell"]))
         return cls(plan, rows, by, failed, missing)
+
+    @property
+    def heading(self) -> str:
+        """What the ranking is by, and that a ranking by test is no choice."""
+        return HEADINGS[self.ranked_by]
 
     @property
     def done(self) -> list[Row]:
@@ -64,7 +75,8 @@ class Board:
         document = {
             "sweep": self.plan.name,
             "swept": [key.replace("-", "_") for key in self.plan.keys],
-            "ranked_by": self.ranked_by,
+            "ranked_by": {"mean_l2": "test_mean_l2"}.get(self.ranked_by, self.ranked_by),
+            "heading": self.heading,
             "rows": self.rows,
             "failed": self.failed,
             "missing": self.missing,
@@ -79,7 +91,7 @@ def _row(plan: Plan, folder: SweepFolder, cell: Cell) -> Row | None:
             status, result = "stopped", folder.result(cell.id, rung)
     if result is None:
         return None
-    config = {key.replace("-", "_"): value for key, value in cell.config.plain().items()}
+    config = {key.replace("-", "_"): value for key, value in plan.settings(cell).items()}
     head = {"cell": cell.id, "status": status, **result}
     head["checkpoint"] = str(folder.cell(cell.id) / result["checkpoint"])
     return {**head, **{key: value for key, value in config.items() if key not in head}}

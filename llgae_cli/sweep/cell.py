@@ -8,7 +8,7 @@ from typing import Any
 
 from llgae_cli import checkpoints
 from llgae_cli.checkpoints import CheckpointName
-from llgae_cli.config import Config, read_config
+from llgae_cli.config import Config, read_stored
 from llgae_cli.errors import InputError, RunError
 from llgae_cli.records import validate
 from llgae_cli.sweep.folder import held_when_free, result_model, result_name, write_whole
@@ -54,7 +54,7 @@ def run_cell(folder: Path, reporter: Any, until: int | None = None, keep_all: bo
     Goes on from its last checkpoint where there is one, and does nothing where the result is there. Raises what
     `experiment.train` raises.
     """
-    config = read_config([folder / "config.yaml"]).model_copy(update={"checkpoint_dir": folder})
+    config = read_stored(folder / "config.yaml").model_copy(update={"checkpoint_dir": folder})
     if until is not None:
         config = config.model_copy(update={"epochs": min(until, config.epochs)})
     with held_when_free(folder / "lock", PATIENCE):

@@ -15,13 +15,17 @@ from llgae_cli.sweep.process import Share, reason
 
 @dataclass(frozen=True)
 class State:
-    """How a sweep stands. `seconds_left` is None while nothing is known; `best` is (mean L2, label)."""
+    """How a sweep stands. `seconds_left` is None while nothing is known.
+
+    `lowest` is (mean L2, label) of the cells done so far, by the figure `ranked_by` (see `Plan.ranked_by`).
+    """
 
     total: int
     done: int
     failed: int
     running: dict[str, str]  # label -> last line of its log
-    best: tuple[float, str] | None
+    lowest: tuple[float, str] | None
+    ranked_by: str
     seconds_left: float | None
 
 
@@ -66,7 +70,7 @@ class Ledger:
     waiting: dict[str, Cell]
     done: int = 0
     failed: int = 0
-    best: tuple[float, str] | None = None
+    lowest: tuple[float, str] | None = None
     running: dict[str, Cell] = field(default_factory=dict)
     started: dict[str, float] = field(default_factory=dict)
     timed: list[tuple[float, float]] = field(default_factory=list)  # work and seconds of the cells done
@@ -88,18 +92,18 @@ class Ledger:
         if result is not None:
             self.done += 1
             self.timed.append((cell.work, seconds))
-            self.noted(cell, result)
+            self.compare(cell, result)
             self.watcher.finished(label, result, self.state())
         else:
             self.failed += 1
             failure = self.folder.fail(cell.id, what if isinstance(what, str) else reason(what))
             self.watcher.failed(label, failure, self.state())
 
-    def noted(self, cell: Cell, result: dict[str, Any]) -> None:
-        """Keep the best so far: by validation where the cell has one."""
-        value = result["validation_mean_l2"] if cell.config.validation else result["mean_l2"]
-        if self.best is None or value < self.best[0]:
-            self.best = (value, self.plan.label(cell))
+    def compare(self, cell: Cell, result: dict[str, Any]) -> None:
+        """Keep the lowest so far, by the one figure that ranks all cells."""
+        value = result[self.plan.ranked_by]
+        if self.lowest is None or value < self.lowest[0]:
+            self.lowest = (value, self.plan.label(cell))
 
     def tick(self) -> None:
         """The engine is alive."""
@@ -110,7 +114,8 @@ class Ledger:
         running = {
             self.plan.label(cell): last_line(self.folder.cell(id) / "log.txt") for id, cell in self.running.items()
         }
-        return State(self.total, self.done, self.failed, running, self.best, self.seconds_left())
+        by = self.plan.ranked_by
+        return State(self.total, self.done, self.failed, running, self.lowest, by, self.seconds_left())
 
     def seconds_left(self) -> float | None:
         """Taken as rate * work for each cell, the rate from those done; what runs has its elapsed time behind it."""
@@ -207,7 +212,7 @@ def stage(
         result = folder.result(cell.id, until)
         if result is not None:
             ledger.done += 1
-            ledger.noted(cell, result)
+            ledger.compare(cell, result)
         elif folder.failure(cell.id) is not None:
             ledger.failed += 1
         else:

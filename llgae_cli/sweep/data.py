@@ -6,7 +6,7 @@ from llgae_cli.tasks import load_task
 
 
 def check_data(plan: Plan) -> None:
-    """Load every task of the plan once; InputError when one cannot be had, or a cell's K or E is too large for it."""
+    """Load every task of the plan once; InputError when one cannot be had or does not fit a cell's K, E, validation."""
     shapes: dict[tuple[str, str, str], tuple[int, int]] = {}
     errors = []
     for cell in plan.cells:
@@ -16,7 +16,12 @@ def check_data(plan: Plan) -> None:
             train = load_task(config.task, config.data_dir, config.centring, config.seed).train
             shapes[key] = train.N, train.D
         N, D = shapes[key]
-        N -= round(N * config.validation)
+        held = round(N * config.validation)
+        if config.validation and not held:
+            errors.append(
+                f"cell {plan.label(cell)}: validation: {config.validation:g} of {N} training samples is less than one"
+            )
+        N -= held
         if config.K > N:
             errors.append(f"cell {plan.label(cell)}: K: {config.K} components for {N} training samples")
         if config.embed_dim > D:

@@ -30,7 +30,7 @@ def draw(board: Board, folder: Path) -> list[Path]:
     figures: dict[str, Figure] = {}
     numeric = [key for key in keys if all(_is_number(row[key]) for row in rows)]
     if len(keys) == 1 and numeric:
-        figures["mean_l2"] = curves(rows, keys[0])
+        figures["mean_l2"] = curves(rows, keys[0], board.ranked_by)
     elif len(keys) == 2 and len(numeric) == 2 and _grid_size(rows, keys) <= MAX_HEAT:
         figures["mean_l2"] = heat_maps(rows, keys, board.ranked_by)
     elif len(keys) == 2 and numeric:
@@ -38,12 +38,12 @@ def draw(board: Board, folder: Path) -> list[Path]:
         if len({str(row[other]) for row in rows}) <= MAX_SERIES:
             figures["mean_l2"] = families(rows, numeric[-1], other, board.ranked_by)
     if len(rows) > 1 and len({row["bits_float"] for row in rows}) > 1:
-        figures["rate_distortion"] = rate_distortion(rows)
+        figures["rate_distortion"] = rate_distortion(rows, board.ranked_by)
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
 @styled
-def curves(rows: Sequence[Row], key: str) -> Figure:
+def curves(rows: Sequence[Row], key: str, value: str) -> Figure:
     """Mean L2 of each split against one numeric key: a mark a run, a line through the means over seeds."""
     figure = new_figure(6.4, 4.0)
     axes = figure.subplots()
@@ -54,6 +54,7 @@ def curves(rows: Sequence[Row], key: str) -> Figure:
     _number_axis(axes, [row[key] for row in rows], key)
     axes.set(ylabel=UNIT, title=f"Mean L2 against {_dashed(key)}")
     axes.legend()
+    _caution(figure, value)
     return figure
 
 
@@ -68,6 +69,7 @@ def families(rows: Sequence[Row], key: str, other: str, value: str) -> Figure:
     _number_axis(axes, [row[key] for row in rows], key)
     axes.set(ylabel=UNIT, title=f"{_split(value)} mean L2 against {_dashed(key)}")
     axes.legend()
+    _caution(figure, value)
     return figure
 
 
@@ -92,11 +94,12 @@ def heat_maps(rows: Sequence[Row], keys: Sequence[str], value: str) -> Figure:
         axes.grid(False)
         axes.spines[:].set_visible(False)
     panels[0].set_ylabel(_dashed(keys[0]))
+    _caution(figure, value)
     return figure
 
 
 @styled
-def rate_distortion(rows: Sequence[Row]) -> Figure:
+def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
     """Bits a sample against test mean L2, b as 32-bit floats and entropy-coded (see `rate`), Pareto fronts marked."""
     figure = new_figure(9.2, 4.2)
     panels = figure.subplots(1, 2, sharey=True)
@@ -123,6 +126,7 @@ def rate_distortion(rows: Sequence[Row]) -> Figure:
         axes.set_yscale("log")
         _plain_ticks(axes)
     panels[0].set_ylabel(f"test {UNIT}")
+    _caution(figure, value)
     panels[1].legend(title="labels: " + ", ".join({"embed_dim": "E"}.get(key, key) for key in named), loc="upper right")
     return figure
 
@@ -184,6 +188,12 @@ def _grid_size(rows: Sequence[Row], keys: Sequence[str]) -> int:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _caution(figure: Figure, value: str) -> None:
+    """Head a picture of a sweep that is ranked by test mean L2."""
+    if value == "mean_l2":
+        figure.suptitle("By test mean L2: no choice of a model", fontsize="medium")
 
 
 def _split(value: str) -> str:

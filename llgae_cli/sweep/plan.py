@@ -3,13 +3,23 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llgae_cli.checkpoints import name_of
-from llgae_cli.config import NEUTRAL_KEYS, Config, keys, known_key, parse_yaml, read_mapping, validated
+from llgae_cli.config import (
+    NEUTRAL_KEYS,
+    SOURCE_KEYS,
+    Config,
+    keys,
+    known_key,
+    parse_yaml,
+    read_mapping,
+    refuse_unused,
+    validated,
+)
 from llgae_cli.errors import InputError, nearest, printable
 from llgae_cli.sweep.halving import Halving, read_halving
 
@@ -51,10 +61,24 @@ class Plan:
     duplicates: int
     halving: Halving | None
 
+    @property
+    def ranked_by(self) -> str:
+        """The figure that compares the cells: `validation_mean_l2` where all hold out one share of one task's samples.
+
+        Else `mean_l2`, which is of the test samples and chooses nothing. Each seed holds out samples of its own.
+        """
+        splits = {(cell.config.task, cell.config.validation) for cell in self.cells}
+        return "validation_mean_l2" if len(splits) == 1 and self.cells[0].config.validation else "mean_l2"
+
     def label(self, cell: Cell) -> str:
         """The cell in its swept keys, such as `K=11 embed-dim=20`."""
-        plain = cell.config.plain()
-        return " ".join(f"{key}={printable(plain[key], 40)}" for key in self.keys) or f"cell {cell.id}"
+        settings = self.settings(cell)
+        return " ".join(f"{key}={printable(settings[key], 40)}" for key in self.keys) or f"cell {cell.id}"
+
+    def settings(self, cell: Cell) -> Values:
+        """The cell's config in plain values; of the later keys, those that the sweep varies are there at any value."""
+        plain, values = cell.config.plain(), cell.config.values()
+        return {key: value for key, value in values.items() if key in plain or key in self.keys}
 
 
 def deciding(config: Config) -> Values:
@@ -62,7 +86,9 @@ def deciding(config: Config) -> Values:
     return {key: value for key, value in config.plain().items() if key == "epochs" or key not in NEUTRAL_KEYS}
 
 
-def read_plan(path: Path, overrides: list[str] | None = None) -> Plan:
+def read_plan(
+    path: Path, overrides: list[str] | None = None, warn: Callable[[str], None] = lambda message: None
+) -> Plan:
     """Read a sweep file.
 
         base: a config (mapping), a path, or a list of them (the later wins); paths count from the sweep file's folder
@@ -71,8 +97,10 @@ def read_plan(path: Path, overrides: list[str] | None = None) -> Plan:
         repeat: a number of seeds, counted up from the base's, or a list of seeds; crossed with all of it
         halving: {rungs: [epochs, ...], keep: share}, see `halving`
 
-    `overrides` are `key=value` for the base. Cells that come out the same are one. Raises InputError that names file,
-    cell, key and value; several faulty cells are told together.
+    `overrides` are `key=value` for the base. A cell is given only the keys that have an effect in it (and the base's
+    SOURCE_KEYS), and cells that come out the same are one. Raises InputError that names file, cell, key and value;
+    several faulty cells are told together. A key without effect in any cell is an error too; `warn` gets a line where
+    it is one of SOURCE_KEYS and not varied.
     """
     document = read_mapping(path)
     for section in document:
@@ -95,7 +123,9 @@ def read_plan(path: Path, overrides: list[str] | None = None) -> Plan:
     if len(grids) * len(zips) * len(seeds) > MAX_CELLS:
         raise InputError(f"{path}: {len(grids) * len(zips) * len(seeds)} cells; a sweep has {MAX_CELLS} at most")
     rows = [{**grid, **zipped, **seed} for grid, zipped, seed in itertools.product(grids, zips, seeds)]
-    cells = _cells(rows, base, origin, path)
+    for key in swept:
+        origin.setdefault(key, f"{path}: {'grid' if any(key in row for row in grids) else 'zip'}")
+    cells = _cells(rows, base, origin, path, warn)
     halving = None
     if "halving" in document:
         halving = read_halving(document["halving"], [cell.config for cell in cells], path)
@@ -177,13 +207,22 @@ def _seeds(value: Any, base: Values, path: Path, swept: list[str]) -> list[Value
     return [{"seed": first + i} for i in range(value)]
 
 
-def _cells(rows: list[Values], base: Values, origin: dict[str, str], path: Path) -> list[Cell]:
+def _cells(
+    rows: list[Values], base: Values, origin: dict[str, str], path: Path, warn: Callable[[str], None]
+) -> list[Cell]:
     found: dict[str, Cell] = {}
     errors: list[str] = []
+    varied = {key for row in rows for key in row if row[key] != rows[0].get(key)}
+    unused: dict[str, str] | None = None  # keys that have had no effect in any cell so far, and why
     for i, row in enumerate(rows):
         where = {key: source for key, source in origin.items() if key not in row}
         try:
-            cell = Cell(validated({**base, **row}, where))
+            given = {**base, **row}
+            config = validated(given, where)
+            reasons = {key: reason for key in given if (reason := config.no_effect(key))}
+            unused = reasons if unused is None else {key: unused[key] for key in unused if key in reasons}
+            left_out = {key for key in reasons if key in varied or key not in SOURCE_KEYS}
+            cell = Cell(validated({key: value for key, value in given.items() if key not in left_out}, where))
             name_of(cell.config, 0, 0.0)  # a value that no checkpoint's name can hold
             found.setdefault(cell.id, cell)
         except InputError as error:
@@ -192,15 +231,16 @@ def _cells(rows: list[Values], base: Values, origin: dict[str, str], path: Path)
     if errors:
         more = f"; and {len(errors) - SHOWN_ERRORS} more cells" if len(errors) > SHOWN_ERRORS else ""
         raise InputError(f"{path}: " + "; ".join(errors[:SHOWN_ERRORS]) + more)
+    refuse_unused(unused or {}, origin, warn, varied)
     return list(found.values())
 
 
 def _differing(cells: list[Cell], order: list[str]) -> tuple[str, ...]:
-    plains = [cell.config.plain() for cell in cells]
+    settings = [cell.config.values() for cell in cells]
 
     def differing() -> Iterator[str]:
         for key in dict.fromkeys(order):
-            if len({json.dumps(plain[key]) for plain in plains}) > 1:
+            if len({json.dumps(values[key]) for values in settings}) > 1:
                 yield key
 
     return tuple(differing())
