@@ -3,6 +3,8 @@
 import copy
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +16,7 @@ from llgae_cli.assembly import build_model, build_trainer
 from llgae_cli.checkpoints import Checkpoint
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, Interrupted, ProcessLostError, RunError, printable
+from llgae_cli.formatting import five_digits
 from llgae_cli.models import LLGAE, Model
 from llgae_cli.restoring import check_record, load_state, restore
 from llgae_cli.tasks import Samples, Task, load_task
@@ -92,15 +95,13 @@ def train(config: Config, reporter: Reporter, resume: str | None = None, patienc
             restore_run(run, resume, reporter)
         reporter.note(f"{run.task.name}: {run.train.N} training samples of {run.train.D} values, {run.task.source}")
         try:
-            if resume is None:
-                began = time.perf_counter()
-                run.trainer.start(reporter.note)
-                run.seconds = time.perf_counter() - began
+            if run.done == 0:
+                with timed(run):
+                    run.trainer.start(reporter.note)
             warn_of_divergence(run.model, reporter)
             while run.done < config.epochs and not run.trainer.finished:
-                began = time.perf_counter()
-                record = run.trainer.epoch()
-                run.seconds += time.perf_counter() - began
+                with timed(run):
+                    record = run.trainer.epoch()
                 complete_epoch(run, record)
                 last = run.done == config.epochs or run.trainer.finished  # which `finish` saves, with more in it
                 if last or is_measured(config, run.done):
@@ -111,8 +112,12 @@ def train(config: Config, reporter: Reporter, resume: str | None = None, patienc
             warn_of_divergence(run.model, reporter)
             return finish(run, reporter)
         except Interrupted as interrupt:
-            if run.snapshot is not None and "test_mean_l2" not in run.snapshot["history"][-1]:
-                reporter.note("interrupted: measuring the last complete epoch, which is then saved")
+            if run.done == 0 and run.trainer.keep_start():
+                run.snapshot = take_snapshot(run)
+            if run.snapshot is None:
+                reporter.warn("nothing was saved: the run was interrupted before its first epoch was complete")
+            elif last_measured(run.snapshot["history"]) is None:
+                reporter.note("interrupted: measuring the last complete state, which is then saved")
             interrupt.saved = run.saved if run.snapshot is None else save(run)
             raise
         except ProcessLostError as lost:
@@ -194,19 +199,33 @@ def complete_epoch(run: Run, record: EpochRecord) -> None:
     Raises RunError where the training has diverged.
     """
     epoch = run.done + 1
-    state = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
     if not math.isfinite(record["train_mean_l2"]):
         raise RunError(f"the train mean L2 became {record['train_mean_l2']} in epoch {epoch}: lower lr or beta")
-    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+    if not all(bool(tensor.isfinite().all()) for tensor in run.model.state_dict().values()):
         raise RunError(f"the model's parameters became infinite or nan in epoch {epoch}: lower lr or beta")
     run.history.append({"epoch": epoch, "seconds": run.seconds, **record})  # type: ignore[dict-item]
-    run.snapshot = {
+    run.snapshot = take_snapshot(run)
+    interrupts.check()
+
+
+def take_snapshot(run: Run) -> dict[str, Any]:
+    """The present state as a checkpoint holds it, in tensors of its own."""
+    return {
         "history": list(run.history),
         "seconds": run.seconds,
-        "state": state,
+        "state": {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()},
         "trainer_state": copy.deepcopy(run.trainer.state_dict()),
     }
-    interrupts.check()
+
+
+@contextmanager
+def timed(run: Run) -> Iterator[None]:
+    """Add the time that the block takes to the run's seconds."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        run.seconds += time.perf_counter() - began
 
 
 def is_measured(config: Config, epoch: int) -> bool:
@@ -232,14 +251,20 @@ def measure_snapshot(run: Run) -> float:
     it would be without the interrupt.
     """
     assert run.snapshot is not None
-    last = run.snapshot["history"][-1]
-    if "test_mean_l2" in last:
-        return float(last["test_mean_l2"])
+    history = run.snapshot["history"]
+    known = last_measured(history)
+    if known is not None:
+        return known
     run.model.load_state_dict(run.snapshot["state"])
     figures = measure(run)
-    if is_measured(run.config, int(last["epoch"])):
-        last |= figures
+    if history and is_measured(run.config, int(history[-1]["epoch"])):
+        history[-1] |= figures
     return figures["test_mean_l2"]
+
+
+def last_measured(history: list[dict[str, float]]) -> float | None:
+    """The test mean L2 after the last epoch of a history, None where it was not measured."""
+    return history[-1].get("test_mean_l2") if history else None
 
 
 def save(run: Run, **more: Any) -> Path | None:
@@ -250,10 +275,10 @@ def save(run: Run, **more: Any) -> Path | None:
     """
     if distributed.rank() or run.snapshot is None:
         return None
-    last = run.snapshot["history"][-1]
+    history = run.snapshot["history"]
     checkpoint = Checkpoint(
         config=shareable(run.config),
-        epoch=int(last["epoch"]),
+        epoch=int(history[-1]["epoch"]) if history else 0,  # 0: the best of the starts that were done
         mean_l2=measure_snapshot(run),
         **{"train_mean_l2": None, "extras": {}, **more},
         data={
@@ -325,7 +350,7 @@ def finish(run: Run, reporter: Reporter) -> Outcome:
     last = run.history[-1]
     if isinstance(run.trainer, ClosedForm) and run.trainer.short_lists:
         extras["candidates_lost"] = lost = last["train_mean_l2"] / evaluation.mean_l2 - 1
-        reporter.note(f"candidates: short lists lost {lost:.4%} of the train mean L2 {evaluation.mean_l2:.2f}")
+        reporter.note(f"candidates: short lists lost {lost:.4%} of the train mean L2 {five_digits(evaluation.mean_l2)}")
     return Outcome(
         checkpoint=save(run, train_mean_l2=evaluation.mean_l2, extras=extras),
         mean_l2=last["test_mean_l2"],

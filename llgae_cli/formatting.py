@@ -3,14 +3,19 @@
 import math
 
 
-def five_digits(value: float | None) -> str:
-    """Return a number with at least five significant digits and two decimals; `-` for None and nan.
+def five_digits(value: float | None, decimals: int = 2) -> str:
+    """Return a number with at least five significant digits and so many decimals; `-` for None and nan.
 
     724.62, 1207.98, 0.041234, 1.2346e-09: data may have any scale.
     """
     if value is None or math.isnan(value):
         return "-"
     if value == 0 or math.isinf(value):
-        return f"{value:.2f}"
-    decimals = max(2, 4 - math.floor(math.log10(abs(value))))
+        return f"{value:.{decimals}f}"
+    decimals = max(decimals, 4 - math.floor(math.log10(abs(value))))
     return f"{value:.{decimals}f}" if decimals <= 8 else f"{value:.4e}"
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage with two decimals; `-` for nan."""
+    return "-" if math.isnan(share) else f"{share:.2%}"

@@ -46,10 +46,10 @@ def set_waiting() -> None:
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
-def usable_cores() -> int:
+def usable_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
     """CPU cores that this process may use: its affinity, and the quota of its control group (a container's limit)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, _quota(Path("/sys/fs/cgroup")))))
+    return max(1, math.ceil(min(cores, _quota(groups))))
 
 
 def _quota(root: Path) -> float:

@@ -17,6 +17,7 @@ from llgae_cli.training.components import Components, Coordinates, orthonormal
 from llgae_cli.training.passes import improved, survey
 from llgae_cli.training.scoring import Scorer
 
+pytestmark = pytest.mark.numeric
 DOUBLE = torch.float64
 SPREAD = 8.5  # within a group of `groups`
 

@@ -41,7 +41,7 @@ app.command(
 )(datasets.data)
 app.command(
     "config",
-    help="Print the resolved config, with the defaults of all keys that have an effect, or the JSON Schema of all keys.",
+    help="Print the resolved config with the defaults of all keys that have an effect, or the JSON Schema of all keys.",
 )(configs.config)
 app.command(
     "bench",

@@ -9,6 +9,7 @@ import typer
 from llgae_cli.cli.options import CheckpointFile, DataDir, Json
 from llgae_cli.cli.output import print_json, say
 from llgae_cli.errors import InputError, printable
+from llgae_cli.formatting import five_digits
 
 
 class Part(StrEnum):
@@ -45,7 +46,11 @@ def encode(
     if json:
         print_json({"codes": str(output), "n": samples.N, "mean_l2": mean_l2, "bytes": size})
         return
-    say(f"codes    {output}", f"samples  {samples.N}, {size / samples.N:.0f} bytes each", f"mean L2  {mean_l2:.5f}")
+    say(
+        f"codes    {output}",
+        f"samples  {samples.N}, {size / samples.N:.0f} bytes each",
+        f"mean L2  {five_digits(mean_l2)}",
+    )
 
 
 def decode(

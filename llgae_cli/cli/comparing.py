@@ -8,6 +8,7 @@ import typer
 from llgae_cli.cli.options import DataDir, Json
 from llgae_cli.cli.output import Progressing, print_json, table
 from llgae_cli.cli.picturing import Kinds, Theme, ThemeOption, checked_kinds
+from llgae_cli.formatting import five_digits
 
 COLUMNS = [
     "model", "K", "E", "parameters", "bits", "bits coded", "mean L2", "mean L2 coded", "train mean L2",
@@ -49,8 +50,9 @@ def compare(
         [
             [
                 row.model, str(row.K), str(row.E), str(row.parameters), f"{row.bits_float:.1f}",
-                f"{row.bits_coded:.1f}", _shown(row.mean_l2), _shown(row.mean_l2_coded), _shown(row.train_mean_l2),
-                _shown(row.train_seconds), f"{1e6 * row.encode_seconds:.1f}", f"{row.psnr:.2f}",
+                f"{row.bits_coded:.1f}", five_digits(row.mean_l2), five_digits(row.mean_l2_coded),
+                five_digits(row.train_mean_l2),
+                f"{row.train_seconds:.2f}", f"{1e6 * row.encode_seconds:.1f}", f"{row.psnr:.2f}",
                 Path(row.checkpoint).name,
             ]
             for row in rows
@@ -65,7 +67,3 @@ def compare(
     )
     for path in drawn:
         progress.note(str(path))
-
-
-def _shown(value: float) -> str:
-    return f"{value:.2f}" if value >= 10 else f"{value:.3g}"  # data of 0 to 1 has a mean L2 far below 0.01

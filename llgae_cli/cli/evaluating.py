@@ -11,6 +11,7 @@ from llgae_cli.cli.options import DataDir, Device, Json, NewestOf
 from llgae_cli.cli.output import Progressing, print_json, say, table
 from llgae_cli.config import read_config
 from llgae_cli.errors import InputError
+from llgae_cli.formatting import five_digits, percent
 
 
 class Split(StrEnum):
@@ -46,11 +47,11 @@ def evaluate(
         print_json({**head, **evaluation.plain(), "per_class": per_class or None, "warnings": found.warnings})
         return
     K = len(evaluation.usage)
-    recorded = "" if found.recorded is None else f" (recorded {found.recorded:.5f})"
+    recorded = "" if found.recorded is None else f" (recorded {five_digits(found.recorded, 5)})"
     say(
         f"task                {found.task}, {found.split}: {evaluation.n} samples",
-        f"mean L2             {evaluation.mean_l2:.5f}{recorded}",
-        f"explained variance  {evaluation.explained_variance:.2%}",
+        f"mean L2             {five_digits(evaluation.mean_l2, 5)}{recorded}",
+        f"explained variance  {percent(evaluation.explained_variance)}",
         f"PSNR                {evaluation.psnr:.2f} dB",
     )
     if K > 1:
@@ -61,7 +62,9 @@ def evaluate(
     if evaluation.bits:
         say(f"bits for symbols    {evaluation.bits:.2f}, k and what other symbols the code has")
     if evaluation.per_class:
-        table(["class", "mean L2"], [[names[label], f"{value:.2f}"] for label, value in evaluation.per_class.items()])
+        table(
+            ["class", "mean L2"], [[names[label], five_digits(value)] for label, value in evaluation.per_class.items()]
+        )
 
 
 def chosen_checkpoints(given: Sequence[Path], config: Sequence[Path] | None) -> list[Path]:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llgae_cli.errors import RunError, printable
+from llgae_cli.formatting import five_digits
 from llgae_cli.interrupts import postponed
 
 
@@ -174,7 +175,7 @@ class Progressing:
     @postponed()
     def epoch(self, record: dict[str, float], epochs: int) -> None:
         """The epoch's figures."""
-        figures = [f"{label} {record[key]:.2f}" for key, label in _FIGURES.items() if key in record]
+        figures = [f"{label} {five_digits(record[key])}" for key, label in _FIGURES.items() if key in record]
         figures += [f"{record[key]:.0f} {key}" for key in ("empty", "repaired") if record.get(key)]
         text = "mean L2 " + ", ".join(figures)
         if self.bar:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from llgae_cli.cli.output import ERRORS, complain
 from llgae_cli.errors import printable
+from llgae_cli.formatting import five_digits
 
 if TYPE_CHECKING:
     from llgae_cli.sweep.conduct import State
@@ -49,7 +50,7 @@ class Watching:
     def finished(self, label: str, result: dict[str, Any], state: "State") -> None:
         """A line for the cell, on a terminal above the table."""
         value, name = result[state.ranked_by], NAMES[state.ranked_by]
-        self.note(f"{self._count(state)}  {label}: {name} {value:.2f}, {result['epoch']} epochs{_left(state)}")
+        self.note(f"{self._count(state)}  {label}: {name} {five_digits(value)}, {result['epoch']} epochs{_left(state)}")
 
     def failed(self, label: str, failure: dict[str, Any], state: "State") -> None:
         """A line for the failure at once; the end has them all again."""
@@ -76,7 +77,7 @@ def _table(state: "State") -> Table:
         drawn.add_row(Text(label, style="cyan"), Text(line))
     if state.lowest is not None:
         value, label = state.lowest
-        drawn.add_row(Text(LOWEST[state.ranked_by], style="green"), Text(f"{value:.2f}  {label}"))
+        drawn.add_row(Text(LOWEST[state.ranked_by], style="green"), Text(f"{five_digits(value)}  {label}"))
     return drawn
 
 

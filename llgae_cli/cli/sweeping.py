@@ -10,6 +10,7 @@ import typer
 from llgae_cli.cli.options import Json, Overrides, Quiet
 from llgae_cli.cli.output import Progressing, print_json, say, table
 from llgae_cli.errors import InputError, printable
+from llgae_cli.formatting import five_digits
 
 if TYPE_CHECKING:
     from llgae_cli.sweep import Board, Plan
@@ -123,15 +124,19 @@ def show(board: "Board") -> None:
     first = board.done[0]
     label = " ".join(f"{key}={first[key.replace('-', '_')]}" for key in board.plan.keys) or first["cell"]
     if chosen:
-        say("", f"best        {label}, chosen on validation samples", f"validation  {first['validation_mean_l2']:.2f}")
+        say(
+            "",
+            f"best        {label}, chosen on validation samples",
+            f"validation  {five_digits(first['validation_mean_l2'])}",
+        )
     else:
         say("", f"first       {label}, by test mean L2: no choice of a model")
-    say(f"mean L2     {first['mean_l2']:.2f} on test, {first['train_mean_l2']:.2f} on train")
+    say(f"mean L2     {five_digits(first['mean_l2'])} on test, {five_digits(first['train_mean_l2'])} on train")
     say(f"checkpoint  {first['checkpoint']}")
 
 
 def _number(value: float | int | None) -> str:
-    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+    return "" if value is None else five_digits(value) if isinstance(value, float) else str(value)
 
 
 def _list_cells(plan: "Plan", json: bool) -> None:

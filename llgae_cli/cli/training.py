@@ -11,6 +11,7 @@ from llgae_cli.cli.options import ConfigFiles, Json, Overrides, Quiet
 from llgae_cli.cli.output import Progressing, print_json, say
 from llgae_cli.config import read_config
 from llgae_cli.errors import Interrupted, RunError
+from llgae_cli.formatting import five_digits
 
 if TYPE_CHECKING:
     from llgae_cli.experiment import Outcome
@@ -54,7 +55,7 @@ def tell(outcome: "Outcome", drawn: list[Path], json: bool) -> None:
         print_json({**asdict(outcome), "checkpoint": str(outcome.checkpoint), "figures": files})
         return
     say(
-        f"mean L2     {outcome.mean_l2:.2f} on test, {outcome.train_mean_l2:.2f} on train",
+        f"mean L2     {five_digits(outcome.mean_l2)} on test, {five_digits(outcome.train_mean_l2)} on train",
         f"training    {outcome.epochs} epochs in {outcome.seconds:.1f} s",
         f"checkpoint  {outcome.checkpoint}",
     )

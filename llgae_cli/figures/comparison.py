@@ -11,6 +11,7 @@ from llgae_cli.figures.atlas import centre
 from llgae_cli.figures.pictures import by_class, class_name, ranked, sheet
 from llgae_cli.figures.style import Theme, styled
 from llgae_cli.figures.subject import Subject, names
+from llgae_cli.formatting import five_digits
 
 COLUMNS = 12
 SLICES = 3
@@ -36,7 +37,7 @@ def comparison(subjects: Sequence[Subject], walks: bool = True, *, theme: Theme 
     rows = [cells.Row(first.originals(chosen)[0], "original", captions=captions)]
     called = names(subjects)
     for subject, name in zip(subjects, called, strict=True):
-        text = f"{name}\nmean L2 {subject.evaluation.mean_l2:.4g}"
+        text = f"{name}\nmean L2 {five_digits(subject.evaluation.mean_l2)}"
         rows.append(cells.Row(subject.originals(chosen)[1], text.replace("$", r"\$")))
     if walks and last.model.E:
         rows += _slices(last, len(chosen))

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from llgae_cli.figures.style import BLUE, GREEN, RED, SQUARED, Theme, new_figure, styled
+from llgae_cli.formatting import five_digits
 
 SERIES = {
     "train_mean_l2": ("train", BLUE, "o"),
@@ -44,7 +45,7 @@ def training_curve(history: Sequence[dict[str, float]], *, theme: Theme = "light
         _wide_range(by_epoch, history)
         title = SQUARED
         if "test_mean_l2" in last:
-            title = f"Mean L2 {last['test_mean_l2']:.2f} on test after {last['epoch']:.0f} epochs"
+            title = f"Mean L2 {five_digits(last['test_mean_l2'])} on test after {last['epoch']:.0f} epochs"
         by_epoch.set_title(title)
     return figure
 

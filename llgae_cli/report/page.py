@@ -24,6 +24,7 @@ from llgae_cli.figures import FIGURES, Subject, look, names
 from llgae_cli.figures.style import Theme
 from llgae_cli.figures.subject import without_folders
 from llgae_cli.figures.sweep import by_key
+from llgae_cli.formatting import five_digits, percent
 from llgae_cli.models import LLGAE
 from llgae_cli.regular_files import read_bytes
 from llgae_cli.report import explorer
@@ -140,6 +141,7 @@ def render(subjects: Sequence[Subject], board: Leaderboard | None = None, folder
             for name, subject in zip(called, subjects, strict=True)
         ],
         format_cell=_text,
+        five_digits=five_digits,
         file_name=lambda value: Path(value).name if isinstance(value, str) else "",
     )
 
@@ -205,9 +207,9 @@ def numbers(subjects: Sequence[Subject]) -> list[tuple[str, str, list[str]]]:
     ]
     symbols = "k and further symbols" if any(subject.model.symbols for subject in subjects) else "k"
     table = [
-        ("Mean L2, test", "grey levels² per pixel", [f"{one.mean_l2:.2f}" for one in e]),
-        ("Mean L2, train", "grey levels² per pixel", ["—" if t is None else f"{t:.2f}" for t in trained]),
-        ("Explained variance", "", [f"{one.explained_variance:.2%}" for one in e]),
+        ("Mean L2, test", "grey levels² per pixel", [five_digits(one.mean_l2) for one in e]),
+        ("Mean L2, train", "grey levels² per pixel", [five_digits(t) for t in trained]),
+        ("Explained variance", "", [percent(one.explained_variance) for one in e]),
         ("PSNR", "dB", [f"{one.psnr:.2f}" for one in e]),
         *(of_components if any(many) else []),
         *([(f"Bits for {symbols}", "bit", [f"{one.bits:.2f}" for one in e])] if any(one.bits for one in e) else []),
@@ -217,7 +219,7 @@ def numbers(subjects: Sequence[Subject]) -> list[tuple[str, str, list[str]]]:
     ]
     for label in sorted({label for one in e for label in one.per_class or {}})[:40]:
         values = [(one.per_class or {}).get(label) for one in e]
-        table.append((f"Mean L2, {_class(subjects, label)}", "", ["—" if v is None else f"{v:.2f}" for v in values]))
+        table.append((f"Mean L2, {_class(subjects, label)}", "", [five_digits(v) for v in values]))
     return table
 
 
@@ -272,9 +274,8 @@ def _sweep_pictures(board: Leaderboard, folder: Path) -> list[Picture]:
         return []
     done = [row[by] for row in board.rows if row.get(by) is not None]
     what = "Test" if by == "mean_l2" else "Validation"
-    alt = (
-        f"{what} mean L2 of {len(done)} runs against {', '.join(board.keys)}; from {min(done):.2f} to {max(done):.2f}."
-    )
+    span = f"from {five_digits(min(done))} to {five_digits(max(done))}"
+    alt = f"{what} mean L2 of {len(done)} runs against {', '.join(board.keys)}; {span}."
     return [_picture("sweep", "What the swept keys do", alt, {"light": light, "dark": dark})]
 
 
@@ -293,14 +294,20 @@ def _alt(name: str, subject: Subject) -> str:
     history, residual = subject.checkpoint.history, subject.residual
     if name == "training" and history:
         train = [row["train_mean_l2"] for row in history if "train_mean_l2" in row]
-        went = f"Mean L2 on the training samples went from {train[0]:.2f} to {train[-1]:.2f}; " if train else ""
-        after = f"after {history[-1]['epoch']:.0f} epochs it is {subject.checkpoint.mean_l2:.2f} on the test samples."
+        went = (
+            f"Mean L2 on the training samples went from {five_digits(train[0])} to {five_digits(train[-1])}; "
+            if train
+            else ""
+        )
+        test = five_digits(subject.checkpoint.mean_l2)
+        after = f"after {history[-1]['epoch']:.0f} epochs it is {test} on the test samples."
         return f"{went}{after}"
     if name == "reconstructions":
         low, middle, high = np.quantile(residual, [0, 0.5, 1])
         return (
             "Test samples in rows: original, reconstruction and residual, of typical, best and worst ones. "
-            f"Mean L2 of a sample: {low:.1f} at best, {middle:.1f} in the middle, {high:.1f} at worst."
+            f"Mean L2 of a sample: {five_digits(low)} at best, {five_digits(middle)} in the middle, "
+            f"{five_digits(high)} at worst."
         )
     if name == "usage":
         use = np.sort(subject.latents.count.numpy())[::-1] / subject.latents.count.sum().item()

@@ -69,7 +69,9 @@ class ClosedForm:
         self.generator = torch.Generator().manual_seed(seed)
         self.components = Components(model.mu.detach().clone(), model.W.detach().clone())
         self.origin: Tensor | None = None
-        self.attempts: list[Attempt] = []  # starts that are done
+        self.search: StartSearch | None = None  # while it goes on, and then
+        self.attempts: list[Attempt] = []  # its starts that are done
+        self.seeded = self.generator.get_state()  # before the search
         self.statistics: Statistics | None = None
         self.workspace = Workspace()
         self.finished = False
@@ -78,11 +80,12 @@ class ClosedForm:
     def start(self, notify: Notify) -> None:
         """The best of several starts on a sample of the rows, then one pass that measures it on all of them."""
         model, N = self.model, self.samples.N
+        self.seeded = self.generator.get_state()
         if distributed.rank() == 0:
             order = torch.randperm(N, generator=self.generator)
             few = order[: max(START_ROWS, START_ROWS_EACH * model.K)].sort().values
             many = order[: max(REFINE_ROWS, len(few))].sort().values
-            search = StartSearch(
+            self.search = StartSearch(
                 self._rows(few),
                 (self._rows(part) for part in many.split(4096)),
                 model.K,
@@ -94,8 +97,9 @@ class ClosedForm:
                 generator=self.generator,
                 notify=notify,
             )
-            search.run(self.attempts)
-            found = search.best(self.attempts)
+            self.search.run(self.attempts)
+            found = self.search.best(self.attempts)
+            self.search, self.attempts = None, []
         else:
             found = Start.blank(self.components)
         distributed.from_first_(found.tensors())
@@ -115,6 +119,16 @@ class ClosedForm:
         self.origin = centre
         moved = Coordinates(torch.zeros_like(centre), found.coordinates.V)
         return Start(Components(mu - centre, found.components.U), moved, found.strength)
+
+    @torch.no_grad()
+    def keep_start(self) -> bool:
+        """The best of the starts that are done, once there is one."""
+        if self.search is None or not self.attempts:
+            return False
+        best = self.search.best(self.attempts).components
+        self.model.mu.copy_(best.mu)
+        self.model.W.copy_(gauge(best.U, self.model.beta, self.model.alpha))
+        return True
 
     def epoch(self) -> EpochRecord:
         """One pass over all rows; `train_mean_l2` is the model's own: exact, or that of the short lists if any."""
@@ -255,7 +269,8 @@ class ClosedForm:
             "origin": self.origin,
             "centre": self.coordinates.centre,
             "V": self.coordinates.V,
-            "generator": self.generator.get_state(),
+            "generator": self.seeded if self.attempts else self.generator.get_state(),
+            "attempts": [(attempt.components.mu, attempt.components.U, attempt.objective) for attempt in self.attempts],
             "finished": self.finished,
             "repaired": self.repaired,
             "before": self._lists_began(),
@@ -278,6 +293,14 @@ class ClosedForm:
             shape, device = (self.samples.N,), self.components.mu.device
             self.short_lists.k = indices(state["before"], shape, self.model.K).to(device)
             self.short_lists.turn = max(0, whole(state["turn"]) - 1)
+        K, d, E = self.model.K, here.V.shape[1], self.model.E
+        self.attempts = [
+            Attempt(
+                Components(tensor_like(mu_d, mu.new_empty(K, d)), tensor_like(U_d, mu.new_empty(K, d, E))),
+                real(objective),
+            )
+            for mu_d, U_d, objective in state.get("attempts", [])  # older checkpoints have none
+        ]
         self.generator.set_state(state["generator"])
         self.finished, self.repaired = bool(state["finished"]), whole(state["repaired"])
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llgae_cli.errors import RunError
+from llgae_cli.formatting import five_digits
 from llgae_cli.models import LLGAE, Autoencoder, Model
 from llgae_cli.tasks import Samples
 from llgae_cli.training import distributed
@@ -83,7 +84,7 @@ class Gradient:
             self.affine.start(notify)
             while not self.affine.finished:
                 record = self.affine.epoch()
-            notify(f"closed-form start: mean L2 {record['train_mean_l2']:.2f}")
+            notify(f"closed-form start: mean L2 {five_digits(record['train_mean_l2'])}")
             assert isinstance(self.affine.model, LLGAE)
             self.model.begin_from(self.affine.model, x, self.generator)
             self.affine = None  # its statistics are not needed any more
@@ -94,6 +95,10 @@ class Gradient:
     def steps(self) -> int:
         """Mini-batches in an epoch."""
         return math.ceil(self.samples.N / self.batch_size)
+
+    def keep_start(self) -> bool:
+        """Nothing is kept."""
+        return False
 
     def epoch(self) -> EpochRecord:
         """One pass in mini-batches; `train_mean_l2` is the running mean over the pass, as the model moved."""

@@ -71,6 +71,10 @@ class Levels:
         self.notify = notify
         self._start_level()
 
+    def keep_start(self) -> bool:
+        """Nothing is kept."""
+        return False
+
     def epoch(self) -> EpochRecord:
         """One pass over all rows, a little more where it begins a level; `train_mean_l2` is of the levels so far."""
         return self._fit() if self.fitted < len(self.trainers) else self._refit()

@@ -22,6 +22,12 @@ class Trainer(Protocol):
     def start(self, notify: Notify) -> None:
         """Bring the model to its state before the first epoch."""
 
+    def keep_start(self) -> bool:
+        """Put the best start found so far into the model, of a `start` that was interrupted; False where none is done.
+
+        `state_dict` then holds what is done, and `start` goes on from there.
+        """
+
     def epoch(self) -> EpochRecord:
         """One pass; the model is better for it."""
 

@@ -1,0 +1,198 @@
+"""Work side by side: in order, one OpenMP thread each, the same on any number of threads, and ended by what fails."""
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llgae_cli import threads
+from llgae_cli.errors import Interrupted
+from llgae_cli.models import LLGAE
+from llgae_cli.tasks import Samples
+from llgae_cli.threads import CancelledError, check_cancelled, run_side_by_side
+from llgae_cli.training import ClosedForm
+from llgae_cli.training.passes import even, shards
+from llgae_cli.training.starts import StartSearch
+
+pytestmark = pytest.mark.numeric
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[Any]:
+    """A function that sets the number of torch's threads; it is put back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_results_come_in_order_and_each_piece_has_one_openmp_thread(torch_threads: Any, count: int) -> None:
+    torch_threads(count)
+    found: list[tuple[int, int]] = []
+    run_side_by_side(lambda i: (i, torch.get_num_threads()), range(20), found.append)
+    assert found == [(i, 1) for i in range(20)]
+    assert torch.get_num_threads() == count
+
+
+def test_pieces_do_run_at_the_same_time(torch_threads: Any) -> None:
+    torch_threads(3)
+    met = threading.Barrier(3)
+    run_side_by_side(lambda i: met.wait(60), range(3), lambda result: None)
+
+
+def test_what_fails_ends_the_others(torch_threads: Any) -> None:
+    torch_threads(2)
+    cancelled = []
+
+    def work(i: int) -> None:
+        if i == 0:
+            raise ZeroDivisionError
+        try:
+            while True:
+                check_cancelled()
+        except CancelledError:
+            cancelled.append(i)
+            raise
+
+    with pytest.raises(ZeroDivisionError):
+        run_side_by_side(work, range(9), lambda result: None)
+    assert cancelled == [1]  # the others never began
+
+
+def test_work_within_work_runs_in_place(torch_threads: Any) -> None:
+    torch_threads(2)
+    names: list[str] = []
+
+    def work(i: int) -> str:
+        inner: list[str] = []
+        run_side_by_side(lambda j: threading.current_thread().name, range(3), inner.append)
+        assert set(inner) == {threading.current_thread().name}
+        return inner[0]
+
+    run_side_by_side(work, range(4), names.append)
+    assert all(name.startswith("llgae") for name in names)
+
+
+def cloud(n: int) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    k = generator.integers(4, size=n)
+    centres = 4 * generator.normal(size=(4, 6))
+    return (centres[k] + generator.normal(size=(n, 6)) * [3, 2, 1, 1, 0.5, 0.5]).astype(np.float32)
+
+
+def trainer(array: np.ndarray, **options: Any) -> ClosedForm:
+    options = {"seed": 3, "restarts": 3, "moves": 4, "tol": 0.0, **options}
+    return ClosedForm(LLGAE(4, array.shape[1], 2), Samples(array, centring="none"), **options)
+
+
+def test_training_does_not_depend_on_the_number_of_threads(torch_threads: Any) -> None:
+    array, found = cloud(9000), []
+    for count in (1, 2, 3):
+        torch_threads(count)
+        one, said = trainer(array), []
+        one.start(said.append)
+        found.append((said, [one.epoch()["train_mean_l2"] for _ in range(3)]))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][0]) == 3
+
+
+@pytest.mark.parametrize("done", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
+def test_starts_that_are_done_survive_an_interrupt(
+    torch_threads: Any, monkeypatch: pytest.MonkeyPatch, done: int, count: int
+) -> None:
+    torch_threads(count)
+    array = cloud(3000)
+    whole, first, second = (trainer(array) for _ in range(3))
+    expected: list[str] = []
+    whole.start(expected.append)
+    assert not first.keep_start()
+    said: list[str] = []
+
+    def note(message: str) -> None:
+        said.append(message)
+        if len(said) == done:
+            raise Interrupted(2)
+
+    with pytest.raises(Interrupted):
+        first.start(note)
+    assert first.keep_start()
+    model = first.model
+    assert bool(model.mu.any()) and bool(model.W.any())
+    made = []
+    attempt = StartSearch.attempt
+    monkeypatch.setattr(StartSearch, "attempt", lambda self, seed: made.append(seed) or attempt(self, seed))
+    second.load_state_dict(first.state_dict())
+    second.start(said.append)
+    assert len(made) == 3 - done and said == expected
+    for _ in range(3):
+        assert whole.epoch() == second.epoch()
+
+
+@pytest.mark.parametrize("n", [0, 1, 5999, 6000, 60_000, 10**6])
+@pytest.mark.parametrize("K", [1, 1000])
+def test_shards_cover_all_rows_and_are_many_only_where_rows_are(n: int, K: int) -> None:
+    parts = shards(7, 7 + n, K)
+    assert parts[0][0] == 7 and parts[-1][1] == 7 + n
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(parts))
+    assert len(parts) in (1, 2, 4, 8, 16) and (len(parts) == 1 or n / len(parts) >= max(3000, 8 * K))
+
+
+@pytest.mark.parametrize(("n", "most", "size"), [(0, 5, 1), (5, 5, 5), (6, 5, 3), (10, 4, 4), (9, 4, 3), (3, 10, 3)])
+def test_chunks_leave_no_small_rest(n: int, most: int, size: int) -> None:
+    assert even(n, most) == size
+
+
+def test_waiting_threads_sleep_unless_a_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in threads.WAITING:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    threads.set_waiting()
+    assert "OMP_WAIT_POLICY" not in os.environ
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    threads.set_waiting()
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_the_entry_point_sets_it_before_torch_is_imported() -> None:
+    code = (
+        "import sys, os, llgae_cli.threads as t\n"
+        "before = t.set_waiting\n"
+        "t.set_waiting = lambda: (before(), print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY']))\n"
+        "sys.argv = ['llgae', '--version']\n"
+        "from llgae_cli.__main__ import main\n"
+        "main()"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in threads.WAITING}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert run.stdout.splitlines()[0] == "False passive", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 64),
+        ({"cpu.max": "max 100000\n"}, 64),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "nonsense\n"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+    ],
+)
+def test_a_containers_quota_limits_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert threads.usable_cores(tmp_path) == cores
