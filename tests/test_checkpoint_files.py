@@ -687,6 +687,7 @@ def test_the_last_checkpoint_of_a_config_has_its_most_epochs(tmp_path: Path) -> 
 
 def test_provenance_names_the_versions_and_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))  # temporary files may lie in a repository
     found = provenance()
     assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
     assert found["git_commit"] is None
