@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from llgae_cli import threads
 
 threads.set_waiting()  # before anything imports torch
+
+import torch  # noqa: E402
 
 from llgae_cli.errors import InputError  # noqa: E402
 from llgae_cli.tasks import Task, load_task  # noqa: E402

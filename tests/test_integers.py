@@ -1,7 +1,5 @@
 """Scores from bytes and digits are float32's own."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 import torch
@@ -24,21 +22,10 @@ def product_of_bytes(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return exact if out is None else out.copy_(exact)
 
 
-@cache
-def exact_here() -> bool:
-    """Whether this processor's products of signed bytes are exact.
-
-    Without VNNI oneDNN adds pairs of them in 16 bits, which saturate: ONEDNN_MAX_CPU_ISA=AVX2 shows it.
-    """
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randint(-128, 128, shape, generator=generator).to(torch.int8) for shape in ((300, 784), (784, 110)))
-    return torch.equal(torch._int_mm(a, b), product_of_bytes(a, b))
-
-
 @pytest.fixture(autouse=True)
 def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the scorer makes of bytes is tested on every processor, with exact products where its own are not."""
-    if not exact_here():
+    if not integers.products_are_exact():
         monkeypatch.setattr(torch, "_int_mm", product_of_bytes)
 
 
@@ -146,6 +133,7 @@ def test_either_scorer_chooses_the_same_components_whatever_pays(
 def test_bytes_pay_on_a_cpu_that_multiplies_them_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, flag: bool) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: flag, raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(integers, "products_are_exact", lambda: True)
     assert integers.pays(torch.device("cpu")) is flag
     assert not integers.pays(torch.device("meta"))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
@@ -153,3 +141,15 @@ def test_bytes_pay_on_a_cpu_that_multiplies_them_and_nowhere_else(monkeypatch: p
     monkeypatch.delattr(torch.cpu, "_is_vnni_supported")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert not integers.pays(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("right", [False, True])
+def test_bytes_are_used_only_where_their_products_are_exact(monkeypatch: pytest.MonkeyPatch, right: bool) -> None:
+    def saturated(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        return product_of_bytes(a, b, out).clamp(-32_768, 32_767)
+
+    monkeypatch.setattr(torch, "_int_mm", product_of_bytes if right else saturated)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(integers, "products_are_exact", integers.products_are_exact.__wrapped__)
+    assert integers.pays(torch.device("cpu")) is right

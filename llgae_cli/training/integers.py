@@ -9,6 +9,8 @@ Source: Ootomo, Ozaki and Yokota, DGEMM on integer matrix multiplication unit, I
 (2024); with bytes on one side, a single cut suffices.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,20 @@ LARGEST_D = 1 << 16  # sums of D products of 127 and 128 stay within 32 bits
 def pays(device: torch.device) -> bool:
     """Whether this processor has the instructions that make integer products the faster way."""
     found = getattr(torch.cpu, "_is_vnni_supported", None)  # not public: where it is gone, float32 does
-    return device.type == "cpu" and torch.backends.mkldnn.is_available() and found is not None and bool(found())
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available() or found is None or not found():
+        return False
+    return products_are_exact()
+
+
+@cache
+def products_are_exact() -> bool:
+    """Whether products of signed bytes come out exact here, as they should.
+
+    Without VNNI, or told by ONEDNN_MAX_CPU_ISA not to use it, oneDNN adds pairs of them in 16 bits, which saturate.
+    """
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-128, 128, shape, generator=generator).to(torch.int8) for shape in ((300, 784), (784, 112)))
+    return torch.equal(torch._int_mm(a, b).double(), a.double() @ b.double())
 
 
 class ByteScorer(Scorer):
