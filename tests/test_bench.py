@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llgae_cli.bench import BENCHES, measures, run_benches, timing
+from llgae_cli.bench import BENCHES, measures, run_benches, steady, timing
 from llgae_cli.bench.saving import GROWTHS
 from llgae_cli.cli.app import main
 from llgae_cli.tasks import Task, load_task
@@ -32,6 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "sgemm_rate", partial(timing.sgemm_rate, n=64))
     monkeypatch.setattr(measures, "_write_random_uint8", lambda path, n, d: write(path, n // 1000, d))
     monkeypatch.setattr(measures, "E", 5)
+    monkeypatch.setattr(steady, "PROCESSES", 2)
 
 
 @pytest.mark.slow

@@ -14,7 +14,9 @@ from llgae_cli.errors import InputError, nearest, printable
 def bench(
     only: Annotated[
         list[str] | None,
-        typer.Argument(help="iteration, steps, gradient, growth, candidates, peers; all by default.", metavar="NAME"),
+        typer.Argument(
+            help="iteration, steps, gradient, growth, candidates, peers, steady; all by default.", metavar="NAME"
+        ),
     ] = None,
     task: Annotated[str, typer.Option(help="Data set to measure on.")] = "fashion-mnist",
     data_dir: Annotated[Path, typer.Option(help="Where data sets are looked for and kept.")] = Path("data"),

@@ -150,7 +150,7 @@ class StartSearch:
         """
         self.K, self.E, self.moves, self.notify = K, E, moves if K > 1 else 0, notify
         self.coordinates = principal_coordinates(x, width(E, x.shape[1]), generator)
-        self.small = Sample(self.coordinates.leading(x, search_width(E)).contiguous(), neighbours)
+        self.small = Sample(self.coordinates.of(x), neighbours)
         projected, self.left_out = [], 0.0
         for rows in more:
             projected.append(self.coordinates.of(rows))
@@ -179,7 +179,7 @@ class StartSearch:
         """One start: annealed, improved by split-merge moves, refined on more rows."""
         generator = torch.Generator().manual_seed(seed)
         found = annealed(self.small, self.K, self.E, generator)
-        found = lifted(searched(self.small, found, self.moves, generator), self.larger.x.shape[1])
+        found = searched(self.small, found, self.moves, generator)
         return Attempt(*settled(self.larger, found, REFINE_PASSES, tol=REFINE_TOL, shrinkage=self.shrinkage))
 
     def best(self, attempts: list[Attempt]) -> Start:
@@ -194,18 +194,6 @@ class StartSearch:
 def lowest(attempts: list[Attempt]) -> Attempt:
     """The attempt with the lowest objective, the first of equal ones."""
     return min(attempts, key=lambda attempt: attempt.objective)
-
-
-def search_width(E: int) -> int:
-    """How many of the principal coordinates moves are tried in: five a latent dimension, at least 32."""
-    return max(32, 5 * E)
-
-
-def lifted(components: Components, d: int) -> Components:
-    """Components in the leading coordinates, in d of them: zero in the others."""
-    more = d - components.mu.shape[1]
-    pad = torch.nn.functional.pad
-    return Components(pad(components.mu, (0, more)), pad(components.U, (0, 0, 0, more)))
 
 
 def width(E: int, D: int) -> int:
