@@ -3,12 +3,19 @@
 Needs the extra `[sklearn]`. Imports in this package are absolute, so `sklearn` below is scikit-learn itself.
 """
 
+import sys
 import warnings
 from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
+
+from llgae_cli.threads import limited_threads, set_waiting
+
+if "torch" not in sys.modules:  # later it would have no effect here, and one on every process started from here
+    set_waiting()
+
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -52,6 +59,10 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
     Samples are taken as they are: unlike the command line, nothing subtracts each sample's own mean. Training is in
     X's own type where that is float32 or float64, else in float64, and on the CPU. X may be memory-mapped.
+
+    Passes use as many threads as torch does, `torch.set_num_threads`, but no more than there are cores for this
+    process. Where other processes share the cores, set OMP_WAIT_POLICY=passive before anything imports torch; importing
+    this module first does so.
 
     Args:
         n_clusters: K, how many subspaces; at most the number of samples.
@@ -136,11 +147,12 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             candidates=self.candidates,
             shrinkage=self.shrinkage,
         )
-        trainer.start(lambda message: None)
         self.n_iter_ = 0
-        while self.n_iter_ < self.max_iter and not trainer.finished:
-            trainer.epoch()
-            self.n_iter_ += 1
+        with limited_threads():
+            trainer.start(lambda message: None)
+            while self.n_iter_ < self.max_iter and not trainer.finished:
+                trainer.epoch()
+                self.n_iter_ += 1
         if not trainer.finished:
             self._warn(f"not converged after max_iter={self.max_iter} passes: raise max_iter or tol")
 

@@ -10,9 +10,9 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -71,6 +71,20 @@ def limit_threads(threads: int = 0) -> None:
         threads = min(torch.get_num_threads(), usable_cores())
     if threads and threads != torch.get_num_threads():
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def limited_threads() -> Iterator[None]:
+    """`limit_threads` for the length of a block, in a process that is somebody else's."""
+    import torch
+
+    before = torch.get_num_threads()
+    limit_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def run_side_by_side(

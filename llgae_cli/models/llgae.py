@@ -156,7 +156,8 @@ class _WinnersResidual(torch.autograd.Function):
                 torch.mm(c_j.T, c_j, out=second[j])
         ctx.save_for_backward(W, Q, r, c, k, second, order)
         ctx.counts = counts
-        return torch.linalg.vector_norm(r, dim=1).square().sum() - (Q * second).sum()
+        # A perfect fit may end below zero by rounding.
+        return (torch.linalg.vector_norm(r, dim=1).square().sum() - (Q * second).sum()).clamp(min=0)
 
     @staticmethod
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
