@@ -74,6 +74,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         signal.signal(signum, handler)
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_prints(tmp_path: Path, small: None, bench: Bench) -> None:
     code, out, err = bench("growth", "steps", "--task", "subspaces", "-o", tmp_path, "--json", "-q")
     assert code == 0 and err == ""

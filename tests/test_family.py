@@ -20,7 +20,7 @@ from llgae_cli.models import LLGAE
 from llgae_cli.report import page
 from llgae_cli.tasks import load_task, subspaces
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 K, E, D = 3, 2, 64
 SMALL = {"width": 16, "channels": 4}
 FAMILY: dict[str, dict[str, Any]] = {
@@ -99,7 +99,6 @@ def test_no_model_is_forgotten() -> None:
     assert {model_of(member) for member in FAMILY} == set(MODELS)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("member", FAMILY)
 def test_a_model_goes_all_the_way(member: str, trained: dict[str, Any], tmp_path: Path) -> None:
     mean_l2, checkpoint = trained[member]["mean_l2"], trained[member]["checkpoint"]

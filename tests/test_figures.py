@@ -31,6 +31,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_model_can_be_drawn(tmp_path: Path, kind: str) -> None:
     keys = dict(KINDS[kind])
@@ -130,6 +131,7 @@ def test_a_sweep_is_drawn_by_its_keys() -> None:
     assert by_key([], ["K"]) is None
 
 
+@pytest.mark.slow
 def test_the_same_figure_gives_the_same_file(tmp_path: Path, subject: figures.Subject) -> None:
     for name in ("one", "two"):
         figures.write(subject, tmp_path / name, ("training", "usage"))
@@ -147,6 +149,7 @@ def test_drawing_leaves_matplotlib_as_it_was(subject: figures.Subject) -> None:
         assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.slow
 def test_train_draws_beside_the_checkpoint_unless_told_not_to(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(
         "task: subspaces\nK: 2\nembed-dim: 1\nepochs: 1\nrestarts: 1\nmoves: 0\ndevice: cpu\n"
