@@ -27,9 +27,9 @@ class CancelledError(Exception):
 
 
 class _Here(threading.local):
-    """What a thread of the pool knows of itself: None in any other thread."""
+    """What a thread of the pool knows of its piece of work: the events that cancel it. None in any other thread."""
 
-    cancelled: threading.Event | None = None
+    cancelled: tuple[threading.Event, ...] = ()
 
 
 _here = _Here()
@@ -94,49 +94,62 @@ def run_side_by_side(
 
     Each `work` has one OpenMP thread, so that what it computes does not depend on how many run side by side. It should
     call `check_cancelled` every few milliseconds. `take` runs in the calling thread. What either raises ends all of
-    it: the other pieces are cancelled and waited for. Called from within `work`, or with `parallel` false (as for
-    work on a GPU, or work that shares buffers), it runs one item after the other, here.
+    it: the other pieces are cancelled and waited for.
+
+    Called from within `work`, it does the pieces itself, in this thread, but for those that idle threads take. With
+    `parallel` false, as for work on a GPU or work that shares buffers, it does all of them itself.
     """
     import torch
 
-    threads = torch.get_num_threads()
-    if not parallel or _here.cancelled is not None or threads == 1:
+    inner = bool(_here.cancelled)
+    threads = _pool[1] if inner and _pool is not None else torch.get_num_threads()
+    if not parallel or threads == 1 or (inner and len(items) == 1):
         for item in items:
             take(work(item))
         return
-    pool, cancelled = _pool_of(threads), threading.Event()
+    pool, cancelled = _pool_of(threads), (*_here.cancelled, threading.Event())
     waiting = iter(items)
-    running: deque[Future[Result]] = deque()
+    running: deque[tuple[Item, Future[Result]]] = deque()
 
     def submit(most: int) -> None:
         for _, item in zip(range(most), waiting, strict=False):
-            running.append(pool.submit(_run, work, item, cancelled))
+            running.append((item, pool.submit(_run, work, item, cancelled)))
 
     try:
         submit(2 * threads)
         while running:
-            result = running.popleft().result()
+            item, future = running.popleft()
+            result = work(item) if inner and future.cancel() else future.result()
             submit(1)
             take(result)
     finally:
-        cancelled.set()
-        left = [future for future in running if not future.cancel()]
-        wait(left)
+        cancelled[-1].set()
+        wait([future for _, future in running if not future.cancel()])
+
+
+def run_alone(work: Callable[[], Result], parallel: bool = True) -> Result:
+    """Return work(), run on one OpenMP thread: it rounds alike, however many threads there are.
+
+    For what is too small to share out, such as the decompositions between two passes.
+    """
+    found: list[Result] = []
+    run_side_by_side(lambda _: work(), (None,), found.append, parallel)
+    return found[0]
 
 
 def check_cancelled() -> None:
     """Raise CancelledError where this thread's piece of work is no longer wanted."""
-    if _here.cancelled is not None and _here.cancelled.is_set():
+    if any(event.is_set() for event in _here.cancelled):
         raise CancelledError
 
 
-def _run(work: Callable[[Item], Result], item: Item, cancelled: threading.Event) -> Result:
+def _run(work: Callable[[Item], Result], item: Item, cancelled: tuple[threading.Event, ...]) -> Result:
     _here.cancelled = cancelled
     try:
         check_cancelled()
         return work(item)
     finally:
-        _here.cancelled = None
+        _here.cancelled = ()
 
 
 def _pool_of(threads: int) -> ThreadPoolExecutor:

@@ -12,6 +12,7 @@ from llgae_cli.errors import RunError
 from llgae_cli.inference import gauge
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
+from llgae_cli.threads import run_alone
 from llgae_cli.training import distributed, integers
 from llgae_cli.training.candidates import NEIGHBOURS, WORTHWHILE_K, ShortLists
 from llgae_cli.training.components import Components, Coordinates, aligned, halved
@@ -24,7 +25,7 @@ from llgae_cli.training.shrinkage import shrunk
 from llgae_cli.training.starts import Attempt, Start, StartSearch
 
 START_ROWS, START_ROWS_EACH = 12_000, 100  # rows that starts are tried on: so many, or so many a component
-REFINE_ROWS = 60_000
+REFINE_ROWS = 30_000
 FAR = 100  # how many times the spread of the components' means the data's mean may lie from zero, squared
 CHUNK_VALUES = 1 << 22  # numbers in a chunk, at most: 16 MB
 
@@ -87,9 +88,10 @@ class ClosedForm:
             many = order[: max(REFINE_ROWS, len(few))].sort().values
             self.search = StartSearch(
                 self._rows(few),
-                (self._rows(part) for part in many.split(4096)),
+                [partial(self._rows, part) for part in many.split(2048)],
                 model.K,
                 model.E,
+                parallel=self.view is None,
                 restarts=self.restarts,
                 moves=self.moves,
                 shrinkage=self.shrinkage,
@@ -135,7 +137,7 @@ class ClosedForm:
         if self.statistics is None:  # a resumed run
             self.statistics = self.survey(self.components)
         before, lists = self.statistics.objective, self.short_lists and self.short_lists.state()
-        candidate = self.candidate(self.statistics)
+        candidate = run_alone(partial(self.candidate, self.statistics), self._on_cpu)
         statistics = self.survey(candidate)
         gained = before - statistics.objective
         self.passes += 1
@@ -168,7 +170,7 @@ class ClosedForm:
     def put(self, components: Components, covariance: Tensor) -> None:
         """Make these the present components and write them into the model; `covariance` (K, E, E) of their latents."""
         self.components = components
-        ordered = self._of_the_data(aligned(components, covariance))
+        ordered = self._of_the_data(run_alone(partial(aligned, components, covariance), self._on_cpu))
         self.model.mu.copy_(ordered.mu)
         self.model.W.copy_(gauge(ordered.U, self.model.beta, self.model.alpha))
 
@@ -197,11 +199,15 @@ class ClosedForm:
                 torch.cat(found, out=k[first - low : last - low])
             return statistics
 
-        own_buffers = self.view is None and components.mu.device.type == "cpu"
+        own_buffers = self.view is None and self._on_cpu
         statistics = sum_over_shards(part, low, high, self.model.K, parallel=own_buffers)
         if lists:
             lists.before, lists.k = None, k
         return statistics
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.components.mu.device.type == "cpu"
 
     def _in_bytes(self) -> bool:
         """Whether the rows are bytes and are to be used as they are."""

@@ -24,7 +24,7 @@ from llgae_cli.training.scoring import (
     projections,
 )
 
-SHARDS, SHARD_ROWS = 16, 3000  # parts that a pass is cut into: at most so many, of at least so many rows
+SHARDS, SHARD_ROWS = 16, 6000  # parts that a pass is cut into: at most so many, of at least so many rows
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Statistics:
     count: Tensor  # (K,) samples
     scatter: Tensor  # (K, d, d) sum of y y^T for y = V^T (x - mu), where a pass is given coordinates; else d = 0
     distortion: Tensor  # (K,) sum of the squared residual at the winner, float64
-    raw: Tensor  # (K, w) sum of z' over the samples whose x, not x - mu, is in the product so far; see `centre`
+    raw: Tensor  # (K, w) sum of z' over the samples that `centre` has not brought to x - mu and `latent` yet
 
     @classmethod
     def zeros(cls, components: Components, d: int = 0) -> "Statistics":
@@ -72,6 +72,7 @@ class Statistics:
     def centre(self, mu: Tensor) -> None:
         """Bring what was added as x itself to x - mu, for the offsets mu (K, D) of the pass."""
         self.product.sub_(self.raw[:, :, None] * mu[:, None, :])
+        self.latent.add_(self.raw[:, : self.latent.shape[1]])
         self.raw.zero_()
 
     def add_(self, other: "Statistics") -> None:
@@ -204,10 +205,10 @@ def accumulate(
         for j, (x_j, own_j) in enumerate(zip(x.split(counts), own.split(counts), strict=True)):
             if len(x_j):
                 own_j.copy_(x_j.sub_(components.mu[j]) @ components.U[j])
+        statistics.latent.index_add_(0, k, own)
     else:
         own.copy_(z)
-        statistics.raw.index_add_(0, k, extended)
-    statistics.latent.index_add_(0, k, own)
+        statistics.raw.index_add_(0, k, extended)  # `centre` adds it to `latent` too
     statistics.count += tally
     for j, (x_j, z_j) in enumerate(zip(x.split(counts), extended.split(counts), strict=True)):
         if len(x_j):
@@ -251,7 +252,6 @@ def soft_survey(
         extended.mul_(r)  # r z', (n, K, w)
         flat = extended.flatten(1)
         sums = flat.sum(0).unflatten(0, (K, -1))
-        statistics.latent += sums[:, :E]
         statistics.count += sums[:, E]
         statistics.raw += sums
         statistics.product.flatten(0, 1).addmm_(flat.T, x)

@@ -10,7 +10,7 @@ from torch import Tensor
 from llgae_cli.training.components import Components
 
 COLUMNS = 384  # of a tile, at most
-BLOCK_VALUES, BLOCK_ROWS = 1 << 19, 2048  # numbers in an array of one tile and one block of samples: 2 MB
+BLOCK_VALUES, BLOCK_ROWS = 1 << 20, 4096  # numbers in an array of one tile and one block of samples: 4 MB
 
 
 class Workspace(threading.local):

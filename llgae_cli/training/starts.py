@@ -11,15 +11,16 @@ Source of the moves: Ueda, Nakano, Ghahramani and Hinton, SMEM algorithm for mix
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from llgae_cli.formatting import five_digits
-from llgae_cli.threads import run_side_by_side
+from llgae_cli.threads import run_alone, run_side_by_side
 from llgae_cli.training.candidates import ShortLists
 from llgae_cli.training.components import Components, Coordinates, halved, orthonormal, seeds
 from llgae_cli.training.passes import (
@@ -40,11 +41,12 @@ ANNEAL_FROM, ANNEAL_TO = 0.35, 0.02  # temperature over the mean squared residua
 ANNEALED_K = 64  # beyond it, cells are small and many: annealing costs minutes there and gains little
 SEEDED_K = 64
 SETTLE_PASSES = 12  # hard passes after a move before it is judged
-HALVE_PASSES = 8  # of the two halves of a component, on its own samples, to tell what a move promises
+HALVE_PASSES = 6  # of the two halves of a component, on its own samples, to tell what a move promises
 PROMISING = 4  # moves tried before all components are halved anew, from other seeds
 PATIENCE = 12  # moves in a row that win nothing, after which a search ends
 JUDGE_FROM, JUDGE_MARGIN = 2, 0.02  # a move is given up after pass i while above the best by the share 0.02 / i
 REFINE_PASSES, REFINE_TOL = 10, 1e-3
+PRINCIPAL_ROWS = 6000
 SOLVED_K = 64  # beyond this K, a full eigenproblem for every component costs more than the passes it saves
 
 
@@ -77,11 +79,12 @@ class Sample:
     def __init__(self, x: Tensor, neighbours: int = 0):
         """`neighbours`: of the short lists that components are scored by, 0 for none."""
         self.x, self.workspace, self.here, self.neighbours = x, Workspace(), Coordinates.identity(x), neighbours
+        self.on_cpu = x.device.type == "cpu"
 
     def chunks(self, low: int = 0, high: int | None = None) -> Iterator[Tensor]:
-        """The rows low ... high - 1, so many at a time that the widest array stays in the cache."""
+        """The rows low ... high - 1, some thousands at a time: fewer would be slowed down by calls."""
         x = self.x[low:high]
-        return iter(x.split(even(len(x), 2048)))
+        return iter(x.split(even(len(x), 8192)))
 
     def short_lists(self) -> ShortLists | None:
         """New ones, for some passes in a row."""
@@ -113,7 +116,7 @@ class Sample:
         return self._sum(lambda low, high: soft_survey(self.chunks(low, high), components, temperature, score), score.K)
 
     def _sum(self, part: Callable[[int, int], Statistics], K: int) -> Statistics:
-        return sum_over_shards(part, 0, len(self.x), K, parallel=self.x.device.type == "cpu")
+        return sum_over_shards(part, 0, len(self.x), K, parallel=self.on_cpu)
 
 
 @dataclass
@@ -133,10 +136,11 @@ class StartSearch:
     def __init__(
         self,
         x: Tensor,
-        more: Iterable[Tensor],
+        more: Sequence[Callable[[], Tensor]],
         K: int,
         E: int,
         *,
+        parallel: bool,
         restarts: int,
         moves: int,
         generator: torch.Generator,
@@ -144,17 +148,29 @@ class StartSearch:
         shrinkage: float | Literal["auto"] = 0.0,
         neighbours: int = 0,
     ):
-        """Starts are tried on the rows x (n, D), then refined on the chunks of `more` (m, D).
+        """Starts are tried on the rows x (n, D), then refined on those that `more` gives, chunks (m, D).
 
-        `neighbours`: see `candidates`, 0 for full passes. `notify` gets each start's mean L2.
+        `parallel`: whether chunks may be asked for in several threads at once. `neighbours`: see `candidates`, 0 for
+        full passes. `notify` gets each start's mean L2.
         """
         self.K, self.E, self.moves, self.notify = K, E, moves if K > 1 else 0, notify
-        self.coordinates = principal_coordinates(x, width(E, x.shape[1]), generator)
-        self.small = Sample(self.coordinates.of(x), neighbours)
-        projected, self.left_out = [], 0.0
-        for rows in more:
-            projected.append(self.coordinates.of(rows))
-            self.left_out += self.coordinates.left_out(rows, projected[-1])
+        on_cpu = x.device.type == "cpu"
+        here = run_alone(lambda: principal_coordinates(x, width(E, x.shape[1]), generator), on_cpu)
+        self.coordinates = here
+        self.small = Sample(run_alone(lambda: here.of(x), on_cpu), neighbours)
+        projected: list[Tensor] = []
+        self.left_out = 0.0
+
+        def project(chunk: Callable[[], Tensor]) -> tuple[Tensor, float]:
+            rows = chunk()
+            y = here.of(rows)
+            return y, here.left_out(rows, y)
+
+        def take(found: tuple[Tensor, float]) -> None:
+            projected.append(found[0])
+            self.left_out += found[1]
+
+        run_side_by_side(project, more, take, parallel and on_cpu)
         self.larger = Sample(torch.cat(projected), neighbours)
         if shrinkage == "auto":
             shrinkage = chosen_strength(self.larger.x, seeded(self.larger.x, K, E, generator), generator)
@@ -172,7 +188,7 @@ class StartSearch:
             best = ", the best so far" if attempt is lowest(attempts) and len(attempts) > 1 else ""
             self.notify(f"start {len(attempts)} of {len(self.seeds)}: mean L2 {mean_l2} on {n} rows{best}")
 
-        several = len(self.seeds) > 1 and self.small.x.device.type == "cpu"
+        several = len(self.seeds) > 1 and self.small.on_cpu
         run_side_by_side(self.attempt, self.seeds[len(attempts) :], take, parallel=several)
 
     def attempt(self, seed: int) -> Attempt:
@@ -187,7 +203,11 @@ class StartSearch:
         best, V = lowest(attempts).components, self.coordinates.V
         if self.K <= SOLVED_K:
             best = solved(self.larger, best)
-        components = Components(self.coordinates.centre + best.mu @ V.T, orthonormal(V @ best.U))
+
+        def unfold() -> Components:
+            return Components(self.coordinates.centre + best.mu @ V.T, orthonormal(V @ best.U))
+
+        components = run_alone(unfold, V.device.type == "cpu")
         return Start(components, self.coordinates, V.new_tensor(self.shrinkage))
 
 
@@ -202,7 +222,11 @@ def width(E: int, D: int) -> int:
 
 
 def principal_coordinates(x: Tensor, d: int, generator: torch.Generator) -> Coordinates:
-    """The mean and the d leading principal directions of x (n, D), by a few orthogonal iterations."""
+    """The mean and the d leading principal directions of x (n, D), by a few orthogonal iterations.
+
+    Of some PRINCIPAL_ROWS of the rows.
+    """
+    x = x[:: max(1, len(x) // PRINCIPAL_ROWS)]
     centre = x.mean(0)
     centred = x - centre
     V = torch.randn(x.shape[1], d, generator=generator).to(x)
@@ -220,7 +244,8 @@ def annealed(sample: Sample, K: int, E: int, generator: torch.Generator) -> Comp
     heat = sample.survey(components).objective
     for i in range(ANNEAL_PASSES):
         temperature = heat * ANNEAL_FROM * (ANNEAL_TO / ANNEAL_FROM) ** (i / (ANNEAL_PASSES - 1))
-        components = improved(components, sample.soft_survey(components, max(temperature, 1e-30)))
+        statistics = sample.soft_survey(components, max(temperature, 1e-30))
+        components = run_alone(partial(improved, components, statistics), sample.on_cpu)
     return components
 
 
@@ -266,7 +291,8 @@ def settled(
             i >= JUDGE_FROM and objective > beat * (1 + JUDGE_MARGIN / i)
         ):
             break
-        kept, components = components, shrunk(components, statistics, sample.here, shrinkage)
+        kept = components
+        components = run_alone(partial(shrunk, kept, statistics, sample.here, shrinkage), sample.on_cpu)
     return (components if math.isinf(objective) else kept), objective
 
 
@@ -276,12 +302,15 @@ def solved(sample: Sample, components: Components) -> Components:
     What many orthogonal iterations would come to; affordable in d coordinates, where eigenproblems are small.
     """
     statistics = sample.survey(components, scatter=True)
-    E = components.U.shape[2]
-    count = statistics.count[:, None]
-    moved = statistics.moved
-    covariance = statistics.scatter / count[:, :, None].clamp(min=1) - moved[:, :, None] * moved[:, None, :]
-    U = torch.linalg.eigh(covariance)[1].flip(2)[:, :, :E]
-    return Components(components.mu + moved, torch.where(count[:, :, None] > E, U, components.U))
+
+    def solve() -> Components:
+        E = components.U.shape[2]
+        n, moved = statistics.count[:, None, None], statistics.moved
+        covariance = statistics.scatter / n.clamp(min=1) - moved[:, :, None] * moved[:, None, :]
+        U = torch.linalg.eigh(covariance)[1].flip(2)[:, :, :E]
+        return Components(components.mu + moved, torch.where(n > E, U, components.U))
+
+    return run_alone(solve, sample.on_cpu)
 
 
 def searched(sample: Sample, components: Components, moves: int, generator: torch.Generator) -> Components:
