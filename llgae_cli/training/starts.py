@@ -41,12 +41,12 @@ ANNEAL_FROM, ANNEAL_TO = 0.35, 0.02  # temperature over the mean squared residua
 ANNEALED_K = 64  # beyond it, cells are small and many: annealing costs minutes there and gains little
 SEEDED_K = 64
 SETTLE_PASSES = 12  # hard passes after a move before it is judged
-HALVE_PASSES = 6  # of the two halves of a component, on its own samples, to tell what a move promises
+HALVE_PASSES = 8  # of the two halves of a component, on its own samples, to tell what a move promises
 PROMISING = 4  # moves tried before all components are halved anew, from other seeds
 PATIENCE = 12  # moves in a row that win nothing, after which a search ends
 JUDGE_FROM, JUDGE_MARGIN = 2, 0.02  # a move is given up after pass i while above the best by the share 0.02 / i
 REFINE_PASSES, REFINE_TOL = 10, 1e-3
-PRINCIPAL_ROWS = 6000
+PRINCIPAL_ROWS = 12_000  # more tell little more
 SOLVED_K = 64  # beyond this K, a full eigenproblem for every component costs more than the passes it saves
 
 
