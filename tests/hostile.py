@@ -14,7 +14,8 @@ from typing import Any
 
 from llgae_cli.errors import InputError
 
-SECONDS = 30  # the longest that a reader may take over one input, on a busy machine
+SECONDS = 30  # of processor time that a reader may take over one input
+HANGS = 600  # seconds after which a reader that does nothing is taken to wait for ever, on however busy a machine
 ROOM = 1 << 29  # bytes of address space that a reader may take beyond what the process had
 
 # What no reader does, by the names that the interpreter's audit gives it.
@@ -50,27 +51,30 @@ sys.addaudithook(_audit)  # for good: an audit hook cannot be removed
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Nothing is run or written in the block, it takes ROOM more memory at most, and ends within SECONDS."""
+    """Nothing is run or written in the block, it takes ROOM more memory at most, and ends within SECONDS of work."""
     global _watching
 
     def late(signum: int, frame: object) -> None:
-        raise HangError(f"more than {SECONDS} s")
+        raise HangError(f"more than {SECONDS} s of processor time, or {HANGS} s in all")
 
     with open("/proc/self/statm") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, late)
+    before = {number: signal.signal(number, late) for number in (signal.SIGALRM, signal.SIGPROF)}
     _done.clear()
     resource.setrlimit(resource.RLIMIT_AS, (size + ROOM, hard))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, HANGS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     _watching = True
     try:
         yield
     finally:
         _watching = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert not _done, _done
 
 
