@@ -105,6 +105,20 @@ def test_a_run_taken_up_equals_one_that_was_not_stopped(shrinkage: float, epochs
         assert torch.equal(whole.components.U, second.components.U)
 
 
+def test_a_pass_that_is_undone_leaves_the_lists_as_they_were() -> None:
+    """A run that ends with one, taken up, repeats the pass before it: the one whose result it holds."""
+    one, other = trainer(), trainer()
+    one.start(lambda message: None)
+    passes = 0
+    while not one.finished:
+        one.epoch()
+        passes += 1
+    assert passes > 1 and one.statistics is not None
+    other.model.load_state_dict(one.model.state_dict())
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    assert other.survey(other.components).objective == one.statistics.objective
+
+
 @pytest.mark.parametrize(
     ("before", "said"),
     [
