@@ -109,13 +109,16 @@ def test_a_pass_that_is_undone_leaves_the_lists_as_they_were() -> None:
     """A run that ends with one, taken up, repeats the pass before it: the one whose result it holds."""
     one, other = trainer(), trainer()
     one.start(lambda message: None)
-    passes = 0
+    states = [copy.deepcopy(one.state_dict())]
     while not one.finished:
         one.epoch()
-        passes += 1
-    assert passes > 1 and one.statistics is not None
+        states.append(copy.deepcopy(one.state_dict()))
+    before, after = states[-2:]
+    assert torch.equal(before["U"], after["U"]) and after["turn"] == before["turn"] > 0  # the last pass was undone
+    assert torch.equal(before["before"], after["before"])
     other.model.load_state_dict(one.model.state_dict())
-    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    other.load_state_dict(after)
+    assert one.statistics is not None
     assert other.survey(other.components).objective == one.statistics.objective
 
 
