@@ -190,8 +190,10 @@ def against_peers(task: Task, notify: Notify) -> Iterator[Row]:
     try:
         torch.set_num_threads(1)
         with threadpool_limits(1):
-            ours_took, ours = fit_quickly(task, **QUICK)
-            yield Row("peers", f"ours, {QUICK['restarts']} start and {QUICK['moves']} moves: seconds", ours_took, "s")
+            fits = [fit_quickly(task, **QUICK) for _ in range(3)]
+            ours_took, ours = statistics.median(took for took, _ in fits), fits[0][1]
+            text = f"ours, {QUICK['restarts']} start and {QUICK['moves']} moves: seconds, median of 3"
+            yield Row("peers", text, ours_took, "s")
             yield Row("peers", f"ours: test mean L2; {TARGET:g}", ours, "", TARGET, ours / TARGET)
             fit = peers.clustered_pca(MiniBatchKMeans(K, random_state=SEED), E)
             least = {"restarts": 1, "moves": 0, "passes": 0}

@@ -24,7 +24,7 @@ from llgae_cli.training.scoring import (
     projections,
 )
 
-SHARDS, SHARD_ROWS = 16, 6000  # parts that a pass is cut into: at most so many, of at least so many rows
+SHARDS, SHARD_ROWS = 16, 3000  # parts that a pass is cut into: at most so many, of at least so many rows
 
 
 @dataclass
@@ -146,12 +146,18 @@ def survey(
 
 
 def sum_over_shards(
-    survey_part: Callable[[int, int], Statistics], low: int, high: int, K: int, parallel: bool = True
+    survey_part: Callable[[int, int], Statistics],
+    low: int,
+    high: int,
+    K: int,
+    parallel: bool = True,
+    shard_rows: int = SHARD_ROWS,
 ) -> Statistics:
     """The statistics of samples low ... high - 1, added up from parts: `survey_part(a, b)` has those of a ... b - 1.
 
     Parts are surveyed side by side. The samples are cut into the same shards, and their sums added in the same order,
     whatever the number of threads: so is the result. `parallel` false: where parts share buffers, or work on a GPU.
+    `shard_rows`: of a shard, at least.
     """
     whole: list[Statistics] = []
 
@@ -161,17 +167,17 @@ def sum_over_shards(
         else:
             whole.append(statistics)
 
-    run_side_by_side(lambda shard: survey_part(*shard), shards(low, high, K), take, parallel)
+    run_side_by_side(lambda shard: survey_part(*shard), shards(low, high, K, shard_rows), take, parallel)
     return whole[0]
 
 
-def shards(low: int, high: int, K: int) -> list[tuple[int, int]]:
+def shards(low: int, high: int, K: int, rows: int = SHARD_ROWS) -> list[tuple[int, int]]:
     """Parts [a, b) of the samples low ... high - 1: 1, 2, 4, 8 or 16, of equal size, which share out among cores.
 
     Larger ones where many components make a shard's own sums expensive.
     """
     n, count = high - low, 1
-    while count < SHARDS and n >= 2 * count * max(SHARD_ROWS, 8 * K):
+    while count < SHARDS and n >= 2 * count * max(rows, 8 * K):
         count *= 2
     return [(low + n * i // count, low + n * (i + 1) // count) for i in range(count)]
 

@@ -45,6 +45,7 @@ HALVE_PASSES = 8  # of the two halves of a component, on its own samples, to tel
 PROMISING = 4  # moves tried before all components are halved anew, from other seeds
 PATIENCE = 12  # moves in a row that win nothing, after which a search ends
 JUDGE_FROM, JUDGE_MARGIN = 2, 0.02  # a move is given up after pass i while above the best by the share 0.02 / i
+SHARD_ROWS = 6000  # large ones: starts run side by side, and wait for each other at each call
 REFINE_PASSES, REFINE_TOL = 10, 1e-3
 PRINCIPAL_ROWS = 12_000  # more tell little more
 SOLVED_K = 64  # beyond this K, a full eigenproblem for every component costs more than the passes it saves
@@ -116,7 +117,7 @@ class Sample:
         return self._sum(lambda low, high: soft_survey(self.chunks(low, high), components, temperature, score), score.K)
 
     def _sum(self, part: Callable[[int, int], Statistics], K: int) -> Statistics:
-        return sum_over_shards(part, 0, len(self.x), K, parallel=self.on_cpu)
+        return sum_over_shards(part, 0, len(self.x), K, self.on_cpu, SHARD_ROWS)
 
 
 @dataclass
