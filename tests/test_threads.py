@@ -50,11 +50,13 @@ def test_pieces_do_run_at_the_same_time(torch_threads: Any) -> None:
 
 def test_what_fails_ends_the_others(torch_threads: Any) -> None:
     torch_threads(2)
-    cancelled = []
+    begun, cancelled = threading.Event(), []
 
     def work(i: int) -> None:
         if i == 0:
+            begun.wait(60)
             raise ZeroDivisionError
+        begun.set()
         try:
             while True:
                 check_cancelled()
@@ -64,7 +66,7 @@ def test_what_fails_ends_the_others(torch_threads: Any) -> None:
 
     with pytest.raises(ZeroDivisionError):
         run_side_by_side(work, range(9), lambda result: None)
-    assert cancelled == [1]  # the others never began
+    assert 1 in cancelled and set(cancelled) <= {1, 2, 3}  # what was at work, or next in line; the others never began
 
 
 def test_work_within_work_is_done_in_place_and_by_idle_threads(torch_threads: Any) -> None:
