@@ -19,6 +19,7 @@ from llgae_cli.cli import sweep_display
 from llgae_cli.cli.app import app
 from llgae_cli.cli.sweeping import show
 from llgae_cli.errors import InputError, Interrupted
+from llgae_cli.formatting import five_digits
 from llgae_cli.report import page
 from llgae_cli.report.leaderboard import read_leaderboard
 from llgae_cli.restoring import find_finished
@@ -61,8 +62,8 @@ def test_a_ranking_by_test_is_called_no_choice(
     for text in (said, document["heading"], html):
         assert ("ranked by test mean L2: no choice of a model" in text) == by_test
     assert bool(re.search(r"\bbest\b", said)) == (not by_test)
-    ranked = [f"{row[by]:.2f}" for row in board.rows]
-    assert re.findall(r'<td class="number">([\d.]+\.\d\d)</td>', html) == ranked
+    ranked = [five_digits(row[by]) for row in board.rows]
+    assert re.findall(r'<td class="number">([\d.]+\.\d\d+)</td>', html) == ranked
 
 
 @pytest.mark.parametrize("validation", [0.2, 0.0])

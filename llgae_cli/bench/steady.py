@@ -14,9 +14,9 @@ CHILD = """
 import sys
 from llgae_cli.threads import limit_threads, set_waiting
 set_waiting()
-from llgae_cli.bench.steady import print_pass_seconds
+from llgae_cli.bench.steady import pass_seconds
 limit_threads()
-print_pass_seconds(*sys.argv[1:])
+print(pass_seconds(*sys.argv[1:]))
 """
 
 
@@ -39,7 +39,7 @@ def _pass_seconds_of_one(path: Path, K: int, E: int, centring: str) -> float:
     return float(run.stdout)
 
 
-def print_pass_seconds(path: str, K: str, E: str, centring: str) -> None:
+def pass_seconds(path: str, K: str, E: str, centring: str) -> float:
     """In the fresh process: the median seconds of PASSES passes after a first one."""
     import numpy as np
 
@@ -50,4 +50,4 @@ def print_pass_seconds(path: str, K: str, E: str, centring: str) -> None:
     samples = Samples(np.load(path), centring="none" if centring == "none" else "sample")
     go = one_pass(samples, random_components(int(K), samples.D, int(E), samples.rows(slice(1))))
     go()
-    sys.stdout.write(f"{statistics.median(seconds(go) for _ in range(PASSES))}\n")
+    return statistics.median(seconds(go) for _ in range(PASSES))
