@@ -34,6 +34,7 @@ class _Here(threading.local):
 
 _here = _Here()
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None  # process number, threads, the pool
+_pool_lock = threading.Lock()
 
 
 def set_waiting() -> None:
@@ -107,7 +108,9 @@ def run_side_by_side(
         for item in items:
             take(work(item))
         return
-    pool, cancelled = _pool_of(threads), (*_here.cancelled, threading.Event())
+    with _pool_lock:
+        pool = _pool_of(threads)
+    cancelled = *_here.cancelled, threading.Event()
     waiting = iter(items)
     running: deque[tuple[Item, Future[Result]]] = deque()
 
@@ -153,13 +156,14 @@ def _run(work: Callable[[Item], Result], item: Item, cancelled: tuple[threading.
 
 
 def _pool_of(threads: int) -> ThreadPoolExecutor:
-    """A pool of that many threads, kept for the next call: its threads keep their buffers."""
+    """A pool of that many threads, kept for the next call: its threads keep their buffers.
+
+    One of another size, which another thread may still be using, ends with its last reference.
+    """
     global _pool
     if _pool is None or _pool[:2] != (os.getpid(), threads):  # threads do not survive a fork
         import torch
 
-        if _pool is not None and _pool[0] == os.getpid():
-            _pool[2].shutdown()
         ready = threading.Barrier(threads + 1)
 
         def begin() -> None:

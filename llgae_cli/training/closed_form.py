@@ -70,9 +70,9 @@ class ClosedForm:
         self.generator = torch.Generator().manual_seed(seed)
         self.components = Components(model.mu.detach().clone(), model.W.detach().clone())
         self.origin: Tensor | None = None
-        self.search: StartSearch | None = None  # while it goes on, and then
-        self.attempts: list[Attempt] = []  # its starts that are done
-        self.seeded = self.generator.get_state()  # before the search
+        self.search: StartSearch | None = None  # while it goes on, with the starts of it that are done
+        self.attempts: list[Attempt] = []
+        self.before_search = self.generator.get_state()
         self.statistics: Statistics | None = None
         self.workspace = Workspace()
         self.finished = False
@@ -81,7 +81,7 @@ class ClosedForm:
     def start(self, notify: Notify) -> None:
         """The best of several starts on a sample of the rows, then one pass that measures it on all of them."""
         model, N = self.model, self.samples.N
-        self.seeded = self.generator.get_state()
+        self.before_search = self.generator.get_state()
         if distributed.rank() == 0:
             order = torch.randperm(N, generator=self.generator)
             few = order[: max(START_ROWS, START_ROWS_EACH * model.K)].sort().values
@@ -275,7 +275,7 @@ class ClosedForm:
             "origin": self.origin,
             "centre": self.coordinates.centre,
             "V": self.coordinates.V,
-            "generator": self.seeded if self.attempts else self.generator.get_state(),
+            "generator": self.before_search if self.attempts else self.generator.get_state(),
             "attempts": [(attempt.components.mu, attempt.components.U, attempt.objective) for attempt in self.attempts],
             "finished": self.finished,
             "repaired": self.repaired,
