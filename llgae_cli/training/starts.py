@@ -282,7 +282,7 @@ def settled(
     """Up to `passes` hard passes over the sample: the components, and the objective of the last ones surveyed.
 
     Stops once a pass lowers the objective by less than the share `tol`, or where it is not going to beat the objective
-    `beat`: of moves that did in the end, none was further above it than a third of the margin.
+    `beat`: of moves that did in the end, of ten, none was further above it than two thirds of the margin.
     """
     objective, lists = math.inf, sample.short_lists()
     for i in range(passes):
