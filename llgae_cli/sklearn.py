@@ -149,7 +149,7 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         )
         self.n_iter_ = 0
         with limited_threads():
-            trainer.start(lambda message: None)
+            trainer.start()
             while self.n_iter_ < self.max_iter and not trainer.finished:
                 trainer.epoch()
                 self.n_iter_ += 1

@@ -3,6 +3,7 @@
 import locale
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,16 @@ from llgae_cli.tasks import Task, load_task  # noqa: E402
 VNNI = os.environ.get("LLGAE_TEST_VNNI")  # 1, 0: as if the processor had, or lacked, products of bytes (`make modes`)
 if VNNI is not None:
     torch.cpu._is_vnni_supported = lambda: VNNI == "1"
+
+
+@pytest.fixture(scope="session")
+def normal() -> Callable[..., torch.Tensor]:
+    """Standard normal float64 numbers: `normal(seed, *shape)`."""
+
+    def draw(seed: int, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    return draw
 
 
 @pytest.fixture(scope="session")

@@ -8,23 +8,13 @@ from llgae_cli import experiment
 from llgae_cli.config import Config
 
 
-class Silent:
-    """A reporter that says nothing."""
-
-    def note(self, message: str) -> None: ...
-
-    def warn(self, message: str) -> None: ...
-
-    def epoch(self, record: dict[str, float], epochs: int) -> None: ...
-
-
 def train(folder: Path, **keys: object) -> Path:
     """Train for two epochs and return the checkpoint."""
     settings = {
         "task": "subspaces", "K": 4, "embed_dim": 3, "epochs": 2, "restarts": 1, "moves": 0, "device": "cpu",
         "threads": 1, "checkpoint_dir": folder, **keys,
     }  # fmt: skip
-    path = experiment.train(Config.model_validate(settings), Silent()).checkpoint
+    path = experiment.train(Config.model_validate(settings)).checkpoint
     assert path is not None
     return path
 

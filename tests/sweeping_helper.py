@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from llgae_cli.sweep import Board, SweepFolder, conduct, read_plan
-from llgae_cli.sweep.local import Local
+from llgae_cli.sweep import Board, SweepFolder, read_plan, run_sweep
+from llgae_cli.sweep.local_engine import Local
 from llgae_cli.sweep.process import Share
 
 TIMES = ("seconds", "threads", "data_dir", "checkpoint_dir", "checkpoint")
@@ -45,7 +45,7 @@ def written(path: Path, **sections: Any) -> Path:
 
 def swept(file: Path, out: Path, *, memory: float | None = None, watcher: Any = None, **options: Any) -> Board:
     """Conduct the sweep with two workers of one thread."""
-    return conduct(read_plan(file), SweepFolder(out), Local(2, Share(1, memory)), watcher or Silent(), **options)
+    return run_sweep(read_plan(file), SweepFolder(out), Local(2, Share(1, memory)), watcher or Silent(), **options)
 
 
 def lasting(out: Path) -> list[dict[str, Any]]:

@@ -14,16 +14,20 @@ PACKAGE = Path(__file__).parents[1] / "llgae_cli"
 # From the top: a part may import from its own row and from those below, and no two parts import each other.
 ROWS = [
     {"cli"},
-    {"sweep", "report", "bench", "figures", "standings"},
-    {"experiment", "restoring", "assembly", "codes", "rate", "sklearn"},
-    {"training", "checkpoints", "writing", "records"},
+    {"report"},
+    {"sweep", "bench"},
+    {"figures"},
+    {"experiment"},
+    {"evaluation", "sklearn"},
+    {"factory"},
+    {"training", "storage"},
     {"models"},
-    {"inference", "directions", "metrics", "tasks", "config"},
+    {"inference", "tasks", "config"},
     {"interrupts", "threads", "formatting", "regular_files"},
     {"errors"},
 ]
 LEVEL = {part: level for level, row in enumerate(ROWS) for part in row}
-NEVER_CONFIG = ("training", "models", "inference", "metrics", "tasks", "sklearn")  # these take plain arguments
+NEVER_CONFIG = ("training", "models", "inference", "tasks", "sklearn", "figures")  # these take plain arguments
 
 
 def sources() -> list[Path]:
@@ -68,9 +72,10 @@ def test_no_two_parts_import_each_other() -> None:
     assert order[0] == "errors" and order.index("cli") > order.index("experiment")
 
 
-@pytest.mark.parametrize("name", ["errors.py", "regular_files.py", "config.py"])
+@pytest.mark.parametrize("name", ["errors.py", "regular_files.py", "config/schema.py", "config/yaml_files.py"])
 def test_a_leaf_imports_nothing_of_ours_but_errors(name: str) -> None:
-    assert parts_imported(PACKAGE / name) <= {"errors", *(["regular_files"] if name == "config.py" else [])}
+    own = {"config", "regular_files"} if name.startswith("config") else set()
+    assert parts_imported(PACKAGE / name) <= {"errors", *own}
 
 
 @pytest.mark.parametrize(
@@ -96,11 +101,11 @@ def modules_after(code: str, *arguments: str) -> set[str]:
 
 def test_torch_is_imported_late() -> None:
     loaded = modules_after(
-        "import llgae_cli.config, llgae_cli.checkpoints.names, llgae_cli.checkpoints.table\n"
+        "import llgae_cli.config, llgae_cli.storage.names, llgae_cli.storage.run_table\n"
         "from llgae_cli.cli.app import main\nmain()",
         "--help",
     )
-    assert {"llgae_cli.config", "llgae_cli.cli.training"} <= loaded
+    assert {"llgae_cli.config", "llgae_cli.cli.train"} <= loaded
     assert not loaded & {"torch", "torchvision", "numpy", "matplotlib", "ray", "sklearn"}
 
 

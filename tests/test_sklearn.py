@@ -26,7 +26,8 @@ from sklearn.utils.estimator_checks import (
     parametrize_with_checks,
 )
 
-from llgae_cli import checkpoints, experiment, models
+from llgae_cli import storage
+from llgae_cli import experiment, models
 from llgae_cli.config import read_config
 from llgae_cli.models import Code
 from llgae_cli.sklearn import LLGAE
@@ -126,14 +127,6 @@ def test_code_reconstruction_and_score_are_the_formulas(dtype: type, E: int) -> 
     assert ours.mean_l2_ == pytest.approx(-score, rel=1e-4)
 
 
-class Silent:
-    def note(self, message: str) -> None: ...
-
-    def warn(self, message: str) -> None: ...
-
-    def epoch(self, record: dict[str, float], epochs: int) -> None: ...
-
-
 def test_the_command_lines_model_rebuilds_the_same(tmp_path: Path) -> None:
     X = planes(400).astype(np.float32)
     np.save(tmp_path / "x.npy", X)
@@ -141,10 +134,10 @@ def test_the_command_lines_model_rebuilds_the_same(tmp_path: Path) -> None:
         f"task: npy:{tmp_path}/x.npy\ncentring: none\nK: 3\nembed-dim: 2\nfigures: false\ncheckpoint-dir: {tmp_path}\n"
     )
     config = read_config([tmp_path / "c.yaml"])
-    outcome = experiment.train(config, Silent())
+    outcome = experiment.train(config)
     assert outcome.checkpoint is not None
     theirs = models.LLGAE(3, 8, 2, beta=config.beta, n_step=config.n_step)
-    theirs.load_state_dict(checkpoints.load(outcome.checkpoint).state)
+    theirs.load_state_dict(storage.load(outcome.checkpoint).state)
     code = theirs.encode(torch.tensor(X))
 
     ours = quick(3, 2).fit(X)

@@ -19,8 +19,8 @@ from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.threads import CancelledError, check_cancelled, run_side_by_side
 from llgae_cli.training import ClosedForm
-from llgae_cli.training.passes import even, shards
-from llgae_cli.training.starts import StartSearch
+from llgae_cli.training.initialisation import StartSearch
+from llgae_cli.training.statistics import even, shards
 
 pytestmark = pytest.mark.numeric
 

@@ -43,7 +43,7 @@ def pass_seconds(path: str, K: str, E: str, centring: str) -> float:
     """In the fresh process: the median seconds of PASSES passes after a first one."""
     import numpy as np
 
-    from llgae_cli.bench.measures import one_pass, random_components
+    from llgae_cli.bench.benchmarks import one_pass, random_components
     from llgae_cli.bench.timing import seconds
     from llgae_cli.tasks import Samples
 

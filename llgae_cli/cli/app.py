@@ -7,19 +7,22 @@ import typer
 
 from llgae_cli import __version__, interrupts
 from llgae_cli.cli import (
-    benching,
-    coding,
-    comparing,
-    configs,
-    datasets,
-    evaluating,
-    listing,
-    picturing,
+    bench,
+    compare,
+    config,
+    data,
+    decode,
+    encode,
+    eval,
+    figures,
+    report,
+    runs,
+    sample,
     signals,
-    sweeping,
-    training,
+    sweep,
+    train,
 )
-from llgae_cli.cli.output import complain, escape_unencodable
+from llgae_cli.cli.console import complain, escape_unencodable, set_up_logging
 from llgae_cli.errors import Interrupted, LlgaeError, RunError
 
 app = typer.Typer(
@@ -30,54 +33,54 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # Help texts stand here and not in docstrings, which `python -OO` removes.
-app.command("train", help="Train a model, write its checkpoint, print its mean L2 on the test samples.")(training.train)
+app.command("train", help="Train a model, write its checkpoint, print its mean L2 on the test samples.")(train.train)
 app.command(
     "eval",
     help="Measure a checkpoint again: mean L2, per class, explained variance, PSNR, use of components, bits.",
-)(evaluating.evaluate)
-app.command("runs", help="List the checkpoints of a folder, read from their names alone.")(listing.runs)
+)(eval.evaluate)
+app.command("runs", help="List the checkpoints of a folder, read from their names alone.")(runs.runs)
 app.command(
     "data", help="Fetch a data set where it is missing, check it, and say where it was found and what is in it."
-)(datasets.data)
+)(data.data)
 app.command(
     "config",
     help="Print the resolved config with the defaults of all keys that have an effect, or the JSON Schema of all keys.",
-)(configs.config)
+)(config.config)
 app.command(
     "bench",
     help="Measure speed as ratios in one run: against this machine's matrix product, the plain loop and the peers.",
-)(benching.bench)
+)(bench.bench)
 app.command(
     "encode",
     help="Turn data into codes: k, b, mean squared residual and mean grey level of each sample, as an .npz file.\n\n"
     "Models whose code has further symbols (residual, shift) add s.",
-)(coding.encode)
+)(encode.encode)
 app.command(
     "decode", help="Turn codes back into data, x_hat (in llgae mu_k + W_k b), with each sample's mean put back."
-)(coding.decode)
+)(decode.decode)
 app.command("sample", help="Draw new samples: k by its frequency in training, b from that component's own spread.")(
-    coding.sample
+    sample.sample
 )
 app.command(
     "figures",
     help="Draw a checkpoint: training curve, reconstructions, atlas, use of components, classes, spectrum.\n\n"
     "Several checkpoints make one picture, comparison: the same test images drawn by each.",
-)(picturing.figures)
+)(figures.figures)
 app.command(
     "compare",
     help="Compare checkpoints of one task: mean L2 against bits, training time and encoding time; a table and "
     "pictures.\n\n"
     "Bits count a code (k, b) with b as 32-bit floats; bits coded with b rounded, at 1 % more mean L2, and "
     "entropy-coded. E is the numbers in b. Pictures: tradeoffs, and comparison, the same test images drawn by each.",
-)(comparing.compare)
+)(compare.compare)
 app.command(
     "report", help="Write one self-contained HTML page: numbers, figures, config, and an explorer of the model."
-)(picturing.report)
+)(report.report)
 app.command(
     "sweep",
     help="Run a grid of trainings, each a process of its own; print a leaderboard, write tables and pictures.",
-)(sweeping.sweep)
-app.command("sweep-cell", hidden=True, help="Run one cell of a sweep; what `llgae sweep` starts.")(sweeping.sweep_cell)
+)(sweep.sweep)
+app.command("sweep-cell", hidden=True, help="Run one cell of a sweep; what `llgae sweep` starts.")(sweep.sweep_cell)
 
 
 @app.callback()
@@ -87,6 +90,7 @@ def _options(
     if version:
         typer.echo(f"llgae {__version__}")
         raise typer.Exit
+    set_up_logging()
 
 
 def main() -> NoReturn:

@@ -1,17 +1,19 @@
-"""Figures: arrays or a Subject in, a matplotlib Figure out; `album` names them all and writes them."""
+"""Figures: arrays in, a matplotlib Figure out; `album` gets the arrays from evaluated checkpoints and writes files."""
 
-from llgae_cli.figures.album import FIGURES, write, write_beside, write_comparison, write_tradeoffs
-from llgae_cli.figures.style import save
-from llgae_cli.figures.subject import Subject, look, names
+from llgae_cli.figures.album import (
+    FIGURES,
+    write_after_training,
+    write_comparison,
+    write_figures,
+    write_sweep,
+    write_tradeoffs,
+)
 
 __all__ = [
     "FIGURES",
-    "Subject",
-    "look",
-    "names",
-    "save",
-    "write",
-    "write_beside",
+    "write_after_training",
     "write_comparison",
+    "write_figures",
+    "write_sweep",
     "write_tradeoffs",
 ]

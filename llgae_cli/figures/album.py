@@ -1,57 +1,110 @@
-"""All figures of a checkpoint, by name; drawn one by one, in either theme."""
+"""The figures of evaluated checkpoints and of sweeps, by name: what is drawn where, and the files.
+
+The other modules of this package take arrays; here they get them.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
-from llgae_cli.errors import InputError
-from llgae_cli.figures.atlas import atlas
-from llgae_cli.figures.comparison import comparison
+from llgae_cli.evaluation import Evaluated, name_models
+from llgae_cli.figures import sweep
+from llgae_cli.figures.atlas import MAX_COMPONENTS, STEPS, Component, atlas
+from llgae_cli.figures.cells import Looks
+from llgae_cli.figures.comparison import Reconstructed, Walk, comparison
 from llgae_cli.figures.components import class_matrix, spectrum, usage
-from llgae_cli.figures.curves import training_curve
-from llgae_cli.figures.pictures import reconstructions
+from llgae_cli.figures.reconstructions import Group, name_class, pick_by_class, rank_samples, reconstructions
 from llgae_cli.figures.style import Theme, save
-from llgae_cli.figures.subject import Subject, look
 from llgae_cli.figures.tradeoffs import tradeoffs
+from llgae_cli.figures.training_curve import training_curve
+
+COLUMNS = 10  # samples in a row of images; plain vectors are wider
+COLUMNS_OF_VECTORS = 6
+COMPARED = 12  # samples in a row of a comparison without labels
+WALKED_AXES = 3
+WALKED_COMPONENTS = 3  # of the last checkpoint of a comparison
 
 
-def _classes(subject: Subject, theme: Theme) -> Figure | None:
-    if subject.labels is None or subject.model.K == 1:
+def _looks(evaluated: Evaluated) -> Looks:
+    return Looks(evaluated.task.shape, *evaluated.value_range)
+
+
+def _training(evaluated: Evaluated, theme: Theme) -> Figure:
+    return training_curve(evaluated.checkpoint.history, theme=theme)
+
+
+def _reconstructions(evaluated: Evaluated, theme: Theme) -> Figure:
+    looks = _looks(evaluated)
+    columns = COLUMNS if looks.is_image else COLUMNS_OF_VECTORS
+    chosen = {name: (rows, ()) for name, rows in rank_samples(evaluated.residual, columns).items()}
+    if evaluated.labels is not None:
+        by_class = pick_by_class(evaluated.residual, evaluated.labels)
+        labels = list(by_class)[:columns]
+        names = tuple(name_class(evaluated.task.classes, label) for label in labels)
+        chosen["by class"] = (np.array([by_class[label] for label in labels]), names)  # type: ignore[assignment]
+    groups = [
+        Group(
+            name, evaluated.originals(rows), evaluated.reconstructions(rows), evaluated.residual[rows], captions
+        )
+        for name, (rows, captions) in chosen.items()
+    ]  # fmt: skip
+    return reconstructions(groups, looks, theme=theme)
+
+
+def _atlas(evaluated: Evaluated, theme: Theme) -> Figure:
+    looks, model = _looks(evaluated), evaluated.model
+    axes = min(WALKED_AXES if looks.is_image else 1, model.E)
+    steps = torch.tensor(STEPS, dtype=torch.float64)
+    use = evaluated.latents.count.numpy() / evaluated.latents.count.sum().item()
+    components = []
+    for k in evaluated.by_use()[:MAX_COMPONENTS].tolist():
+        walks = [evaluated.decode(k, evaluated.axes.walk(k, j, steps)) for j in range(axes)]
+        explained = evaluated.explained(k)[:axes]
+        components.append(Component(k, float(use[k]), _centre(evaluated, k), np.array(walks), explained))
+    return atlas(components, looks, model.K, suffix=model.k_suffix, theme=theme)
+
+
+def _usage(evaluated: Evaluated, theme: Theme) -> Figure | None:
+    model = evaluated.model
+    if model.K == 1:  # no components, or a single one that has all samples
         return None
-    return class_matrix(
-        subject.k, subject.labels, subject.model.K, subject.task.classes, subject.by_use(), level=subject.level,
-        theme=theme,
-    )  # fmt: skip
+    test = np.bincount(evaluated.k, minlength=model.K)
+    return usage(evaluated.latents.count.numpy(), test, suffix=model.k_suffix, theme=theme)
 
 
-def _usage(subject: Subject, theme: Theme) -> Figure | None:
-    if subject.model.K == 1:  # no components, or a single one that has all samples
+def _classes(evaluated: Evaluated, theme: Theme) -> Figure | None:
+    model, labels = evaluated.model, evaluated.labels
+    if labels is None or model.K == 1:
         return None
-    test = np.bincount(subject.k, minlength=subject.model.K)
-    return usage(subject.latents.count.numpy(), test, level=subject.level, theme=theme)
+    order, classes = evaluated.by_use(), evaluated.task.classes
+    return class_matrix(evaluated.k, labels, model.K, classes, order, suffix=model.k_suffix, theme=theme)
 
 
-FIGURES: dict[str, Callable[[Subject, Theme], Figure | None]] = {
-    "training": lambda subject, theme: training_curve(subject.checkpoint.history, theme=theme),
-    "reconstructions": lambda subject, theme: reconstructions(subject, theme=theme),
-    "atlas": lambda subject, theme: atlas(subject, theme=theme),
+def _spectrum(evaluated: Evaluated, theme: Theme) -> Figure:
+    model, variance = evaluated.model, evaluated.axes.variance.numpy()
+    return spectrum(variance, evaluated.by_use(), model.D, suffix=model.k_suffix, theme=theme)
+
+
+FIGURES: dict[str, Callable[[Evaluated, Theme], Figure | None]] = {
+    "training": _training,
+    "reconstructions": _reconstructions,
+    "atlas": _atlas,
     "usage": _usage,
     "classes": _classes,
-    "spectrum": lambda subject, theme: spectrum(
-        subject.directions.variance.numpy(), subject.by_use(), subject.model.D, level=subject.level, theme=theme
-    ),
+    "spectrum": _spectrum,
 }
-BESIDE_CHECKPOINT = ("training", "reconstructions")
+AFTER_TRAINING = ("training", "reconstructions")
 
 
-def write(
-    subject: Subject,
+def write_figures(
+    evaluated: Evaluated,
     folder: Path,
-    names: tuple[str, ...] = tuple(FIGURES),
-    kinds: tuple[str, ...] = ("png", "svg"),
+    names: Sequence[str] = tuple(FIGURES),
+    kinds: Sequence[str] = ("png", "svg"),
     theme: Theme = "light",
     prefix: str = "",
 ) -> list[Path]:
@@ -61,36 +114,83 @@ def write(
     """
     written = []
     for name in names:
-        figure = FIGURES[name](subject, theme)
+        figure = FIGURES[name](evaluated, theme)
         if figure is not None:
             written += [save(figure, folder / f"{prefix}{name}.{kind}") for kind in kinds]
     return written
 
 
+def write_after_training(evaluated: Evaluated) -> list[Path]:
+    """Write the training curve and the reconstructions next to the checkpoint, as PNG; return their paths."""
+    path = evaluated.path
+    return write_figures(evaluated, path.parent, AFTER_TRAINING, ("png",), prefix=f"{path.name.removesuffix('.pkl')}.")
+
+
 def write_comparison(
-    subjects: Sequence[Subject],
+    evaluated: Sequence[Evaluated],
     folder: Path,
-    kinds: tuple[str, ...] = ("png", "svg"),
+    kinds: Sequence[str] = ("png", "svg"),
     theme: Theme = "light",
     walks: bool = True,
 ) -> list[Path]:
-    """Write several checkpoints side by side as `folder/comparison.kind`; InputError when their data differ."""
-    for subject in subjects[1:]:
-        if subject.task.fingerprint != subjects[0].task.fingerprint:
-            raise InputError(f"{subject.path.name}: other data than {subjects[0].path.name}'s; compare like with like")
-    figure = comparison(subjects, walks, theme=theme)
+    """Write `folder/comparison.kind`: checkpoints of one task on the same test samples.
+
+    The samples are the median ones of their classes for the first checkpoint; without labels, its typical ones. With
+    `walks`, the last one's components are walked through along their first axis.
+    """
+    first, last = evaluated[0], evaluated[-1]
+    captions: list[str] = []
+    if first.labels is None:
+        rows = rank_samples(first.residual, COMPARED)["typical"]
+    else:
+        by_class = pick_by_class(first.residual, first.labels)
+        rows = np.array(list(by_class.values()))
+        captions = [name_class(first.task.classes, label) for label in by_class]
+    reconstructed = [
+        Reconstructed(name, one.metrics.mean_l2, one.reconstructions(rows))
+        for one, name in zip(evaluated, name_models(evaluated), strict=True)
+    ]
+    walked = _walks(last, len(rows)) if walks and last.model.E else []
+    figure = comparison(first.originals(rows), captions, reconstructed, walked, _looks(first), theme=theme)
     return [save(figure, folder / f"comparison.{kind}") for kind in kinds]
 
 
 def write_tradeoffs(
-    rows: Sequence[Mapping[str, Any]], folder: Path, kinds: tuple[str, ...] = ("png", "svg"), theme: Theme = "light"
+    rows: Sequence[Mapping[str, Any]], folder: Path, kinds: Sequence[str] = ("png", "svg"), theme: Theme = "light"
 ) -> list[Path]:
-    """Write what a lower mean L2 costs (see `tradeoffs`) as `folder/tradeoffs.kind`."""
+    """Write `folder/tradeoffs.kind`, mean L2 against rate and times, of `evaluation.comparison.Comparison.plain`s."""
     figure = tradeoffs(rows, theme=theme)
     return [save(figure, folder / f"tradeoffs.{kind}") for kind in kinds]
 
 
-def write_beside(path: Path, data_dir: Path | None = None) -> list[Path]:
-    """Write the training curve and the reconstructions beside a checkpoint, as PNG; returns their paths."""
-    stem = path.name.removesuffix(".pkl")
-    return write(look(path, data_dir), path.parent, BESIDE_CHECKPOINT, ("png",), prefix=f"{stem}.")
+def write_sweep(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], ranked_by: str, folder: Path) -> list[Path]:
+    """Write the pictures of a sweep's finished rows into `folder`; see `sweep.draw`."""
+    figures = sweep.draw(rows, keys, ranked_by)
+    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def _centre(evaluated: Evaluated, k: int) -> np.ndarray:
+    """What component k decodes the mean of its codes to, plus the mean grey level of its samples, (D,)."""
+    return evaluated.decode(k, evaluated.axes.mean[k][None])[0]
+
+
+def _walks(evaluated: Evaluated, columns: int) -> list[Walk]:
+    steps = torch.linspace(-2, 2, columns, dtype=torch.float64)
+    walks = []
+    for k in _pick_unlike(evaluated):
+        label = (f"component {k}\n" if evaluated.model.K > 1 else "") + "−2 to +2 sd"
+        walks.append(Walk(label, evaluated.decode(k, evaluated.axes.walk(k, 0, steps))))
+    return walks
+
+
+def _pick_unlike(evaluated: Evaluated) -> list[int]:
+    """The most used component, then in turn the one whose mean is farthest from those chosen."""
+    mu = np.stack([_centre(evaluated, k) for k in range(evaluated.model.K)])  # (K, D)
+    count = evaluated.latents.count.numpy()
+    order = evaluated.by_use()
+    order = order[count[order] >= count.sum() / evaluated.model.K / 2]
+    chosen = [int(order[0])]
+    while len(chosen) < min(WALKED_COMPONENTS, len(order)):
+        distance = np.linalg.norm(mu[order][:, None] - mu[chosen], axis=2).min(1)  # (len(order),)
+        chosen.append(int(order[distance.argmax()]))
+    return chosen

@@ -12,10 +12,10 @@ ROUNDING = 1e-7  # of the largest variance: what is below is float32's rounding 
 
 
 @styled
-def usage(train: np.ndarray, test: np.ndarray, *, level: str = "", theme: Theme = "light") -> Figure:
+def usage(train: np.ndarray, test: np.ndarray, *, suffix: str = "", theme: Theme = "light") -> Figure:
     """Share of the training samples (bars) and test samples (dots) coded by each component, by use.
 
-    `train`, `test`: counts (K,). `level`: which components they are, where there are others. Beyond
+    `train`, `test`: counts (K,). `suffix`: see `models.Model.k_suffix`. Beyond
     60 components the bars are drawn without a gap and unnamed.
     """
     order = np.argsort(-train, kind="stable")
@@ -36,18 +36,18 @@ def usage(train: np.ndarray, test: np.ndarray, *, level: str = "", theme: Theme 
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
-    axes.set_title(f"Use of the {K} components{level}" if K > 1 else "Use of the one component")
+    axes.set_title(f"Use of the {K} components{suffix}" if K > 1 else "Use of the one component")
     return figure
 
 
 @styled
 def class_matrix(
     k: np.ndarray, labels: np.ndarray, K: int, classes: tuple[str, ...] | None, order: np.ndarray, *,
-    level: str = "", theme: Theme = "light",
+    suffix: str = "", theme: Theme = "light",
 ) -> Figure:  # fmt: skip
     """Which class lives in which component: each row a class, its samples' shares of the components adding to 100 %.
 
-    `k`, `labels`: (N,); `order`: the components, left to right; `level` as in `usage`. Numbers stand
+    `k`, `labels`: (N,); `order`: the components, left to right; `suffix` as in `usage`. Numbers stand
     in the cells where there is room.
     """
     present = np.unique(labels)
@@ -77,12 +77,12 @@ def class_matrix(
     bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     bar.outline.set_visible(False)
-    axes.set_title(f"Which class lives in which component{level} (% of the class's test samples)")
+    axes.set_title(f"Which class lives in which component{suffix} (% of the class's test samples)")
     return figure
 
 
 @styled
-def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, level: str = "", theme: Theme = "light") -> Figure:
+def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, suffix: str = "", theme: Theme = "light") -> Figure:
     """Variance per direction, descending, of each component: grey levels squared per pixel (variance / D).
 
     `variance` (K, E) sums over pixels; `order`: components by use. The five most used have a colour, the others are
@@ -116,7 +116,7 @@ def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, level: str = ""
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     whose = "component" if K > 1 else "code"
     axes.set(xlabel=f"direction of the {whose}, by variance", ylabel="variance (grey levels² per pixel)")
-    axes.set_title(f"Spectrum of variances within each component{level}" if K > 1 else "Spectrum of variances")
+    axes.set_title(f"Spectrum of variances within each component{suffix}" if K > 1 else "Spectrum of variances")
     return figure
 
 

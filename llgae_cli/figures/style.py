@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
-from llgae_cli.writing import replacing
+from llgae_cli.storage.atomic import replacing
 
 # Paul Tol's "bright" scheme (personal.sron.nl/~pault): distinct for all common kinds of colour blindness.
 BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = (

@@ -1,12 +1,219 @@
-"""What swept keys do to the mean L2."""
+"""Figures of a sweep: mean L2 over the keys it varied, and rate against distortion."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from llgae_cli.figures.style import BLUE, RED, Theme, new_figure, styled
+from llgae_cli.evaluation.rate import SHARE, find_pareto_front
+from llgae_cli.figures.style import BLUE, CYCLE, GREEN, GREY, MARKERS, RED, Theme, new_figure, styled
+
+Row = Mapping[str, Any]
+
+UNIT = "mean L2 (grey levels² per pixel)"
+SPLITS = {
+    "train_mean_l2": ("train", BLUE, "o"),
+    "validation_mean_l2": ("validation", GREEN, "^"),
+    "mean_l2": ("test", RED, "s"),
+}
+MAX_SERIES = len(CYCLE)
+MAX_HEAT = 400  # cells of a heat map that can still be read
+
+
+def draw(rows: Sequence[Row], keys: Sequence[str], ranked_by: str) -> dict[str, Figure]:
+    """Draw the figures that the rows of finished cells allow, by name. `keys`: those that the sweep varies.
+
+    One or two varied keys are drawn as curves or heat maps, and rate against distortion where the rates differ.
+    """
+    keys = [key.replace("-", "_") for key in keys if key != "seed"]
+    keys = [key for key in keys if len({str(row[key]) for row in rows}) > 1]
+    figures: dict[str, Figure] = {}
+    numeric = [key for key in keys if all(_is_number(row[key]) for row in rows)]
+    if len(keys) == 1 and numeric:
+        figures["mean_l2"] = curves(rows, keys[0], ranked_by)
+    elif len(keys) == 2 and len(numeric) == 2 and _grid_size(rows, keys) <= MAX_HEAT:
+        figures["mean_l2"] = heat_maps(rows, keys, ranked_by)
+    elif len(keys) == 2 and numeric:
+        other = next(key for key in keys if key != numeric[-1])
+        if len({str(row[other]) for row in rows}) <= MAX_SERIES:
+            figures["mean_l2"] = families(rows, numeric[-1], other, ranked_by)
+    if len(rows) > 1 and len({row["bits_float"] for row in rows}) > 1:
+        figures["rate_distortion"] = rate_distortion(rows, ranked_by)
+    return figures
+
+
+@styled
+def curves(rows: Sequence[Row], key: str, value: str) -> Figure:
+    """Mean L2 of each split against one numeric key: a mark a run, a line through the means over seeds."""
+    figure = new_figure(6.4, 4.0)
+    axes = figure.subplots()
+    for name, (label, colour, mark) in SPLITS.items():
+        known = [row for row in rows if row[name] is not None]
+        if known:
+            _line(axes, known, key, name, label, colour, mark)
+    _number_axis(axes, [row[key] for row in rows], key)
+    axes.set(ylabel=UNIT, title=f"Mean L2 against {_dashed(key)}")
+    axes.legend()
+    _caution(figure, value)
+    return figure
+
+
+@styled
+def families(rows: Sequence[Row], key: str, other: str, value: str) -> Figure:
+    """Mean L2 against a numeric key, a line for each value of another key."""
+    figure = new_figure(6.4, 4.0)
+    axes = figure.subplots()
+    for i, choice in enumerate(sorted({str(row[other]) for row in rows})):
+        own = [row for row in rows if str(row[other]) == choice]
+        _line(axes, own, key, value, f"{_dashed(other)} {choice}", CYCLE[i], MARKERS[i])
+    _number_axis(axes, [row[key] for row in rows], key)
+    axes.set(ylabel=UNIT, title=f"{_split(value)} mean L2 against {_dashed(key)}")
+    axes.legend()
+    _caution(figure, value)
+    return figure
+
+
+@styled
+def heat_maps(rows: Sequence[Row], keys: Sequence[str], value: str) -> Figure:
+    """Two keys: the mean L2 of train, and of what ranks the board, as numbers on a logarithmic colour scale."""
+    across, down = (sorted({row[key] for row in rows}) for key in (keys[1], keys[0]))
+    figure = new_figure(1.4 + 1.35 * max(4, len(across)), 0.95 + 0.4 * max(3, len(down)))
+    panels = figure.subplots(1, 2, sharey=True)
+    fields = [_field(rows, keys, down, across, name) for name in ("train_mean_l2", value)]
+    positive = np.concatenate([field[np.isfinite(field) & (field > 0)] for field in fields])
+    low, high = np.log(positive.min()), np.log(positive.max())
+    for axes, field, name in zip(panels, fields, ("train_mean_l2", value), strict=True):
+        axes.imshow(np.log(np.maximum(field, 1e-30)), cmap="cividis", vmin=low, vmax=high, aspect="auto")
+        for i, j in np.ndindex(*field.shape):
+            if np.isfinite(field[i, j]):
+                bright = np.log(max(field[i, j], 1e-30)) > (low + high) / 2
+                axes.text(j, i, _figures(field[i, j]), ha="center", va="center", color="black" if bright else "white")
+        axes.set_xticks(range(len(across)), [_text(one) for one in across])
+        axes.set_yticks(range(len(down)), [_text(one) for one in down])
+        axes.set(xlabel=_dashed(keys[1]), title=f"{_split(name)} mean L2")
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+    panels[0].set_ylabel(_dashed(keys[0]))
+    _caution(figure, value)
+    return figure
+
+
+@styled
+def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
+    """Bits a sample against test mean L2, b as 32-bit floats and entropy-coded (see `rate`), Pareto fronts marked."""
+    figure = new_figure(9.2, 4.2)
+    panels = figure.subplots(1, 2, sharey=True)
+    names = (
+        ("bits_float", "mean_l2", "k and b as numbers: log2 K + 32 E"),
+        ("bits_coded", "mean_l2_coded", f"b rounded (mean L2 + {SHARE:.0%}), entropy-coded"),
+    )
+    named = ["K", "embed_dim"] if len({row.get("model") for row in rows}) == 1 else ["model", "K", "embed_dim"]
+    for axes, (rate, distortion, title) in zip(panels, names, strict=True):
+        points = [(row[rate], row[distortion]) for row in rows]
+        front = find_pareto_front(points)
+        x, y = (np.array(side) for side in zip(*points, strict=True))
+        axes.plot(x, y, ls="", marker="o", color=GREY, label="a run")
+        axes.plot(x[front], y[front], color=RED, marker="s", label="Pareto front")
+        for i in _spaced(front, x, y):
+            label = ", ".join(str(rows[i][key]) for key in named)
+            axes.annotate(label, (x[i], y[i]), (5, 4), textcoords="offset points", fontsize=8)
+        axes.set_xscale("symlog", linthresh=8)
+        axes.set_xticks([0, 4, 16, 64, 256, 1024])
+        axes.set_xlim(-0.5, 1.6 * max(x.max(), 8))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set(xlabel="bits a sample", title=title)
+        axes.set_yscale("log")
+        _plain_ticks(axes)
+    panels[0].set_ylabel(f"test {UNIT}")
+    _caution(figure, value)
+    panels[1].legend(title="labels: " + ", ".join({"embed_dim": "E"}.get(key, key) for key in named), loc="upper right")
+    return figure
+
+
+def _spaced(front: Sequence[int], x: Any, y: Any) -> list[int]:
+    """Points of a front whose labels do not lie on each other: each 12 % lower than the last one labelled."""
+    chosen: list[int] = []
+    for i in front:
+        if not chosen or y[i] < 0.88 * y[chosen[-1]]:
+            chosen.append(i)
+    return chosen
+
+
+def _line(axes: Axes, rows: Sequence[Row], key: str, value: str, label: str, colour: str, mark: str) -> None:
+    at = sorted({row[key] for row in rows})
+    mean = [np.mean([row[value] for row in rows if row[key] == one]) for one in at]
+    axes.plot(at, mean, color=colour, marker=mark, label=label)
+    if len(rows) > len(at):
+        x, y = zip(*((row[key], row[value]) for row in rows), strict=True)
+        axes.plot(x, y, ls="", marker=mark, color=colour, alpha=0.4)
+
+
+def _number_axis(axes: Axes, values: Sequence[float], key: str) -> None:
+    axes.set_xlabel(_dashed(key))
+    ticks = sorted(set(values))
+    if ticks[0] > 0 and ticks[-1] >= 20 * ticks[0]:
+        axes.set_xscale("log")
+    if len(ticks) <= 12:
+        axes.set_xticks(ticks, [_text(tick) for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+    low, high = axes.get_ylim()
+    if low > 0 and high > 10 * low:
+        axes.set_yscale("log")
+        _plain_ticks(axes)
+
+
+def _plain_ticks(axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    ticks = [m * 10.0**p for p in range(-3, 7) for m in (1, 2, 3, 5)]
+    axes.set_yticks([tick for tick in ticks if low <= tick <= high])
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(low, high)
+
+
+def _field(rows: Sequence[Row], keys: Sequence[str], down: Sequence[Any], across: Sequence[Any], value: str) -> Any:
+    """The mean of `value` over seeds at each pair of keys, NaN where no run was finished."""
+    field = np.full((len(down), len(across)), np.nan)
+    for i, a in enumerate(down):
+        for j, b in enumerate(across):
+            own = [row[value] for row in rows if row[keys[0]] == a and row[keys[1]] == b and row[value] is not None]
+            field[i, j] = np.mean(own) if own else np.nan
+    return field
+
+
+def _grid_size(rows: Sequence[Row], keys: Sequence[str]) -> int:
+    return len({row[keys[0]] for row in rows}) * len({row[keys[1]] for row in rows})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _caution(figure: Figure, value: str) -> None:
+    """Head a picture of a sweep that is ranked by test mean L2."""
+    if value == "mean_l2":
+        figure.suptitle("By test mean L2: no choice of a model", fontsize="medium")
+
+
+def _split(value: str) -> str:
+    return SPLITS[value][0].capitalize()
+
+
+def _dashed(key: str) -> str:
+    return key.replace("_", "-")
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _figures(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
 
 MAX_PANELS = 4
 MAX_VALUES = 30

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
+from llgae_cli.evaluation.rate import SHARE, find_pareto_front
 from llgae_cli.figures.style import CYCLE, DPI, INKS, MARKERS, Theme, new_figure, styled
-from llgae_cli.rate import SHARE, pareto
 
 LINE = 15  # pixels between two names
 STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))  # ticks within a factor of ten, from few to many
@@ -23,7 +23,7 @@ NARROW = 1.6  # largest over least value, below which a linear axis reads better
 def tradeoffs(rows: Sequence[Mapping[str, Any]], *, theme: Theme = "light") -> Figure:
     """Test mean L2 (squared grey levels per pixel) against bits, seconds to train and microseconds to encode.
 
-    `rows` as `standings.Standing.plain` has them. The bits of a code are shown at both prices: b as 32-bit floats
+    `rows` as `evaluation.comparison.Comparison.plain` has them. The bits of a code are shown for b as 32-bit floats
     (hollow marks) and b rounded and entropy-coded (full ones, with the mean L2 that the rounded code has). The lines
     are Pareto fronts: left of and below them there is nothing. Names stand at the right, at the height of their marks.
     """
@@ -41,7 +41,7 @@ def tradeoffs(rows: Sequence[Mapping[str, Any]], *, theme: Theme = "light") -> F
     for axes, cost, distortion, dashes in costs:
         unit = 1e6 if axes is by_encoding else 1.0
         points = [(unit * row[cost], row[distortion]) for row in rows]
-        front = [points[i] for i in pareto(points)]
+        front = [points[i] for i in find_pareto_front(points)]
         axes.plot(*zip(*front, strict=True), ls=dashes, color=ink.text, lw=0.9, alpha=0.6, zorder=1)
         for i, (x, y) in enumerate(points):
             colour, mark = mark_of(i)

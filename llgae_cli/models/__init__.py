@@ -1,13 +1,13 @@
 """The family: each model has encode(x) -> code, decode(code) -> x_hat and loss(x) -> mean L2."""
 
 from llgae_cli.models.autoencoder import Autoencoder
-from llgae_cli.models.contract import Code, Model
+from llgae_cli.models.base import Code, Model
 from llgae_cli.models.gae import GAE, Decoder
 from llgae_cli.models.llgae import LLGAE
 from llgae_cli.models.networks import DECODERS, ENCODERS
 from llgae_cli.models.residual import Residual
 from llgae_cli.models.shift import Shift
-from llgae_cli.models.soft import SoftLLGAE
+from llgae_cli.models.soft_llgae import SoftLLGAE
 
 __all__ = [
     "DECODERS",

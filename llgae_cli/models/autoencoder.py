@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from llgae_cli.models.contract import Code, Model
+from llgae_cli.models.base import Code, Model
 from llgae_cli.models.networks import Network
 
 

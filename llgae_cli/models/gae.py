@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llgae_cli.models.contract import Code, Model
+from llgae_cli.models.base import Code, Model
 from llgae_cli.models.llgae import LLGAE
 from llgae_cli.models.networks import Network
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from llgae_cli import inference as infer
-from llgae_cli.models.contract import Code, Model
+from llgae_cli.models.base import Code, Model
 
 
 class LLGAE(Model):
@@ -54,6 +54,15 @@ class LLGAE(Model):
         if self.inference == "least-squares":
             return float("inf")
         return infer.step_limit(self.W.detach(), self.alpha)
+
+    def step_size_problem(self) -> str | None:
+        """Return a line where T > 1 ascent steps of size beta diverge, else None."""
+        limit = self.step_limit()
+        if self.n_step <= 1 or self.beta <= limit * (1 + 1e-6):
+            return None
+        return (
+            f"beta: {self.beta:g} is beyond {limit:.4g} = 2 / max eigenvalue of W^T W + alpha: the ascent on b diverges"
+        )
 
     def jacobian(self, at: Code) -> Tensor:
         """W_k, shape (m, D, E)."""

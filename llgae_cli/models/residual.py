@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from llgae_cli.models.contract import Code, Model
+from llgae_cli.models.base import Code, Model
 from llgae_cli.models.llgae import LLGAE
 
 
@@ -32,6 +32,7 @@ class Residual(Model):
         self.sweeps, self.latents = sweeps, levels[0].E
         self.K, self.D, self.E = levels[0].K, levels[0].D, sum(level.E for level in levels)
         self.symbols = tuple(level.K for level in levels[1:])
+        self.k_suffix = " of the first level" if self.symbols else ""
 
     @torch.no_grad()
     def initialise(self, rows: Tensor, generator: torch.Generator) -> None:
@@ -49,6 +50,10 @@ class Residual(Model):
     def step_limit(self) -> float:
         """The least of the levels' own."""
         return min(level.step_limit() for level in self.levels)
+
+    def step_size_problem(self) -> str | None:
+        """Return the first level's problem, None where no level has one."""
+        return next(filter(None, (level.step_size_problem() for level in self.levels)), None)
 
     def jacobian(self, at: Code) -> Tensor:
         """[W^1_{k_1} | ... | W^L_{k_L}], shape (m, D, L E)."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llgae_cli import inference as infer
 from llgae_cli.errors import InputError
-from llgae_cli.models.contract import Code, Model
+from llgae_cli.models.base import Code, Model
 from llgae_cli.models.llgae import LLGAE
 
 MOST_PLACES = 1 << 25  # shifts times values: two tables of 256 MB
@@ -65,6 +65,10 @@ class Shift(Model):
     def step_limit(self) -> float:
         """As LLGAE's: a shift changes no length."""
         return self.affine.step_limit()
+
+    def step_size_problem(self) -> str | None:
+        """As LLGAE's."""
+        return self.affine.step_size_problem()
 
     def jacobian(self, at: Code) -> Tensor:
         """S W_k, shape (m, D, E)."""

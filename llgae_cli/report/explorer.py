@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from llgae_cli.assembly import ALPHA
-from llgae_cli.figures.atlas import explained
-from llgae_cli.figures.subject import Subject
+from llgae_cli.evaluation import Evaluated
+from llgae_cli.factory import ALPHA
+from llgae_cli.figures.cells import Looks
 from llgae_cli.models import LLGAE
 
 IMAGES = 60
@@ -21,78 +21,79 @@ BUDGET = 6_000_000  # bytes of base64 for mu and W of all checkpoints on a page
 MAX_STEPS = 1000
 
 
-def packed(subject: Subject, budget: int) -> dict[str, Any] | None:
+def packed(evaluated: Evaluated, budget: int) -> dict[str, Any] | None:
     """The model's part of the page's data: the most used components that fit `budget`.
 
     None when not one does, and for a model that the browser cannot draw: mu_k + W_k b is all it can.
     """
-    model = subject.model
+    model = evaluated.model
     if not isinstance(model, LLGAE):
         return None
     each = (2 * model.D * (model.E + 1) + 4 * (2 * model.E * model.E + model.E)) * 4 / 3
-    order = subject.by_use()[: int(budget // each)]
+    order = evaluated.by_use()[: int(budget // each)]
     if not len(order):
         return None
+    looks = Looks(evaluated.task.shape, *evaluated.value_range)
     mu = model.mu.detach().numpy()[order]
     W = model.W.detach().numpy()[order].transpose(0, 2, 1)  # (Kc, E, D): a row a direction
-    B = subject.directions.B[order]
-    count = subject.latents.count.numpy()
+    B = evaluated.axes.B[order]
+    count = evaluated.latents.count.numpy()
     return {
         "K": model.K,
         "E": model.E,
         "D": model.D,
-        "shape": list(subject.looks.shape),
-        "image": subject.looks.is_image,
-        "low": subject.looks.low,
-        "high": subject.looks.high,
-        "centred": subject.config.centring == "sample",
-        "alpha": ALPHA[subject.config.prior],
-        "beta": subject.config.beta,
-        "steps": min(subject.config.n_step, MAX_STEPS),
-        "inference": subject.config.inference,
+        "shape": list(evaluated.task.shape),
+        "image": looks.is_image,
+        "low": looks.low,
+        "high": looks.high,
+        "centred": evaluated.config.centring == "sample",
+        "alpha": ALPHA[evaluated.config.prior],
+        "beta": evaluated.config.beta,
+        "steps": min(evaluated.config.n_step, MAX_STEPS),
+        "inference": evaluated.config.inference,
         "components": [
             {
                 "k": int(k),
                 "use": float(count[k] / count.sum()),
-                "level": float(subject.levels[k]),
-                "share": [round(float(share), 6) for share in explained(subject, k)],
+                "level": float(evaluated.grey_levels[k]),
+                "share": [round(float(share), 6) for share in evaluated.explained(k)],
             }
             for k in order
         ],
         "mu": quantised(mu),
         "W": quantised(W.reshape(-1, model.D)),
-        "mean": floats(subject.directions.mean[order].numpy()),
+        "mean": floats(evaluated.axes.mean[order].numpy()),
         "B": floats(B.numpy()),
         "inverse": floats(torch.linalg.pinv(B).numpy() if model.E else B.numpy()),
     }
 
 
-def chosen(subject: Subject, n: int = IMAGES) -> np.ndarray:
+def chosen(evaluated: Evaluated, n: int = IMAGES) -> np.ndarray:
     """Rows of about n test samples to look at: of every class alike, from the best reconstructed to the worst."""
-    N = len(subject.residual)
-    labels = subject.labels if subject.labels is not None else np.zeros(N, np.int64)
+    N = len(evaluated.residual)
+    labels = evaluated.labels if evaluated.labels is not None else np.zeros(N, np.int64)
     present = np.unique(labels)[:n]
     rows: list[int] = []
     for label in present:
         own = np.flatnonzero(labels == label)
-        own = own[np.argsort(subject.residual[own], kind="stable")]
+        own = own[np.argsort(evaluated.residual[own], kind="stable")]
         places = np.linspace(0, len(own) - 1, min(len(own), max(1, n // len(present))) + 2)[1:-1]
         rows += own[np.unique(places.round().astype(int))].tolist()
     return np.array(rows, dtype=np.int64)
 
 
-def pictured(subject: Subject, rows: np.ndarray) -> dict[str, Any]:
+def pictured(evaluated: Evaluated, rows: np.ndarray) -> dict[str, Any]:
     """The chosen test samples as stored, their means, and what each is called."""
     index = torch.as_tensor(rows)
-    means = subject.task.test.means(index)
-    v = (subject.task.test.rows(index) + means[:, None]).numpy()
-    classes = subject.task.classes
+    means = evaluated.task.test.means(index)
+    v = evaluated.originals(rows)
+    classes = evaluated.task.classes
     names = []
     for row in rows:
-        label = None if subject.labels is None else int(subject.labels[row])
+        label = None if evaluated.labels is None else int(evaluated.labels[row])
         named = classes is not None and label is not None and label < len(classes)
         names.append((classes[label] if named else f"class {label}") if label is not None else "")  # type: ignore[index]
-    eight_bit = subject.task.test.stored == "uint8"
+    eight_bit = evaluated.task.test.stored == "uint8"
     return {
         "rows": rows.tolist(),
         "names": names,
@@ -103,15 +104,15 @@ def pictured(subject: Subject, rows: np.ndarray) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def codes(subject: Subject, rows: np.ndarray, embedded: list[int]) -> list[list[dict[str, Any]]]:
+def codes(evaluated: Evaluated, rows: np.ndarray, embedded: list[int]) -> list[list[dict[str, Any]]]:
     """For every chosen sample its code in the best components, the winner first: place in `embedded`, b, mean L2.
 
     Components that the page does not hold are left out, but for their place: a sample whose winner is not on the page
     has the best of those that are.
     """
-    model = subject.model
+    model = evaluated.model
     assert isinstance(model, LLGAE), "as `packed` has seen to"
-    x = subject.task.test.rows(torch.as_tensor(rows))
+    x = evaluated.task.test.rows(torch.as_tensor(rows))
     code = model.encode(x)
     P = model.maps()[0]
     b = torch.stack([model.encode_in(x, torch.full((len(x),), k), P) for k in embedded], 1)  # (n, Kc, E)

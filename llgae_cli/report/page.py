@@ -20,17 +20,17 @@ from PIL import Image
 
 from llgae_cli import __version__
 from llgae_cli.errors import InputError, printable
-from llgae_cli.figures import FIGURES, Subject, look, names
+from llgae_cli.evaluation import Evaluated, evaluate_checkpoints, name_models
+from llgae_cli.evaluation.evaluated import hide_folders
+from llgae_cli.figures import FIGURES
 from llgae_cli.figures.style import Theme
-from llgae_cli.figures.subject import without_folders
 from llgae_cli.figures.sweep import by_key
 from llgae_cli.formatting import five_digits, percent
 from llgae_cli.models import LLGAE
 from llgae_cli.regular_files import read_bytes
 from llgae_cli.report import explorer
-from llgae_cli.report.leaderboard import Leaderboard, read_leaderboard
-from llgae_cli.tasks import Task
-from llgae_cli.writing import replacing
+from llgae_cli.report.sweep_results import Leaderboard, read_leaderboard
+from llgae_cli.storage.atomic import replacing
 
 MAX_CHECKPOINTS = 12
 FIRST_OF_SWEEP = 3
@@ -79,40 +79,26 @@ def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = 
     folders = [path for path in paths if os.path.isdir(path)]
     if folders:
         raise InputError(f"{printable(folders[0], 200)}: a folder beside other sources; a sweep has a page of its own")
-    subjects = _looked_at(paths, data_dir)
-    html = render(subjects, board, sources[0])
+    checkpoints = evaluate_checkpoints(paths, data_dir)
+    html = render(checkpoints, board, sources[0])
     with replacing(output) as temporary:
         temporary.write_text(html, encoding="utf-8", newline="\n")
-    return [f"{subject.path.name}: {line}" for subject in subjects for line in subject.warnings]
+    return [f"{evaluated.path.name}: {line}" for evaluated in checkpoints for line in evaluated.warnings]
 
 
-def _looked_at(paths: Sequence[Path], data_dir: Path | None) -> list[Subject]:
-    """The subjects; checkpoints that share task, centring and seed share the loaded data."""
-    tasks: dict[tuple[str, str, int], Task] = {}
-    subjects = []
-    for path in paths:
-        from llgae_cli.restoring import restore
-
-        config = restore(path)[2]
-        key = (config.task, config.centring, config.seed if config.task == "subspaces" else 0)
-        subjects.append(look(path, data_dir, tasks.get(key)))
-        tasks[key] = subjects[-1].task
-    return subjects
-
-
-def render(subjects: Sequence[Subject], board: Leaderboard | None = None, folder: Path = Path()) -> str:
+def render(checkpoints: Sequence[Evaluated], board: Leaderboard | None = None, folder: Path = Path()) -> str:
     """The page as text. `folder`: the sweep's, which names it and may hold its pictures."""
     environment = Environment(
         loader=PackageLoader("llgae_cli.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     if board is not None:
-        rows = [{key: without_folders(value) for key, value in row.items()} for row in board.rows]
+        rows = [{key: hide_folders(value) for key, value in row.items()} for row in board.rows]
         board = replace(board, rows=rows)
     script, style = (_asset(name) for name in ("explorer.js", "page.css"))
-    called = names(subjects)
-    data = explorer_data(subjects, called)
-    heading = f"Sweep {folder.resolve().name}" if board is not None else _heading(subjects)
+    called = name_models(checkpoints)
+    data = explorer_data(checkpoints, called)
+    heading = f"Sweep {folder.resolve().name}" if board is not None else _heading(checkpoints)
     return environment.get_template("page.html.j2").render(
         heading=heading,
         version=__version__,
@@ -121,24 +107,24 @@ def render(subjects: Sequence[Subject], board: Leaderboard | None = None, folder
         style=Markup(style),
         data=Markup(script_json(data)),
         explorable=bool(data["checkpoints"]),
-        left_out=left_out(subjects, called, {one["at"] for one in data["checkpoints"]}),
+        left_out=left_out(checkpoints, called, {one["at"] for one in data["checkpoints"]}),
         board=board,
         sweep_pictures=[] if board is None else _sweep_pictures(board, folder),
         names=called,
-        numbers=numbers(subjects),
-        subjects=[
+        numbers=numbers(checkpoints),
+        checkpoints=[
             {
                 "name": name,
-                "file": subject.path.name,
-                "warnings": subject.warnings,
-                "pictures": pictures(subject),
-                "config": {key: _text(without_folders(value)) for key, value in subject.config.plain().items()},
+                "file": evaluated.path.name,
+                "warnings": evaluated.warnings,
+                "pictures": pictures(evaluated),
+                "config": {key: _text(hide_folders(value)) for key, value in evaluated.config.plain().items()},
                 "provenance": {
-                    **{key: _text(value) for key, value in subject.checkpoint.provenance.items()},
-                    **{f"data {key}": _text(without_folders(value)) for key, value in subject.checkpoint.data.items()},
+                    **{key: _text(value) for key, value in evaluated.checkpoint.provenance.items()},
+                    **{f"data {key}": _text(hide_folders(value)) for key, value in evaluated.checkpoint.data.items()},
                 },
             }
-            for name, subject in zip(called, subjects, strict=True)
+            for name, evaluated in zip(called, checkpoints, strict=True)
         ],
         format_cell=_text,
         five_digits=five_digits,
@@ -146,14 +132,14 @@ def render(subjects: Sequence[Subject], board: Leaderboard | None = None, folder
     )
 
 
-def left_out(subjects: Sequence[Subject], called: Sequence[str], explorable: set[int]) -> list[str]:
+def left_out(checkpoints: Sequence[Evaluated], called: Sequence[str], explorable: set[int]) -> list[str]:
     """A line for each checkpoint that the explorer lacks, with the reason."""
     return [
         f"{called[at]}: its components are too large for a page, so the explorer leaves it out."
-        if isinstance(subject.model, LLGAE)
+        if isinstance(evaluated.model, LLGAE)
         else f"{called[at]}: the explorer draws a component's mean and directions, and leaves this model out: "
         "it decodes in another way."
-        for at, subject in enumerate(subjects)
+        for at, evaluated in enumerate(checkpoints)
         if at not in explorable
     ]
 
@@ -176,36 +162,36 @@ def script_json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def explorer_data(subjects: Sequence[Subject], names: Sequence[str]) -> dict[str, Any]:
+def explorer_data(checkpoints: Sequence[Evaluated], names: Sequence[str]) -> dict[str, Any]:
     """Models and test samples for the explorer; checkpoints of the same data share the samples."""
     images: dict[str, dict[str, Any]] = {}
     rows: dict[str, np.ndarray] = {}
-    checkpoints = []
-    for at, (name, subject) in enumerate(zip(names, subjects, strict=True)):
-        model = explorer.packed(subject, explorer.BUDGET // len(subjects))
+    packed = []
+    for at, (name, evaluated) in enumerate(zip(names, checkpoints, strict=True)):
+        model = explorer.packed(evaluated, explorer.BUDGET // len(checkpoints))
         if model is None:
             continue
-        key = f"{subject.task.fingerprint}-{subject.config.centring}"
+        key = f"{evaluated.task.fingerprint}-{evaluated.config.centring}"
         if key not in rows:
-            rows[key] = explorer.chosen(subject)
-            images[key] = explorer.pictured(subject, rows[key])
+            rows[key] = explorer.chosen(evaluated)
+            images[key] = explorer.pictured(evaluated, rows[key])
         embedded = [component["k"] for component in model["components"]]
-        codes = explorer.codes(subject, rows[key], embedded)
-        checkpoints.append({"at": at, "name": name, "images": key, "codes": codes, **model})
-    return {"checkpoints": checkpoints, "images": images}
+        codes = explorer.codes(evaluated, rows[key], embedded)
+        packed.append({"at": at, "name": name, "images": key, "codes": codes, **model})
+    return {"checkpoints": packed, "images": images}
 
 
-def numbers(subjects: Sequence[Subject]) -> list[tuple[str, str, list[str]]]:
+def numbers(checkpoints: Sequence[Evaluated]) -> list[tuple[str, str, list[str]]]:
     """The table of numbers: (what, unit, one text a checkpoint); labels' own mean L2 last."""
-    e = [subject.evaluation for subject in subjects]
-    trained = [subject.checkpoint.train_mean_l2 for subject in subjects]
+    e = [evaluated.metrics for evaluated in checkpoints]
+    trained = [evaluated.checkpoint.train_mean_l2 for evaluated in checkpoints]
     many = [len(one.usage) > 1 for one in e]  # else there are no components, or one that has all samples
     use = [(f"{len(one.usage) - one.empty} of {len(one.usage)}", f"{one.perplexity:.2f}") for one in e]
     of_components = [
         ("Components in use", "", [text if more else "—" for (text, _), more in zip(use, many, strict=True)]),
         ("Perplexity of use", "components", [text if more else "—" for (_, text), more in zip(use, many, strict=True)]),
     ]
-    symbols = "k and further symbols" if any(subject.model.symbols for subject in subjects) else "k"
+    symbols = "k and further symbols" if any(evaluated.model.symbols for evaluated in checkpoints) else "k"
     table = [
         ("Mean L2, test", "grey levels² per pixel", [five_digits(one.mean_l2) for one in e]),
         ("Mean L2, train", "grey levels² per pixel", [five_digits(t) for t in trained]),
@@ -213,24 +199,24 @@ def numbers(subjects: Sequence[Subject]) -> list[tuple[str, str, list[str]]]:
         ("PSNR", "dB", [f"{one.psnr:.2f}" for one in e]),
         *(of_components if any(many) else []),
         *([(f"Bits for {symbols}", "bit", [f"{one.bits:.2f}" for one in e])] if any(one.bits for one in e) else []),
-        ("Epochs", "", [str(subject.checkpoint.epoch) for subject in subjects]),
-        ("Training time", "s", [f"{subject.checkpoint.seconds:.1f}" for subject in subjects]),
+        ("Epochs", "", [str(evaluated.checkpoint.epoch) for evaluated in checkpoints]),
+        ("Training time", "s", [f"{evaluated.checkpoint.seconds:.1f}" for evaluated in checkpoints]),
         ("Test samples", "", [f"{one.n}" for one in e]),
     ]
     for label in sorted({label for one in e for label in one.per_class or {}})[:40]:
         values = [(one.per_class or {}).get(label) for one in e]
-        table.append((f"Mean L2, {_class(subjects, label)}", "", [five_digits(v) for v in values]))
+        table.append((f"Mean L2, {_class(checkpoints, label)}", "", [five_digits(v) for v in values]))
     return table
 
 
-def pictures(subject: Subject) -> list[Picture]:
+def pictures(evaluated: Evaluated) -> list[Picture]:
     """All figures of a checkpoint in both themes."""
     found = []
     for name, draw in FIGURES.items():
-        light = draw(subject, "light")
-        dark = draw(subject, "dark")
+        light = draw(evaluated, "light")
+        dark = draw(evaluated, "dark")
         if light is not None and dark is not None:
-            found.append(_picture(name, TITLES[name], _alt(name, subject), {"light": light, "dark": dark}))
+            found.append(_picture(name, TITLES[name], _alt(name, evaluated), {"light": light, "dark": dark}))
     return found
 
 
@@ -290,8 +276,8 @@ def _png(path: Path) -> list[tuple[str, int, int]]:
     return [(f"data:image/png;base64,{base64.b64encode(raw).decode()}", width, height)] if len(raw) < MAX_PNG else []
 
 
-def _alt(name: str, subject: Subject) -> str:
-    history, residual = subject.checkpoint.history, subject.residual
+def _alt(name: str, evaluated: Evaluated) -> str:
+    history, residual = evaluated.checkpoint.history, evaluated.residual
     if name == "training" and history:
         train = [row["train_mean_l2"] for row in history if "train_mean_l2" in row]
         went = (
@@ -299,7 +285,7 @@ def _alt(name: str, subject: Subject) -> str:
             if train
             else ""
         )
-        test = five_digits(subject.checkpoint.mean_l2)
+        test = five_digits(evaluated.checkpoint.mean_l2)
         after = f"after {history[-1]['epoch']:.0f} epochs it is {test} on the test samples."
         return f"{went}{after}"
     if name == "reconstructions":
@@ -310,22 +296,22 @@ def _alt(name: str, subject: Subject) -> str:
             f"{five_digits(high)} at worst."
         )
     if name == "usage":
-        use = np.sort(subject.latents.count.numpy())[::-1] / subject.latents.count.sum().item()
+        use = np.sort(evaluated.latents.count.numpy())[::-1] / evaluated.latents.count.sum().item()
         return f"Bars: the most used component has {use[0]:.1%} of the samples, the least used {use[-1]:.1%}."
     return {
         "training": "No epoch is on record.",
         "atlas": "A row for each component, by use: its mean, and walks along its leading directions."
-        if subject.model.K > 1
+        if evaluated.model.K > 1
         else "What the mean of the codes decodes to, and walks along the leading directions.",
         "classes": "A matrix of classes against components: the share of each class that each component codes.",
         "spectrum": "Lines falling from left to right: variance along each direction of each component."
-        if subject.model.K > 1
+        if evaluated.model.K > 1
         else "A line falling from left to right: variance along each direction of the codes.",
     }[name]
 
 
-def _heading(subjects: Sequence[Subject]) -> str:
-    tasks = list(dict.fromkeys(_short(subject.task.name) for subject in subjects))
+def _heading(checkpoints: Sequence[Evaluated]) -> str:
+    tasks = list(dict.fromkeys(_short(evaluated.task.name) for evaluated in checkpoints))
     return tasks[0] if len(tasks) == 1 else " and ".join(tasks[:3])
 
 
@@ -335,10 +321,10 @@ def _short(task: str) -> str:
     return f"{kind}: {Path(path).name}" if colon and kind in ("npy", "images") else task
 
 
-def _class(subjects: Sequence[Subject], label: int) -> str:
-    for subject in subjects:
-        if subject.task.classes and label < len(subject.task.classes):
-            return subject.task.classes[label]
+def _class(checkpoints: Sequence[Evaluated], label: int) -> str:
+    for evaluated in checkpoints:
+        if evaluated.task.classes and label < len(evaluated.task.classes):
+            return evaluated.task.classes[label]
     return f"class {label}"
 
 

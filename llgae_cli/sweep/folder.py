@@ -25,13 +25,13 @@ from typing import Any
 
 import yaml
 
-from llgae_cli.checkpoints import PathLock, check_writable, clean_temporaries, made_folder
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, RunError, printable
 from llgae_cli.regular_files import check_own, open_for_reading
+from llgae_cli.storage import PathLock, check_writable, clean_temporaries, made_folder
+from llgae_cli.storage.atomic import replacing
 from llgae_cli.sweep.plan import Cell
-from llgae_cli.sweep.records import CellFailure, CellResult, RungResult, read_record
-from llgae_cli.writing import replacing
+from llgae_cli.sweep.results import CellFailure, CellResult, RungResult, read_record
 
 LOG_TAIL = 8192  # bytes of a log in which its last line is looked for
 

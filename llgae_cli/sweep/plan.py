@@ -3,12 +3,11 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llgae_cli.checkpoints import name_of
 from llgae_cli.config import (
     NEUTRAL_KEYS,
     SOURCE_KEYS,
@@ -21,6 +20,7 @@ from llgae_cli.config import (
     validated,
 )
 from llgae_cli.errors import InputError, nearest, printable
+from llgae_cli.storage import name_of
 from llgae_cli.sweep.halving import Halving, read_halving
 
 SECTIONS = ("base", "grid", "zip", "repeat", "halving")
@@ -86,9 +86,7 @@ def deciding(config: Config) -> Values:
     return {key: value for key, value in config.plain().items() if key == "epochs" or key not in NEUTRAL_KEYS}
 
 
-def read_plan(
-    path: Path, overrides: list[str] | None = None, warn: Callable[[str], None] = lambda message: None
-) -> Plan:
+def read_plan(path: Path, overrides: list[str] | None = None) -> Plan:
     """Read a sweep file.
 
         base: a config (mapping), a path, or a list of them (the later wins); paths count from the sweep file's folder
@@ -99,7 +97,7 @@ def read_plan(
 
     `overrides` are `key=value` for the base. A cell is given only the keys that have an effect in it (and the base's
     SOURCE_KEYS), and cells that come out the same are one. Raises InputError that names file, cell, key and value;
-    several faulty cells are told together. A key without effect in any cell is an error too; `warn` gets a line where
+    several faulty cells are told together. A key without effect in any cell is an error too; a warning where
     it is one of SOURCE_KEYS and not varied.
     """
     document = read_mapping(path)
@@ -125,7 +123,7 @@ def read_plan(
     rows = [{**grid, **zipped, **seed} for grid, zipped, seed in itertools.product(grids, zips, seeds)]
     for key in swept:
         origin.setdefault(key, f"{path}: {'grid' if any(key in row for row in grids) else 'zip'}")
-    cells = _cells(rows, base, origin, path, warn)
+    cells = _cells(rows, base, origin, path)
     halving = None
     if "halving" in document:
         halving = read_halving(document["halving"], [cell.config for cell in cells], path)
@@ -207,9 +205,7 @@ def _seeds(value: Any, base: Values, path: Path, swept: list[str]) -> list[Value
     return [{"seed": first + i} for i in range(value)]
 
 
-def _cells(
-    rows: list[Values], base: Values, origin: dict[str, str], path: Path, warn: Callable[[str], None]
-) -> list[Cell]:
+def _cells(rows: list[Values], base: Values, origin: dict[str, str], path: Path) -> list[Cell]:
     found: dict[str, Cell] = {}
     errors: list[str] = []
     varied = {key for row in rows for key in row if row[key] != rows[0].get(key)}
@@ -231,7 +227,7 @@ def _cells(
     if errors:
         more = f"; and {len(errors) - SHOWN_ERRORS} more cells" if len(errors) > SHOWN_ERRORS else ""
         raise InputError(f"{path}: " + "; ".join(errors[:SHOWN_ERRORS]) + more)
-    refuse_unused(unused or {}, origin, warn, varied)
+    refuse_unused(unused or {}, origin, varied)
     return list(found.values())
 
 

@@ -1,6 +1,6 @@
 """Data sets under a name: `load_task("fashion-mnist", Path("data"))` gives a Task of train and test Samples."""
 
-from llgae_cli.tasks.registry import ALIASES, TASKS, load_task
+from llgae_cli.tasks.registry import ALIASES, TASKS, load_samples, load_task
 from llgae_cli.tasks.samples import Samples
 from llgae_cli.tasks.subspaces import SUBSPACES_E, SUBSPACES_K, SUBSPACES_OPTIMUM
 from llgae_cli.tasks.task import Task
@@ -13,5 +13,6 @@ __all__ = [
     "TASKS",
     "Samples",
     "Task",
+    "load_samples",
     "load_task",
 ]

@@ -15,7 +15,7 @@ from llgae_cli.tasks.published import (
     load_mnist,
     load_svhn,
 )
-from llgae_cli.tasks.samples import Centring
+from llgae_cli.tasks.samples import Centring, Samples
 from llgae_cli.tasks.subspaces import load_subspaces
 from llgae_cli.tasks.task import Task
 
@@ -51,6 +51,25 @@ def load_task(name: str, data_dir: Path, centring: Centring = "sample", seed: in
     if centring == "sample" and task.train.D == 1:
         raise InputError(f"{printable(name)}: one value a sample, so centring 'sample' leaves nothing; set it to none")
     return task
+
+
+def load_samples(task: str, split: str | None, data_dir: Path, centring: Centring, seed: int) -> Samples:
+    """Load the samples to encode: a split of a task, or "all". Without a split: all rows of an npy:FILE, else test.
+
+    All rows of an npy:FILE come in the file's order and are streamed where the file is large. Other tasks have no
+    "all", since their two splits are two files.
+    """
+    path = Path(task.removeprefix("npy:")).expanduser()
+    single = task.startswith("npy:") and not path.is_dir()
+    split = split or ("all" if single else "test")
+    if split == "all":
+        if not single:
+            raise InputError("--split all: only for npy:FILE; other tasks have train and test")
+        whole = Samples(path, centring=centring)
+        whole.check_finite()
+        return whole
+    found = load_task(task, data_dir, centring, seed)
+    return found.test if split == "test" else found.train
 
 
 def _own_path(kind: str, where: str) -> Path:

@@ -38,6 +38,14 @@ class Task:
         path = PurePath(self.place)
         return self.source.replace(self.place, path.name) if path.is_absolute() and path.name else self.source
 
+    def hold_out(self, share: float, seed: int) -> tuple[Samples, Samples | None]:
+        """Return the training samples without a random share of them, and that share (None where it is 0)."""
+        n = round(self.train.N * share)
+        if n == 0:
+            return self.train, None
+        order = torch.randperm(self.train.N, generator=torch.Generator().manual_seed(seed))
+        return self.train.subset(order[n:].sort().values), self.train.subset(order[:n].sort().values)
+
     def to(self, device: torch.device) -> "Task":
         """The same task with its samples on a device (see `Samples.to`)."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))

@@ -2,8 +2,8 @@
 
 from llgae_cli.training.closed_form import ClosedForm
 from llgae_cli.training.gradient import Gradient
-from llgae_cli.training.levels import Levels
-from llgae_cli.training.progress import EpochRecord, Trainer
-from llgae_cli.training.shifts import moved_back
+from llgae_cli.training.residual import Levels
+from llgae_cli.training.shift import moved_back
+from llgae_cli.training.trainer import EpochRecord, Trainer
 
 __all__ = ["ClosedForm", "EpochRecord", "Gradient", "Levels", "Trainer", "moved_back"]

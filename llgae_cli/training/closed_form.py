@@ -13,16 +13,16 @@ from llgae_cli.inference import gauge
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.threads import run_alone
-from llgae_cli.training import distributed, integers
-from llgae_cli.training.candidates import NEIGHBOURS, WORTHWHILE_K, ShortLists
+from llgae_cli.training import distributed, int8
 from llgae_cli.training.components import Components, Coordinates, aligned, halved
-from llgae_cli.training.integers import ByteScorer
-from llgae_cli.training.passes import Statistics, even, latent_covariance, sum_over_shards, survey
-from llgae_cli.training.progress import EpochRecord, Notify
-from llgae_cli.training.saved import indices, real, tensor_like, whole
+from llgae_cli.training.initialisation import Attempt, Start, StartSearch
+from llgae_cli.training.int8 import ByteScorer
 from llgae_cli.training.scoring import Scorer, Workspace
+from llgae_cli.training.shortlists import NEIGHBOURS, WORTHWHILE_K, ShortLists
 from llgae_cli.training.shrinkage import shrunk
-from llgae_cli.training.starts import Attempt, Start, StartSearch
+from llgae_cli.training.state import indices, real, tensor_like, whole
+from llgae_cli.training.statistics import Statistics, even, latent_covariance, sum_over_shards, survey
+from llgae_cli.training.trainer import EpochRecord
 
 START_ROWS, START_ROWS_EACH = 12_000, 100  # rows that starts are tried on: so many, or so many a component
 REFINE_ROWS = 30_000
@@ -78,7 +78,12 @@ class ClosedForm:
         self.finished = False
         self.repaired = self.passes = 0
 
-    def start(self, notify: Notify) -> None:
+    @property
+    def exact(self) -> bool:
+        """Whether every component is scored for every sample, and not the shortlists alone."""
+        return self.short_lists is None
+
+    def start(self) -> None:
         """The best of several starts on a sample of the rows, then one pass that measures it on all of them."""
         model, N = self.model, self.samples.N
         self.before_search = self.generator.get_state()
@@ -97,7 +102,6 @@ class ClosedForm:
                 shrinkage=self.shrinkage,
                 neighbours=self.short_lists.neighbours if self.short_lists else 0,
                 generator=self.generator,
-                notify=notify,
             )
             self.search.run(self.attempts)
             found = self.search.best(self.attempts)
@@ -213,8 +217,8 @@ class ClosedForm:
         """Whether the rows are bytes and are to be used as they are."""
         samples, mu = self.samples, self.components.mu
         as_stored = self.view is None and self.origin is None and mu.dtype == torch.float32
-        centred_bytes = samples.stored == "uint8" and samples.centring == "sample" and samples.D <= integers.LARGEST_D
-        return as_stored and centred_bytes and integers.pays(mu.device)
+        centred_bytes = samples.stored == "uint8" and samples.centring == "sample" and samples.D <= int8.LARGEST_D
+        return as_stored and centred_bytes and int8.pays(mu.device)
 
     def _of_the_data(self, components: Components) -> Components:
         """Components as the data has them, not seen from the origin."""

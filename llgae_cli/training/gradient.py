@@ -1,5 +1,6 @@
 """The source's trainer: mini-batches, gradient through the T steps of the winning component."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +14,10 @@ from llgae_cli.models import LLGAE, Autoencoder, Model
 from llgae_cli.tasks import Samples
 from llgae_cli.training import distributed
 from llgae_cli.training.closed_form import ClosedForm
-from llgae_cli.training.progress import EpochRecord, Notify
-from llgae_cli.training.saved import load_optimizer, tensor_like, whole
+from llgae_cli.training.state import load_optimizer, tensor_like, whole
+from llgae_cli.training.trainer import EpochRecord
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,
@@ -37,6 +40,7 @@ class Gradient:
     """
 
     finished = False  # goes on for as many epochs as asked
+    exact = True
 
     def __init__(
         self,
@@ -75,21 +79,21 @@ class Gradient:
         self.moving: list[Tensor] = []  # the parameters that are stepped, while the model holds their running mean
         self.epochs_done = 0
 
-    def start(self, notify: Notify) -> None:
+    def start(self) -> None:
         """The model's own random start, the same on every process; then mu and W in closed form, where asked."""
         rows = torch.randperm(self.samples.N, generator=self.generator)[: max(self.model.K, BEGIN_ROWS)]
         x = self.samples.rows(rows)
         self.model.initialise(x, self.generator)
         if self.affine is not None:
-            self.affine.start(notify)
+            self.affine.start()
             while not self.affine.finished:
                 record = self.affine.epoch()
-            notify(f"closed-form start: mean L2 {five_digits(record['train_mean_l2'])}")
+            logger.info("closed-form start: mean L2 %s", five_digits(record["train_mean_l2"]))
             assert isinstance(self.affine.model, LLGAE)
             self.model.begin_from(self.affine.model, x, self.generator)
             self.affine = None  # its statistics are not needed any more
         distributed.from_first_(parameter.data for parameter in self.parameters)
-        notify(f"{sum(p.numel() for p in self.parameters)} parameters, {self.steps} steps an epoch")
+        logger.info("%d parameters, %d steps an epoch", sum(p.numel() for p in self.parameters), self.steps)
 
     @property
     def steps(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llgae_cli.training.components import Components, Coordinates
-from llgae_cli.training.passes import Statistics, improved, survey
+from llgae_cli.training.statistics import Statistics, improved, survey
 
 NEIGHBOURS = 12
 STRENGTHS = (0.0, 25.0, 50.0, 100.0, 200.0, 400.0)

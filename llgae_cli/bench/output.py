@@ -1,0 +1,34 @@
+"""A benchmark's figures as a file and as a picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from llgae_cli.storage.atomic import replacing
+
+GROWTHS = {"growth over K": "K, components", "growth over E": "E, latent dimensions", "growth over N": "N, samples"}
+
+
+def save(document: dict[str, Any], folder: Path) -> None:
+    """Write bench.json, and bench.png where growth was measured, into `folder`."""
+    with replacing(folder / "bench.json") as temporary:
+        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    curves = {name: [row for row in document["rows"] if row["bench"] == name and row["at"] is not None]
+              for name in GROWTHS}  # fmt: skip
+    if not all(curves.values()):
+        return
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    for axes, (name, rows) in zip(figure.subplots(1, 3), curves.items(), strict=True):
+        at, took = [row["at"] for row in rows], [row["value"] for row in rows]
+        axes.plot(at, took, "o-", color="#0072b2", markersize=4)
+        if name == "growth over N":
+            axes.loglog()
+        axes.set(
+            xlabel=GROWTHS[name], ylabel="seconds an iteration", ylim=None if name == "growth over N" else (0, None)
+        )
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"One training iteration, {document['machine']}", fontsize=10)
+    with replacing(folder / "bench.png", durable=False) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

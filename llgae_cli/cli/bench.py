@@ -1,0 +1,64 @@
+"""`llgae bench`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llgae_cli.cli.console import ERRORS, print_json, set_up_logging, table
+from llgae_cli.cli.options import Device, Json, Quiet
+from llgae_cli.errors import InputError, nearest, printable
+
+
+def bench(
+    only: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="iteration, steps, gradient, growth, candidates, peers, steady; all by default.", metavar="NAME"
+        ),
+    ] = None,
+    task: Annotated[str, typer.Option(help="Data set to measure on.")] = "fashion-mnist",
+    data_dir: Annotated[Path, typer.Option(help="Where data sets are looked for and kept.")] = Path("data"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for bench.json and bench.png.")] = Path(
+        "build"
+    ),
+    device: Device = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.", min=0)] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run `llgae bench`; `app` has its help."""
+    import torch
+
+    from llgae_cli.bench import BENCHES, run_benches
+    from llgae_cli.bench.output import save
+    from llgae_cli.bench.timing import machine
+    from llgae_cli.factory import choose_device
+    from llgae_cli.tasks import load_task
+    from llgae_cli.threads import limit_threads
+
+    for name in only or []:
+        if name not in BENCHES:
+            raise InputError(f"bench {printable(name)}: known are {', '.join(BENCHES)}{nearest(name, BENCHES)}")
+    set_up_logging(quiet)
+    limit_threads(threads)
+    where = choose_device(device)
+    loaded = load_task(task, data_dir).to(where)
+    rows = []
+    for row in run_benches(only or list(BENCHES), loaded):
+        rows.append(row)
+        if not quiet and not json:
+            ERRORS.print(f"{row.what}: {row.value:.4g} {row.unit}", highlight=False)
+    document: dict[str, Any] = {"machine": machine(where), "torch": torch.__version__, "task": loaded.name}
+    document["rows"] = [asdict(row) for row in rows]
+    save(document, output)
+    if json:
+        print_json(document)
+        return
+    cells = [[r.bench, r.what, _text(r.value, r.unit), _text(r.against, r.unit), _text(r.ratio, "")] for r in rows]
+    table(["bench", "what; against", "value", "against", "ratio"], cells)
+
+
+def _text(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{value:.4g} {unit}".strip()

@@ -1,0 +1,31 @@
+"""`llgae config`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from llgae_cli.cli.console import print_json, say, write
+from llgae_cli.cli.options import Json, Overrides
+from llgae_cli.config import read_config, schema
+
+
+def config(
+    config: Annotated[
+        list[Path] | None, typer.Option("--config", "-c", help="YAML config; the later wins.", metavar="FILE")
+    ] = None,
+    overrides: Overrides = None,
+    show_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a config.")] = False,
+    json: Json = False,
+) -> None:
+    """Run `llgae config`; `app` has its help."""
+    if show_schema:
+        print_json(schema())
+        return
+    settings = read_config(config or [], overrides or [])
+    if json:
+        print_json(settings.shown())
+        return
+    say(f"# identity cfg{settings.identity()}")
+    write(yaml.safe_dump(settings.shown(), sort_keys=False, allow_unicode=True))

@@ -1,0 +1,218 @@
+"""Output of the command line: results on stdout, messages and progress on stderr."""
+
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from io import TextIOWrapper
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from llgae_cli.errors import RunError, printable
+from llgae_cli.formatting import five_digits
+from llgae_cli.interrupts import postponed
+
+
+class _Log(Console):
+    """A console whose output may end up nowhere.
+
+    A log's reader that has left, a full disk under the log or a terminal that was closed must not end a run.
+    """
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _silence(sys.stderr)
+
+
+LONGEST = 1 << 20  # letters of a cell or a line: as good as none, a path has 4096
+
+ERRORS = _Log(stderr=True, highlight=False)
+RESULTS = Console(highlight=False)
+
+
+def escape_unencodable() -> None:
+    r"""Have letters that the locale's encoding lacks written as \xe9 or \u0142, on stdout and on stderr.
+
+    A path may hold any letter, and a run that is done must not end in an error over it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # None where there is no such stream, another kind in a notebook
+            with suppress(OSError):  # a descriptor that has been replaced by one of another kind
+                stream.reconfigure(errors="backslashreplace")
+
+
+def complain(message: str) -> None:
+    """One line on stderr, in red on a terminal."""
+    ERRORS.print(Text.assemble(("llgae: ", "bold red"), printable(message, 2000)), soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout; infinities and NaN, which JSON lacks, become null."""
+    write(json.dumps(_finite(document), indent=2) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def say(*lines: str) -> None:
+    """Plain lines on stdout; what would break or turn a line, as a path may hold, is escaped."""
+    write("".join("\t".join(printable(cell, LONGEST) for cell in line.split("\t")) + "\n" for line in lines))
+
+
+def write(text: str) -> None:
+    """Text on stdout as it is. Where the reader has left, as `head` does, the rest is not wanted: ends with exit 0.
+
+    Raises RunError where it cannot be written, to a full disk say.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence(sys.stdout)
+        raise SystemExit(0) from None
+    except OSError as error:
+        _silence(sys.stdout)
+        raise RunError(f"the result could not be written to standard output ({error.strerror})") from None
+
+
+def _silence(stream: TextIO) -> None:
+    """Send what is left to nowhere: the interpreter flushes once more at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout: drawn to the terminal's width, or tab-separated plain lines in a pipe."""
+    if not RESULTS.is_terminal:
+        say(*("\t".join(row) for row in [headers, *rows]))
+        return
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    for i, header in enumerate(headers):
+        numeric = all(_is_number(row[i]) for row in rows)
+        drawn.add_column(header, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(printable(cell, LONGEST)) for cell in row))
+    RESULTS.print(drawn)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.rstrip("%"))
+    except ValueError:
+        return False
+    return True
+
+
+class _Handler(logging.Handler):
+    """Messages of the package on stderr, a line each: warnings in colour, information as it is.
+
+    Not rich's own handler: it breaks lines at the width of the terminal, and in a log every message has to be a line.
+    Interrupts wait until a line is written: one that is raised while rich holds its lock would leave it held, and the
+    thread that draws a progress bar would wait for it for ever.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bar: TrainingBar | None = None
+
+    @postponed()
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            text = Text.assemble(("llgae: warning: ", "bold yellow"), printable(message, 2000))
+        elif self.bar is not None:
+            self.bar.describe(message)
+            return
+        else:
+            text = Text(printable(message, 300))
+        ERRORS.print(text, soft_wrap=True)
+
+
+_handler = _Handler()
+
+
+def set_up_logging(quiet: bool = False) -> None:
+    """Show the package's messages on stderr; only warnings where `quiet`.
+
+    Of the processes of a torchrun, each of which has its RANK in the environment, only the first shows any.
+    """
+    package = logging.getLogger("llgae_cli")
+    package.handlers = [_handler]
+    package.propagate = False
+    package.setLevel(logging.WARNING if quiet else logging.INFO)
+    if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
+        package.setLevel(logging.CRITICAL + 1)
+
+
+class TrainingBar:
+    """Progress of a training: a live bar on a terminal, a line an epoch in a log, nothing where messages are not shown.
+
+    On a terminal other messages of the package stay inside the bar, and warnings stand above it.
+    """
+
+    def __init__(self) -> None:
+        self.shown = logging.getLogger("llgae_cli").isEnabledFor(logging.INFO)
+        self.bar: Progress | None = None
+        if ERRORS.is_terminal and self.shown:
+            self.bar = Progress(
+                TextColumn("[bold]epoch"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=ERRORS,
+                transient=True,
+            )
+            self.task = self.bar.add_task("starting", total=None)
+
+    def __enter__(self) -> "TrainingBar":
+        if self.bar:
+            self.bar.start()
+            _handler.bar = self
+        return self
+
+    @postponed()
+    def __exit__(self, *exception: object) -> None:
+        if self.bar:
+            self.bar.stop()
+            _handler.bar = None
+
+    def describe(self, message: str) -> None:
+        """Show a message inside the bar."""
+        if self.bar:
+            self.bar.update(self.task, description=printable(message, 70))
+
+    @postponed()
+    def show_epoch(self, record: dict[str, float], epochs: int) -> None:
+        """Show an epoch's figures; `epochs` is the largest number of epochs."""
+        figures = [f"{label} {five_digits(record[key])}" for key, label in _FIGURES.items() if key in record]
+        figures += [f"{record[key]:.0f} {key}" for key in ("empty", "repaired") if record.get(key)]
+        text = "mean L2 " + ", ".join(figures)
+        if self.bar:
+            self.bar.update(self.task, completed=record["epoch"], total=epochs, description=text)
+        elif self.shown:
+            line = f"epoch {record['epoch']:.0f}/{epochs}  {text}  {record['seconds']:.1f} s"
+            ERRORS.print(Text(line), soft_wrap=True)
+
+
+_FIGURES = {"train_mean_l2": "train", "validation_mean_l2": "validation", "test_mean_l2": "test"}

@@ -1,0 +1,41 @@
+"""`llgae data`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llgae_cli.cli.console import print_json, say
+from llgae_cli.cli.options import Json
+
+
+def data(
+    task: Annotated[str, typer.Argument(help="A task: fashion-mnist, ..., npy:PATH, images:FOLDER.")],
+    data_dir: Annotated[Path, typer.Option(help="Where data sets are looked for and kept.")] = Path("data"),
+    json: Json = False,
+) -> None:
+    """Run `llgae data`; `app` has its help."""
+    from llgae_cli.tasks import load_task
+
+    found = load_task(task, data_dir)
+    if json:
+        print_json(
+            {
+                "task": found.name,
+                "source": found.source,
+                "train": found.train.N,
+                "test": found.test.N,
+                "shape": list(found.shape),
+                "classes": found.classes,
+                "fingerprint": found.fingerprint,
+            }
+        )
+        return
+    say(
+        f"task         {found.name}",
+        f"found in     {found.source}",
+        f"samples      {found.train.N} train, {found.test.N} test, each {' x '.join(map(str, found.shape))}",
+        f"fingerprint  {found.fingerprint}",
+    )
+    if found.classes:
+        say(f"classes      {', '.join(found.classes)}")

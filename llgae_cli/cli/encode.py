@@ -1,0 +1,55 @@
+"""`llgae encode`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llgae_cli.cli.console import print_json, say
+from llgae_cli.cli.options import CheckpointFile, DataDir, Json
+from llgae_cli.errors import InputError, printable
+from llgae_cli.formatting import five_digits
+
+
+class Part(StrEnum):
+    """Which samples to encode."""
+
+    test = "test"
+    train = "train"
+    all = "all"
+
+
+def encode(
+    checkpoint: CheckpointFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The codes file to write (.npz).", metavar="FILE")],
+    task: Annotated[str | None, typer.Option(help="Another task than the checkpoint's own, e.g. npy:PATH.")] = None,
+    split: Annotated[
+        Part | None, typer.Option(help="Samples to encode; by default test, and all rows of --task npy:FILE.")
+    ] = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Run `llgae encode`; `app` has its help."""
+    if output.suffix != ".npz":
+        raise InputError(f"-o {printable(output, 200)}: an .npz file is expected")
+    from llgae_cli.evaluation.encoding import write_codes
+    from llgae_cli.factory import restore
+    from llgae_cli.tasks import load_samples
+
+    model, _, config = restore(checkpoint)
+    samples = load_samples(
+        task or config.task, split and split.value, data_dir or config.data_dir, config.centring, config.seed
+    )
+    if samples.D != model.D:
+        raise InputError(f"{printable(task or config.task)}: samples of {samples.D} values; the model's have {model.D}")
+    mean_l2 = write_codes(model, samples, output)
+    size = output.stat().st_size
+    if json:
+        print_json({"codes": str(output), "n": samples.N, "mean_l2": mean_l2, "bytes": size})
+        return
+    say(
+        f"codes    {output}",
+        f"samples  {samples.N}, {size / samples.N:.0f} bytes each",
+        f"mean L2  {five_digits(mean_l2)}",
+    )

@@ -1,0 +1,41 @@
+"""`llgae report`."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llgae_cli.cli.console import print_json, say
+from llgae_cli.cli.eval import chosen_checkpoints
+from llgae_cli.cli.options import DataDir, Json, NewestOf
+from llgae_cli.errors import InputError, printable
+
+logger = logging.getLogger(__name__)
+
+
+def report(
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Checkpoints, the folder of one sweep, or --config.", metavar="[CHECKPOINT...|SWEEP]"),
+    ] = None,
+    config: NewestOf = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.", metavar="FILE")] = Path(
+        "report.html"
+    ),
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Run `llgae report`; `app` has its help."""
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"-o {printable(output, 200)}: an .html file is expected")
+    chosen = chosen_checkpoints(sources or [], config)
+    from llgae_cli.report import write_report
+
+    for warning in write_report(chosen, output, data_dir):
+        logger.warning(warning)
+    size = output.stat().st_size
+    if json:
+        print_json({"report": str(output), "bytes": size})
+        return
+    say(f"{output}  {size / 1e6:.2f} MB")

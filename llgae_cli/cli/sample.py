@@ -1,0 +1,68 @@
+"""`llgae sample`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llgae_cli.cli.console import print_json, say
+from llgae_cli.cli.options import CheckpointFile, Json
+from llgae_cli.errors import InputError, printable
+
+
+def sample(
+    checkpoint: CheckpointFile,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A picture (.png, .svg) or an array (.npy).", metavar="FILE")
+    ],
+    n: Annotated[int, typer.Option("--number", "-n", help="How many.", min=1)] = 64,
+    grid: Annotated[
+        bool,
+        typer.Option("--grid", help="Lay them out over the two leading directions of one component, -2 to +2 sd."),
+    ] = False,
+    component: Annotated[
+        int | None, typer.Option(help="Draw from this component alone; --grid takes the most used by default.", min=0)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random draw.", min=0)] = 28,
+    level: Annotated[
+        float | None,
+        typer.Option(help="Mean grey level to add, which the model does not know; pictures choose one by default."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run `llgae sample`; `app` has its help."""
+    if output.suffix not in (".png", ".svg", ".npy"):
+        raise InputError(f"-o {printable(output, 200)}: a .png, .svg or .npy file is expected")
+    if output.suffix != ".npy" and n > 10_000:
+        raise InputError(f"-n {n}: a picture takes at most 10000; an .npy file takes any number")
+    from llgae_cli.evaluation.latents import draw_codes, grid_codes, read_latents
+    from llgae_cli.factory import restore, shape_of
+    from llgae_cli.storage.codes import write_npy
+
+    model, stored, config = restore(checkpoint)
+    latents = read_latents(stored.extras, model, checkpoint)
+    if latents is None:
+        raise InputError(
+            f"{printable(checkpoint.name, 200)}: an unfinished run's checkpoint has no statistics of its codes; "
+            "finish the run with train --resume"
+        )
+    if component is not None and component >= model.K:
+        raise InputError(f"--component {component}: 0..{model.K - 1} are there")
+    shape = shape_of(stored, model)
+    side = round(n**0.5)
+    if grid and side * side != n:
+        raise InputError(f"-n {n}: --grid takes a square number, such as {side * side} or {(side + 1) ** 2}")
+    drawn = (
+        iter([grid_codes(model, latents, side, component)]) if grid else draw_codes(model, latents, n, seed, component)
+    )
+    decoded = (model.decode(code).detach() for code in drawn)
+    if output.suffix == ".npy":
+        write_npy((x_hat + (level or 0.0) for x_hat in decoded), output, (n, *shape))
+    else:
+        from llgae_cli.figures.contact_sheet import write_sheet
+
+        write_sheet(list(decoded), output, shape, float(stored.data.get("peak", 255.0)), config.centring, level)
+    if json:
+        print_json({"output": str(output), "n": n})
+        return
+    say(f"{n} samples in {output}")

@@ -1,0 +1,99 @@
+"""Checkpoints of one task in numbers: quality, rate and time."""
+
+import logging
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llgae_cli.evaluation.encoding import CHUNK
+from llgae_cli.evaluation.evaluated import Evaluated, name_models
+from llgae_cli.models import Model
+from llgae_cli.tasks import Samples
+
+TIMED_SAMPLES = 10_000
+PASSES = 3
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A checkpoint in numbers, measured on the test samples except `train_mean_l2`.
+
+    name             unique in tables and pictures
+    K, E             components in the config, and numbers in b
+    bits_float       of a code with b as 32-bit floats, at `mean_l2`
+    bits_coded       of a code with b rounded and entropy-coded, at `mean_l2_coded` (see `rate`)
+    train_seconds    time spent training, on the machine that trained it, with `train_threads` (0: torch's choice)
+    encode_seconds   a sample, measured here (see `time_encoding`)
+    psnr             decibel
+    """
+
+    checkpoint: str
+    name: str
+    model: str
+    K: int
+    E: int
+    parameters: int
+    bits_float: float
+    bits_coded: float
+    mean_l2: float
+    mean_l2_coded: float
+    train_mean_l2: float
+    train_seconds: float
+    train_threads: int
+    encode_seconds: float
+    psnr: float
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return asdict(self)
+
+
+def compare(evaluated: Sequence[Evaluated]) -> list[Comparison]:
+    """Measure rate and encoding time of each checkpoint, in order."""
+    rows = []
+    for one, name in zip(evaluated, name_models(evaluated), strict=True):
+        logger.info("measuring %s", name)
+        rows.append(
+            Comparison(
+                checkpoint=str(one.path),
+                name=name,
+                model=one.config.model,
+                K=one.config.K,
+                E=one.model.E,
+                parameters=sum(parameter.numel() for parameter in one.model.parameters()),
+                bits_float=one.rate.bits_float,
+                bits_coded=one.rate.bits_coded,
+                mean_l2=one.metrics.mean_l2,
+                mean_l2_coded=one.rate.mean_l2_coded,
+                train_mean_l2=one.train_mean_l2,
+                train_seconds=one.checkpoint.seconds,
+                train_threads=one.config.threads,
+                encode_seconds=time_encoding(one.model, one.task.test),
+                psnr=one.metrics.psnr,
+            )
+        )
+    return rows
+
+
+def time_encoding(model: Model, samples: Samples) -> float:
+    """Return the seconds to encode a sample: median of `PASSES` passes over at most `TIMED_SAMPLES`, in chunks.
+
+    Reading and centring the samples is not counted. One chunk before the first pass warms up.
+    """
+    passes = []
+    for turn in range(PASSES + 1):
+        seconds, done = 0.0, 0
+        for _, x in samples.chunks(CHUNK):
+            x = x[: TIMED_SAMPLES - done]
+            began = time.perf_counter()
+            model.encode(x)
+            seconds += time.perf_counter() - began
+            done += len(x)
+            if done == TIMED_SAMPLES or turn == 0:
+                break
+        passes.append(seconds / done)
+    return statistics.median(passes[1:])

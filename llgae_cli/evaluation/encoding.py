@@ -1,0 +1,74 @@
+"""The one loop that encodes a data set, chunk by chunk: everything that is measured or written goes through it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from llgae_cli.errors import InputError
+from llgae_cli.models import Model
+from llgae_cli.storage.codes import writing_codes
+from llgae_cli.tasks import Samples
+
+CHUNK = 2048  # rows encoded at a time
+
+
+class Coder(Protocol):
+    """Anything that encodes samples to (k, b) and has a residual: every `Model` does.
+
+    K        values that k takes
+    E        numbers in b
+    symbols  how many values each further symbol of the code takes
+    """
+
+    K: int
+    E: int
+    symbols: tuple[int, ...]
+
+    def encode(self, x: Tensor) -> Any:
+        """Return the code of x (n, D), with attributes k (n,), b (n, E) and s (n, S) or None."""
+
+    def residual(self, x: Tensor, code: Any) -> Tensor:
+        """Return x - x_hat, shape (n, D)."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A chunk of samples with their code: which rows of the data set, x (n, D), and the code of x."""
+
+    model: Coder
+    rows: slice
+    x: Tensor
+    code: Any
+
+    @torch.no_grad()
+    def squared_residual(self, code: Any = None) -> Tensor:
+        """Return |x - x_hat|^2 of each sample, shape (n,); for another code if one is given."""
+        return self.model.residual(self.x, self.code if code is None else code).square_().sum(1)
+
+
+@torch.no_grad()
+def encode(model: Coder, samples: Samples) -> Iterator[Encoded]:
+    """Encode the samples in order, `CHUNK` rows at a time. Memory: one chunk, whatever the size of the data set."""
+    for rows, x in samples.chunks(CHUNK):
+        yield Encoded(model, rows, x, model.encode(x))
+
+
+def write_codes(model: Model, samples: Samples, path: Path) -> float:
+    """Write the codes of all samples, in order, to the .npz at `path`; return their mean L2.
+
+    Raises InputError for values that are not finite, RunError when the disk is full; `path` is then as it was.
+    """
+    total = 0.0
+    with writing_codes(path, model, samples.N) as add:
+        for chunk in encode(model, samples):
+            mean_l2 = chunk.squared_residual() / samples.D
+            if not bool(torch.isfinite(mean_l2).all()):
+                row = chunk.rows.start + int((~torch.isfinite(mean_l2)).nonzero()[0])
+                raise InputError(f"{samples.origin}: row {row} has no finite code (rows count from 0)")
+            total += float(mean_l2.double().sum())
+            add(chunk.code, mean_l2, samples.means(chunk.rows))
+    return total / samples.N

@@ -1,0 +1,147 @@
+"""The runs of a folder as a table, read from file names alone. Does not import torch."""
+
+import math
+import operator
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from llgae_cli.errors import InputError, nearest, printable
+from llgae_cli.storage.names import SUFFIX, CheckpointName, slug
+
+NUMBERS = ("seed", "K", "embed_dim", "beta", "n_step", "lr", "epoch", "mean_l2")
+TEXTS = ("checkpoint", "task", "model", "trainer", "config_id")
+COLUMNS = (
+    "checkpoint", "seed", "task", "model", "K", "embed_dim", "beta", "n_step", "lr",
+    "trainer", "config_id", "epoch", "mean_l2",
+)  # fmt: skip
+
+OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_CONDITION = re.compile(r"\s*([A-Za-z0-9_-]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+DEPTH = 4  # levels of sub-folders that are looked through
+_LR_SHARE = 1e-5  # a name keeps lr through its logarithm, to this share of itself
+
+
+def list_runs(folder: Path) -> list[dict[str, Any]]:
+    """One row per checkpoint in `folder` and its sub-folders, by ascending mean L2; see COLUMNS.
+
+    Sub-folders down to DEPTH levels: a folder of sweeps has its cells' checkpoints in NAME/cells/ID/.
+
+    `checkpoint` is the path, `mean_l2` in squared grey levels per pixel. Files with other names are left out
+    (`count_others` counts them). Raises InputError when the folder is missing or cannot be read.
+    """
+    named = ((path, _name(path)) for path in _files(folder))
+    return sort_rows([_row(path, name) for path, name in named if name is not None])
+
+
+def count_others(folder: Path) -> int:
+    """How many .pkl files that `list_runs` looks at do not have a checkpoint's name. Raises as `list_runs`."""
+    return sum(_name(path) is None for path in _files(folder))
+
+
+def sort_rows(rows: Sequence[dict[str, Any]], key: str = "mean_l2", reverse: bool = False) -> list[dict[str, Any]]:
+    """The rows by ascending `key` (descending with `reverse`), equal ones by path.
+
+    Raises InputError for an unknown key, with the nearest.
+    """
+    name = _column(key)
+    return sorted(sorted(rows, key=lambda row: row["checkpoint"]), key=lambda row: row[name], reverse=reverse)
+
+
+def filter_rows(rows: Sequence[dict[str, Any]], conditions: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows that meet every condition, such as `K=11`, `mean_l2<800` or `task!=mnist`; order is kept.
+
+    Text columns know = and != alone, and do not mind case; `task` may also be given as a config spells it.
+    Raises InputError for a condition that cannot be read, an unknown key (with the nearest), or a value that is no
+    number where the column holds numbers.
+    """
+    tests = [_test(condition) for condition in conditions]
+    return [row for row in rows if all(test(row) for test in tests)]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    try:
+        top = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        raise InputError(f"{printable(folder, 300)}: no such folder") from None
+    except OSError as error:
+        raise InputError(f"{printable(folder, 300)}: cannot be listed ({error.strerror})") from None
+    yield from _below(top, DEPTH)
+
+
+def _below(entries: "Sequence[os.DirEntry[str]]", depth: int) -> Iterator[Path]:
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=depth == DEPTH):  # no links further down: they may lead round in a circle
+            if depth:
+                with suppress(OSError):  # another user's sub-folder is none of this table's business
+                    inner = sorted(os.scandir(entry.path), key=lambda entry: entry.name)
+                    yield from _below(inner, depth - 1)
+        elif _may_be_checkpoint(entry):
+            yield Path(entry.path)
+
+
+def _may_be_checkpoint(entry: "os.DirEntry[str]") -> bool:
+    return entry.name.endswith(SUFFIX) and not entry.name.startswith(".") and entry.is_file()
+
+
+def _name(path: Path) -> CheckpointName | None:
+    try:
+        return CheckpointName.parse(path.name)
+    except InputError:
+        return None
+
+
+def _row(path: Path, name: CheckpointName) -> dict[str, Any]:
+    return {key: str(path) if key == "checkpoint" else getattr(name, key) for key in COLUMNS}
+
+
+def _column(key: str) -> str:
+    name = key.replace("-", "_")
+    if name not in COLUMNS:
+        near = nearest(name, COLUMNS) or f"; there are {', '.join(COLUMNS)}"
+        raise InputError(f"unknown column '{printable(key)}'{near}")
+    return name
+
+
+def _test(condition: str) -> Callable[[dict[str, Any]], bool]:
+    match = _CONDITION.fullmatch(condition)
+    if match is None:
+        raise InputError(f"{printable(condition)}: expected a condition such as K=11 or mean_l2<800")
+    key, sign, text = match.groups()
+    name = _column(key)
+    if name in TEXTS:
+        if sign not in ("=", "!="):
+            raise InputError(f"{printable(condition)}: {name} is text, which knows = and != alone")
+        wanted = {text.casefold(), slug(text).casefold()} if name == "task" else {text.casefold()}
+        return lambda row: (row[name].casefold() in wanted) == (sign == "=")
+    number = _number(text, condition)
+    if name == "lr" and "=" in sign:
+        # 3e-4 in a condition is the 3e-4 of a config, whatever the name's logarithm has lost of it.
+        compare = OPERATORS[sign]
+        return lambda row: (
+            math.isclose(row["lr"], number, rel_tol=_LR_SHARE) != (sign == "!=")
+            or (sign in ("<=", ">=") and compare(row["lr"], number))
+        )
+    return lambda row: OPERATORS[sign](row[name], number)
+
+
+def _number(text: str, condition: str) -> float:
+    try:
+        number = int(text) if re.fullmatch(r"-?[0-9]{1,30}", text) else float(text)  # an int keeps all its digits
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise InputError(f"{printable(condition)}: '{printable(text)}' is no number")
+    return number

@@ -1,0 +1,96 @@
+"""Every benchmark runs, on small data; its figures are figures, whatever they are here."""
+
+import json
+import math
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from llgae_cli.bench import benchmarks
+from llgae_cli.bench import BENCHES, run_benches, steady, timing
+from llgae_cli.bench.output import GROWTHS
+from llgae_cli.cli.app import main
+from llgae_cli.tasks import Task, load_task
+
+ELSEWHERE: dict[str, str] = {}  # benchmarks that cannot run here, and what tests them instead
+
+Bench = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return load_task("subspaces", Path("data"))
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's rate from small products, and files of a thousandth of the rows."""
+    write = benchmarks._write_random_uint8
+    monkeypatch.setattr(benchmarks, "sgemm_rate", partial(timing.sgemm_rate, n=64))
+    monkeypatch.setattr(benchmarks, "_write_random_uint8", lambda path, n, d: write(path, n // 1000, d))
+    monkeypatch.setattr(benchmarks, "E", 5)
+    monkeypatch.setattr(steady, "PROCESSES", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(BENCHES.keys() - ELSEWHERE.keys()))
+def test_a_benchmark_gives_figures(name: str, task: Task, small: None) -> None:
+    notes: list[str] = []
+    rows = list(run_benches([name], task, notes.append))
+    assert rows and notes[0] == f"measuring {name}"
+    assert len({(row.bench, row.what) for row in rows}) == len(rows)
+    for row in rows:
+        assert row.bench.startswith(name) and row.what, row
+        figures = [row.value, *(figure for figure in (row.against, row.ratio) if figure is not None)]
+        assert all(math.isfinite(figure) for figure in figures), row
+        assert all(figure > 0 for figure in figures) or row.unit == "B", row
+        if row.ratio is not None:
+            assert row.against is not None, row
+    if name == "growth":
+        for curve in GROWTHS:
+            at = [row.at for row in rows if row.bench == curve and row.at is not None]
+            assert len(at) > 2 and at == sorted(set(at))
+    if name == "candidates":  # short lists score some components of all, so they are never the better ones
+        (compared,) = [row for row in rows if "exact" in row.what]
+        assert compared.ratio is not None and 1 - 1e-5 < compared.ratio < 1.5
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Bench]:
+    """`llgae bench` in this process: its exit code, and what it wrote on stdout and stderr."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["llgae", "bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    yield run
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.slow
+def test_the_command_writes_what_it_prints(tmp_path: Path, small: None, bench: Bench) -> None:
+    code, out, err = bench("growth", "steps", "--task", "subspaces", "-o", tmp_path, "--json", "-q")
+    assert code == 0 and err == ""
+    document = json.loads(out)
+    assert document == json.loads((tmp_path / "bench.json").read_text())
+    assert document["task"] == "subspaces" and {row["bench"] for row in document["rows"]} == {*GROWTHS, "steps"}
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_help_names_every_benchmark(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert ", ".join(BENCHES) in bench("--help")[1]
+
+
+def test_an_unknown_benchmark_is_one_line(bench: Bench) -> None:
+    code, out, err = bench("growht")
+    assert code == 2 and "bench growht" in err and "growth" in err
+    assert out == "" and err.count("\n") == 1

@@ -1,0 +1,253 @@
+"""Which keys have an effect with which model and trainer: the table, the theorem, and what a user is told."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from llgae_cli import experiment
+from llgae_cli.config import NEUTRAL_KEYS, SOURCE_KEYS, Config, keys, read_config, read_stored, schema, validated
+from llgae_cli.errors import InputError
+from llgae_cli.evaluation import metrics
+
+ALWAYS = {"task", "model", "K", "embed-dim", "trainer", "epochs", "centring", "validation", "seed", *NEUTRAL_KEYS}
+GRADIENT = ALWAYS | {"optimizer", "lr", "batch-size", "schedule", "average", "flip"}
+LATENT = {"prior", "inference", "beta"}
+STARTS = {"tol", "restarts", "moves", "candidates", "shrinkage"}
+NETWORK = {"decoder", "width", "channels", "precision"}
+CLIMBED = {"prior", "beta", "n-step", "latent-start", "ascent"}
+
+# Name: the choices that decide (model, trainer and others), and all keys that have an effect then.
+TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "llgae": ({}, ALWAYS | LATENT | STARTS),
+    "llgae gradient": ({"trainer": "gradient"}, GRADIENT | LATENT | {"n-step", "start"}),
+    "llgae gradient adamw": (
+        {"trainer": "gradient", "optimizer": "adamw"},
+        GRADIENT | LATENT | {"n-step", "start"},
+    ),
+    "llgae gradient exact": (
+        {"trainer": "gradient", "inference": "least-squares"},
+        GRADIENT | {"prior", "inference", "start"},
+    ),
+    "llgae gradient begun": (
+        {"trainer": "gradient", "start": "closed-form"},
+        GRADIENT | LATENT | STARTS | {"n-step", "start"},
+    ),
+    "llgae gradient begun exact": (
+        {"trainer": "gradient", "start": "closed-form", "inference": "least-squares"},
+        GRADIENT | LATENT | STARTS | {"start"},
+    ),
+    "pca": ({"model": "pca"}, ALWAYS | LATENT | {"tol"}),
+    "pca gradient": ({"model": "pca", "trainer": "gradient"}, GRADIENT | {"prior", "inference", "start"}),
+    "kmeans": ({"model": "kmeans"}, ALWAYS | STARTS - {"shrinkage"}),
+    "kmeans gradient": ({"model": "kmeans", "trainer": "gradient"}, GRADIENT | {"start"}),
+    "residual": ({"model": "residual"}, ALWAYS | LATENT | STARTS - {"candidates"} | {"levels", "sweeps"}),
+    "residual gradient": (
+        {"model": "residual", "trainer": "gradient"},
+        GRADIENT | LATENT | {"n-step", "start", "levels", "sweeps"},
+    ),
+    "residual gradient begun": (
+        {"model": "residual", "trainer": "gradient", "start": "closed-form"},
+        GRADIENT | LATENT | STARTS | {"n-step", "start", "levels", "sweeps"},
+    ),
+    "shift": ({"model": "shift"}, ALWAYS | LATENT | STARTS - {"candidates"} | {"window"}),
+    "shift gradient": (
+        {"model": "shift", "trainer": "gradient"},
+        GRADIENT | LATENT | {"n-step", "start", "window"},
+    ),
+    "soft-llgae": (
+        {"model": "soft-llgae"},
+        GRADIENT | LATENT | STARTS | {"n-step", "start", "tau", "gates"},
+    ),
+    "soft-llgae random exact": (
+        {"model": "soft-llgae", "start": "random", "inference": "least-squares"},
+        GRADIENT | {"prior", "inference", "start", "tau", "gates"},
+    ),
+    "soft-llgae embedding": (
+        {"model": "soft-llgae", "start": "random", "gates": "embedding", "inference": "least-squares"},
+        GRADIENT | {"prior", "inference", "n-step", "start", "gates", "gate-dim"},
+    ),
+    "gae": ({"model": "gae"}, GRADIENT | CLIMBED | NETWORK),
+    "gae adamw": ({"model": "gae", "optimizer": "adamw"}, GRADIENT | CLIMBED | NETWORK | {"weight-decay"}),
+    "gae mlp": ({"model": "gae", "decoder": "mlp"}, GRADIENT | CLIMBED | NETWORK - {"channels"}),
+    "gae linear": ({"model": "gae", "decoder": "linear"}, GRADIENT | CLIMBED | {"decoder", "precision", "start"}),
+    "gae linear begun": (
+        {"model": "gae", "decoder": "linear", "start": "closed-form"},
+        GRADIENT | CLIMBED | STARTS | {"decoder", "precision", "start"},
+    ),
+    "gae linear learnt": (
+        {"model": "gae", "decoder": "linear", "latent-start": "learnt", "optimizer": "adamw"},
+        GRADIENT | CLIMBED | STARTS | {"decoder", "width", "precision", "weight-decay"},
+    ),
+    "deep-llgae": ({"model": "deep-llgae"}, GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay"}),
+    "deep-llgae zero": (
+        {"model": "deep-llgae", "latent-start": "zero"},
+        GRADIENT | CLIMBED | NETWORK | {"weight-decay", "start"},
+    ),
+    "autoencoder": ({"model": "autoencoder"}, GRADIENT | NETWORK),
+    "autoencoder mlp": ({"model": "autoencoder", "decoder": "mlp"}, GRADIENT | NETWORK - {"channels"}),
+    "denoising-autoencoder": ({"model": "denoising-autoencoder"}, GRADIENT | NETWORK | {"noise"}),
+}  # fmt: skip
+CASES = [pytest.param(choices, having, id=name) for name, (choices, having) in TABLE.items()]
+
+# Another value than any that the cases above have.
+OTHER: dict[str, Any] = {
+    "prior": "gaussian", "inference": "loop", "beta": 0.003, "n-step": 3, "tol": 0.5, "restarts": 3, "moves": 3,
+    "candidates": "off", "shrinkage": 9.0, "optimizer": "sgd", "lr": 3e-4, "batch-size": 11, "start": "closed-form",
+    "schedule": "one-cycle", "weight-decay": 0.5, "average": 0.5, "precision": "bfloat16", "flip": True,
+    "decoder": "mlp", "width": 9, "channels": 3, "latent-start": "linear", "ascent": "given", "tau": 1e-2,
+    "gates": "embedding", "gate-dim": 3, "levels": 3, "sweeps": 2, "window": 2, "noise": 9.0,
+}  # fmt: skip
+SIZES = {
+    "kmeans": {"embed-dim": 0}, "pca": {"embed-dim": 2}, "autoencoder": {"embed-dim": 2},
+    "denoising-autoencoder": {"embed-dim": 2},
+}  # fmt: skip
+
+
+def choices_text(choices: dict[str, Any]) -> list[str]:
+    return [f"{key}={value}" for key, value in choices.items()]
+
+
+# ---- The table
+
+
+@pytest.mark.parametrize(("choices", "having"), CASES)
+def test_every_key_has_an_effect_where_the_table_says_so(choices: dict[str, Any], having: set[str]) -> None:
+    config = validated(choices)
+    assert {key for key in keys() if config.no_effect(key) is None} == having
+
+
+@pytest.mark.parametrize(("choices", "having"), CASES)
+def test_a_key_without_effect_is_refused_even_at_its_default(choices: dict[str, Any], having: set[str]) -> None:
+    values = validated(choices).values()
+    for key in keys():
+        said: list[str] = []
+        given = [*choices_text(choices), f"{key}={yaml.safe_dump(values[key]).splitlines()[0]}"]
+        if key in having or key in SOURCE_KEYS:
+            read_config([], given, said.append)
+            assert len(said) == (key not in having) and all(f"{key}: has no effect on " in line for line in said)
+        else:
+            with pytest.raises(InputError, match=f"^{key}: has no effect on .*; it is for [^\n]*$"):
+                read_config([], given, said.append)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random images of 8 x 8."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(3)
+    np.save(folder / "x.npy", (rng.normal(size=(24, 3)) @ rng.normal(size=(3, 64)) * 20).reshape(24, 8, 8))
+    return folder / "x.npy"
+
+
+@pytest.mark.parametrize(("choices", "having"), CASES)
+def test_a_key_without_effect_changes_nothing_but_rounding(
+    choices: dict[str, Any], having: set[str], images: Path
+) -> None:
+    sizes = SIZES.get(choices.get("model", ""), {"K": 3, "embed-dim": 2})
+    small = {
+        "task": f"npy:{images}", "width": 8, "channels": 2, "batch-size": 16, "restarts": 2, "moves": 1, **sizes,
+        **choices,
+    }  # fmt: skip
+
+    def train(**more: Any) -> tuple[dict[str, torch.Tensor], float]:
+        run = experiment.set_up(validated({**small, **more}), torch.device("cpu"))
+        run.trainer.start()
+        for _ in range(2):
+            if not run.trainer.finished:
+                run.trainer.epoch()
+        return run.model.state_dict(), metrics.mean_l2(run.model, run.task.test)
+
+    state, mean_l2 = train()
+    for key in sorted(set(keys()) - having):
+        other, found = train(**{key: OTHER[key]})
+        for name, tensor in state.items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-4, msg=f"{key}: {name}")
+        assert found == pytest.approx(mean_l2, rel=1e-5), key
+
+
+# ---- What is stored always loads, and is what it was
+
+
+STORED = {  # plain forms, and the identities that they had before keys without effect were refused
+    "033c7a": {},
+    "c6eabc": {"trainer": "gradient"},
+    "bee7a5": {"lr": 1e-2},
+    "4813de": {"trainer": "gradient", "batch-size": 70, "optimizer": "adam"},
+    "70683a": {"model": "pca"},
+    "5355b7": {"model": "kmeans"},
+    "3ab35e": {"model": "residual", "levels": 3},
+    "fd58dd": {"model": "shift", "window": 2},
+    "57196a": {"model": "soft-llgae"},
+    "d3d206": {"model": "gae", "decoder": "mlp"},
+    "af0705": {"model": "deep-llgae"},
+    "89aba5": {"model": "autoencoder"},
+    "8cc972": {"model": "denoising-autoencoder", "noise": 20.0},
+    "178629": {"model": "autoencoder", "optimizer": "sgd"},
+    "c1dc8b": {"inference": "least-squares", "prior": "gaussian", "n-step": 7, "batch-size": 99},
+    "9dc12d": {"tol": 2e-5, "n-step": 5},
+}
+
+
+@pytest.mark.parametrize(("identity", "values"), STORED.items())
+def test_stored_configs_load_with_the_identity_they_had(identity: str, values: dict[str, Any], tmp_path: Path) -> None:
+    config = validated(values)
+    assert config.identity()[:6] == identity
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.plain()))
+    assert read_stored(tmp_path / "config.yaml") == config == validated(config.plain()) == validated(config.values())
+
+
+@pytest.mark.parametrize(("choices", "having"), CASES)
+def test_the_shown_config_is_the_same_config_again(choices: dict[str, Any], having: set[str]) -> None:
+    for more in ({}, {"lr": 0.5}, {"beta": 0.5}, {"n-step": 9}):
+        config = validated({**choices, **more})
+        said: list[str] = []
+        again = read_config([], choices_text(config.shown()), said.append)
+        assert again == config
+        without = [key for key in more if key not in having]
+        assert config.shown().keys() == having | set(without) and len(said) == len(without)
+
+
+def test_eval_every_changes_no_identity() -> None:
+    assert Config(eval_every=7).identity() == Config().identity() and "eval-every" not in Config().plain()
+
+
+# ---- What a user is told
+
+
+def test_the_files_together_decide_and_the_line_names_the_one_at_fault(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("trainer: gradient\nbatch-size: 70\n")
+    two.write_text("trainer: closed-form\n")
+    assert read_config([two, one]).batch_size == 70
+    with pytest.raises(InputError, match="one.yaml: batch-size: has no effect on trainer closed-form"):
+        read_config([one, two])
+    with pytest.raises(InputError, match="one.yaml: batch-size"):
+        read_config([one], ["trainer=closed-form"])
+
+
+def test_the_sources_keys_give_one_line_of_warning_and_stay_in_the_name(tmp_path: Path) -> None:
+    file = tmp_path / "six.yaml"
+    file.write_text("K: 3\nembed-dim: 2\nbeta: 0.01\nn-step: 5\nlr: 1e-2\ntask: subspaces\ninference: least-squares\n")
+    said: list[str] = []
+    config = read_config([file], [], said.append)
+    assert config.lr == 1e-2 and len(said) == 1
+    assert "lr: has no effect on trainer closed-form" in said[0] and "n-step: has no effect" in said[0]
+
+
+def test_the_schema_says_what_a_key_is_for() -> None:
+    described = {key: value["description"] for key, value in schema()["properties"].items()}
+    assert "(for trainer gradient)" in described["lr"] and "(for model shift)" in described["window"]
+    assert "(for" not in described["K"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_shipped_configs_have_no_key_without_effect(path: Path) -> None:
+    said: list[str] = []
+    read_config([path], [], said.append)
+    assert said == []

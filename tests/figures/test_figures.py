@@ -1,0 +1,190 @@
+"""Figures are right for every kind of model and data, and look the same each time."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pictured  # tests/pictured.py
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from llgae_cli.figures import reconstructions, training_curve
+from llgae_cli import figures
+from llgae_cli.cli.app import app
+from llgae_cli.figures import atlas, cells, components
+from llgae_cli.figures.sweep import by_key
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> figures.Subject:
+    return figures.look(pictured.train(tmp_path_factory.mktemp("figures"), epochs=15, restarts=12))
+
+
+KINDS = {
+    "K = 1": {"K": 1},
+    "E = 0": {"embed_dim": 0},
+    "K = 300": {"K": 300, "embed_dim": 1, "epochs": 1},
+    "lines": {"task": pictured.vectors, "K": 3, "embed_dim": 2},
+    "colours": {"task": pictured.colours, "K": 3, "embed_dim": 2},
+    "uncentred": {"centring": "none", "K": 2},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_can_be_drawn(tmp_path: Path, kind: str) -> None:
+    keys = dict(KINDS[kind])
+    if callable(keys.get("task")):
+        keys["task"] = keys["task"](tmp_path)  # type: ignore[operator]
+    subject = figures.look(pictured.train(tmp_path, **keys))
+    written = figures.write(subject, tmp_path / "out", kinds=("png",))
+    named = {path.stem for path in written}
+    without = {"usage", "classes"} if subject.model.K == 1 else {"classes"} if subject.labels is None else set()
+    assert named == set(figures.FIGURES) - without
+    for path in written:
+        with Image.open(path) as file:
+            image = np.asarray(file.convert("L"))
+        assert image.std() > 1, f"{path.name} is blank"
+        assert (image[:3] > 240).all() and (image[-3:] > 240).all(), f"{path.name}: something is cut off"
+
+
+def test_the_picture_holds_the_very_pixels() -> None:
+    v = np.arange(2 * 6, dtype=float).reshape(1, 12) * 20
+    looks = cells.Looks((2, 6), 0, 255)
+    figure = reconstructions.draw_sheet([cells.Row(v)], looks, "", "light", margin=12)
+    figure.canvas.draw()
+    drawn = np.asarray(figure.canvas.buffer_rgba())[..., 0]  # type: ignore[attr-defined]
+    H, W = looks.size
+    inside = drawn[10 : 10 + H, 12 : 12 + W]
+    assert np.array_equal(inside[H // 4 :: H // 2, W // 12 :: W // 6], np.rint(v.reshape(2, 6)).astype(np.uint8))
+
+
+def test_a_narrow_sheet_is_as_wide_as_its_title() -> None:
+    figure = reconstructions.draw_sheet(
+        [cells.Row(np.zeros((1, 4)))], cells.Looks((2, 2), 0, 1), "A title of many words", "light"
+    )
+    figure.canvas.draw()
+    assert figure.texts[0].get_window_extent().x1 < figure.bbox.x1
+
+
+def test_residuals_are_signed_colours() -> None:
+    looks = cells.Looks((1, 2, 1), 0, 255)
+    assert not looks.is_image
+    looks = cells.Looks((2, 2), 0, 255)
+    figure = reconstructions.draw_sheet(
+        [cells.Row(np.array([[-128.0, 0, 0, 128]]), residual=True)], looks, "", "light", margin=12
+    )
+    figure.canvas.draw()
+    drawn = np.asarray(figure.canvas.buffer_rgba()).astype(int)  # type: ignore[attr-defined]
+    below, none, above = drawn[20, 20], drawn[20, 60], drawn[60, 60]
+    assert below[2] > below[0] + 50 and above[0] > above[2] + 50 and none[:3].min() > 240
+
+
+def test_walks_pass_through_the_mean_and_are_straight(subject: figures.Subject) -> None:
+    for k in range(4):
+        walked = atlas.walks(subject, k, 3)
+        assert np.allclose(walked[:, 2], atlas.centre(subject, k))
+        assert np.allclose(walked[:, 0] + walked[:, 4], 2 * walked[:, 2], atol=1e-3)  # decoded in float32
+        step = walked[:, 3] - walked[:, 2]  # one standard deviation
+        assert np.allclose((step**2).sum(1), subject.directions.variance[k, :3])
+        assert np.all(np.diff(atlas.explained(subject, k)) <= 0) and atlas.explained(subject, k).sum() < 1
+
+
+def test_explained_variance_of_the_known_subspaces(subject: figures.Subject) -> None:
+    """The task's own spread is 40, 30, 20 with noise of 8 in 60 directions: its shares are known."""
+    total = 40**2 + 30**2 + 20**2 + 60 * 8**2
+    found = np.mean([atlas.explained(subject, k) for k in range(4)], axis=0)
+    assert found == pytest.approx([40**2 / total, 30**2 / total, 20**2 / total], rel=0.15)
+
+
+def test_typical_best_and_worst_are_what_they_say() -> None:
+    residual = np.array([5.0, 1, 9, 3, 7])
+    chosen = reconstructions.rank_samples(residual, 3)
+    assert residual[chosen["best"]].tolist() == [1, 3, 5]
+    assert residual[chosen["worst"]].tolist() == [9, 7, 5]
+    assert residual[chosen["typical"]].tolist() == [3, 5, 7]
+    assert reconstructions.pick_by_class(residual, np.array([0, 0, 1, 0, 1])) == {0: 3, 1: 2}
+
+
+def test_bars_lines_and_cells_show_the_numbers() -> None:
+    figure = components.usage(np.array([10, 30, 60]), np.array([1, 4, 5]))
+    axes = figure.axes[0]
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.6, 0.3, 0.1])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "1", "0"]
+    matrix = components.class_matrix(
+        np.array([0, 0, 1, 2]), np.array([0, 0, 0, 1]), 3, ("a", "b$_$"), np.array([1, 0, 2])
+    )
+    assert matrix.axes[0].images[0].get_array().tolist() == [[1 / 3, 2 / 3, 0], [0, 0, 1]]
+    lines = components.spectrum(np.array([[8.0, 2], [4, 1]]), np.array([1, 0]), 4).axes[0].lines
+    assert sorted(line.get_ydata().tolist() for line in lines) == [[1.0, 0.25], [2.0, 0.5]]
+
+
+def test_the_training_curve_has_units_and_both_clocks() -> None:
+    history = [{"epoch": i, "seconds": 2.0 * i, "test_mean_l2": 9.0 - i, "train_mean_l2": 8.0 - i} for i in (1, 2, 3)]
+    by_epoch, by_time = training_curve.training_curve(history).axes
+    assert "grey levels² per pixel" in by_epoch.get_ylabel() and "seconds" in by_time.get_xlabel()
+    assert by_epoch.lines[0].get_xdata().tolist() == [1, 2, 3] and by_time.lines[1].get_ydata().tolist() == [8, 7, 6]
+    assert training_curve.training_curve([]).axes
+
+
+def test_a_sweep_is_drawn_by_its_keys() -> None:
+    rows = [{"mean_l2": 5.0, "K": 1}, {"mean_l2": 3.0, "K": 10}, {"mean_l2": 4.0, "K": 10}, {"mean_l2": None, "K": 2}]
+    figure = by_key(rows, ["K"])
+    assert figure is not None and figure.axes[0].lines[1].get_ydata().tolist() == [5.0, 3.0]
+    assert by_key([], ["K"]) is None
+
+
+@pytest.mark.slow
+def test_the_same_figure_gives_the_same_file(tmp_path: Path, subject: figures.Subject) -> None:
+    for name in ("one", "two"):
+        figures.write(subject, tmp_path / name, ("training", "usage"))
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_drawing_leaves_matplotlib_as_it_was(subject: figures.Subject) -> None:
+    import matplotlib
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = dict(matplotlib.rcParams)
+        figures.FIGURES["atlas"](subject, "dark")
+        assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.slow
+def test_train_draws_beside_the_checkpoint_unless_told_not_to(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "task: subspaces\nK: 2\nembed-dim: 1\nepochs: 1\nrestarts: 1\nmoves: 0\ndevice: cpu\n"
+    )
+    arguments = ["train", "-c", str(tmp_path / "c.yaml"), "-q", "-S"]
+    for folder, more in (("with", []), ("without", ["-S", "figures=false"])):
+        done = CliRunner().invoke(app, [*arguments, f"checkpoint-dir={tmp_path / folder}", *more])
+        assert done.exit_code == 0, done.output
+    assert sorted(path.name.rpartition(".pkl")[2].split(".")[-2:] for path in (tmp_path / "with").glob("*.png")) == [
+        ["reconstructions", "png"],
+        ["training", "png"],
+    ]
+    assert len(list((tmp_path / "with").iterdir())) == 3 and len(list((tmp_path / "without").iterdir())) == 1
+
+
+def test_a_figure_that_fails_loses_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(figures, "write_beside", broken)
+    (tmp_path / "c.yaml").write_text(
+        "task: subspaces\nK: 2\nembed-dim: 1\nepochs: 1\nrestarts: 1\nmoves: 0\ndevice: cpu\n"
+    )
+    done = CliRunner().invoke(app, ["train", "-c", str(tmp_path / "c.yaml"), "-q", "-S", f"checkpoint-dir={tmp_path}"])
+    assert done.exit_code == 0 and "no ink" in done.output
+    assert len(list(tmp_path.glob("*.pkl"))) == 1
+
+
+def test_the_subject_is_the_model_on_its_test_samples(subject: figures.Subject) -> None:
+    assert subject.residual.mean() == pytest.approx(subject.evaluation.mean_l2, rel=1e-6)
+    v, v_hat, means = subject.originals(np.array([3, 1]))
+    assert ((v - v_hat) ** 2).mean(1) == pytest.approx(subject.residual[[3, 1]], rel=1e-4)
+    assert torch.allclose(subject.task.test.rows(torch.tensor([3, 1])), torch.from_numpy(v - means[:, None]), atol=1e-3)

@@ -1,0 +1,159 @@
+"""Several processes equal one, whatever their shares; and when one dies, all end and say so."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llgae_cli import experiment
+from llgae_cli.config import read_config
+from llgae_cli.storage import load
+
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
+CONFIG = "task: subspaces\nK: 9\nembed-dim: 2\nepochs: 3\nfigures: false\n"
+CONFIGS = {
+    "closed-form": f"{CONFIG}restarts: 1\nmoves: 2\ncandidates: 4\ntol: 0\n",
+    "gradient": f"{CONFIG}trainer: gradient\nbatch-size: 70\n",
+}
+TRAINERS = tuple(CONFIGS)
+
+# Both trainers in one launch, in a group of the caller's own.
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+from llgae_cli import experiment
+from llgae_cli.cli.console import Progressing
+from llgae_cli.config import read_config
+from llgae_cli.training import distributed
+assert distributed.join(torch.device("cpu")) and not distributed.join(torch.device("cpu"))
+for trainer in ("closed-form", "gradient"):
+    config = read_config([Path(f"{trainer}.yaml")], [f"checkpoint-dir={trainer}"])
+    outcome = experiment.train(config, Progressing())
+    sys.stdout.write(f"{trainer} {outcome.checkpoint} {outcome.mean_l2}\\n")  # at once: lines must not mix
+    sys.stdout.flush()
+    assert distributed.world() > 1
+distributed.leave()
+"""
+
+
+def write_configs(folder: Path) -> None:
+    """A config file for each trainer, named after it."""
+    for trainer, text in CONFIGS.items():
+        (folder / f"{trainer}.yaml").write_text(text)
+
+
+def torchrun(processes: int, folder: Path, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
+    """A torchrun in `folder`, one thread a process; leads a session of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen(
+        [*command, *arguments], cwd=folder, env=environment, text=True, start_new_session=True, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, experiment.Outcome]:
+    """What one process comes to, with each trainer."""
+    folder = tmp_path_factory.mktemp("alone")
+    write_configs(folder)
+
+    class Silent:
+        def note(self, message: str) -> None: ...
+
+        def warn(self, message: str) -> None: ...
+
+        def epoch(self, record: dict[str, float], epochs: int) -> None: ...
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the processes have: other sums round differently, and a start may turn elsewhere
+    try:
+        return {
+            trainer: experiment.train(
+                read_config([folder / f"{trainer}.yaml"], [f"checkpoint-dir={folder / trainer}"]),
+                Silent(),
+            )
+            for trainer in TRAINERS
+        }
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_with_uneven_shares_equal_one(
+    tmp_path: Path, processes: int, alone: dict[str, experiment.Outcome]
+) -> None:
+    write_configs(tmp_path)
+    (tmp_path / "worker.py").write_text(WORKER)
+    with torchrun(processes, tmp_path, "worker.py", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        out, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
+    for trainer in TRAINERS:
+        lines = [line.split() for line in out.splitlines() if line.startswith(trainer)]
+        assert len(lines) == processes and sum(line[1] != "None" for line in lines) == 1  # rank 0 alone writes
+        (path,) = (tmp_path / trainer).iterdir()
+        found, one = load(path), alone[trainer]
+        assert one.checkpoint is not None
+        assert found.mean_l2 == pytest.approx(one.mean_l2, rel=1e-5)
+        assert found.train_mean_l2 == pytest.approx(one.train_mean_l2, rel=1e-5)
+        assert {float(line[2]) for line in lines} == {found.mean_l2}  # every process holds the same model
+        history, expected = found.history, load(one.checkpoint).history
+        assert [row["train_mean_l2"] for row in history] == pytest.approx(
+            [row["train_mean_l2"] for row in expected], rel=1e-5
+        )
+    assert err.count("epoch 1/3") == len(TRAINERS)  # and rank 0 alone speaks
+
+
+def test_a_process_that_dies_ends_all_with_a_message(tmp_path: Path) -> None:
+    write_configs(tmp_path)
+    arguments = (
+        "-m",
+        "llgae_cli",
+        "train",
+        "-c",
+        "gradient.yaml",
+        "-S",
+        "epochs=1000000",
+        "--json",
+    )
+    with torchrun(2, tmp_path, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stderr is not None and run.stdout is not None
+        try:
+            for line in run.stderr:
+                if line.startswith("epoch 2/"):
+                    break
+            second = child_of_rank(run.pid, 1)
+            began = time.monotonic()
+            os.kill(second, signal.SIGKILL)
+            err, out = run.stderr.read(), run.stdout.read()
+            code = run.wait(60)
+        except BaseException:
+            os.killpg(run.pid, signal.SIGKILL)
+            raise
+    assert code != 0 and out == ""
+    assert time.monotonic() - began < 45
+    ours = [line for line in err.splitlines() if line.startswith("llgae: ")]
+    assert len(ours) == 1 and ("another process died" in ours[0] or "interrupted" in ours[0])
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert f"; saved checkpoints/{saved.name}" in ours[0] and load(saved).epoch >= 2  # nothing is lost with it
+    assert "Signal 9 (SIGKILL)" in err and "1/1000000" not in err
+
+
+def child_of_rank(parent: int, rank: int) -> int:
+    """The process that torchrun started for a rank."""
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit():
+            continue
+        try:
+            ours = f"PPid:\t{parent}\n" in (path / "status").read_text()
+            if ours and f"RANK={rank}".encode() in (path / "environ").read_bytes().split(b"\0"):
+                return int(path.name)
+        except OSError:  # it ended meanwhile
+            continue
+    raise AssertionError(f"no process of rank {rank}")
