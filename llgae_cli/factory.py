@@ -17,9 +17,9 @@ from llgae_cli.tasks import Samples
 from llgae_cli.threads import limit_threads
 from llgae_cli.training import ClosedForm, Gradient, Levels, Trainer, moved_back
 
-CERTAIN = 4096  # a size up to this is built and looked at, whatever the tensors
-BEYOND = 1e34  # mean L2 of the largest values that a task takes stays below
-ALPHA = {"uniform": 0.0, "gaussian": 1.0}
+ALWAYS_BUILT = 4096  # sizes up to this are built without comparing them with the tensors first
+LARGEST = 1e34  # more than the mean L2 of the largest values that a task accepts
+ALPHA = {"uniform": 0.0, "gaussian": 1.0}  # precision of the prior on b
 
 
 def set_up_torch(config: Config) -> None:
@@ -52,19 +52,19 @@ def check_fit(config: Config, N: int, D: int) -> None:
 
 
 def build_model(config: Config, shape: tuple[int, ...]) -> Model:
-    """The model a config describes, for samples of a shape; its parameters are not set yet."""
+    """Return the model that a config describes, for samples of a shape; its parameters are not initialised yet."""
     return MODELS[config.model](config, shape)
 
 
 def build_trainer(config: Config, model: Model, samples: Samples, shape: tuple[int, ...]) -> Trainer:
-    """The trainer a config describes, for samples of a shape."""
-    begins = config.begins_in_closed_form
-    if (begins or config.trainer == "closed-form") and ALPHA[config.prior] * config.beta >= 1:
+    """Return the trainer that a config describes, for samples of a shape."""
+    from_closed_form = config.begins_in_closed_form
+    if (from_closed_form or config.trainer == "closed-form") and ALPHA[config.prior] * config.beta >= 1:
         raise InputError(f"beta: {config.beta} with prior gaussian; the closed-form trainer needs beta below 1")
     if config.flip and len(shape) < 2:
-        raise InputError(f"flip: samples of {shape[0]} values are no images")
+        raise InputError(f"flip: needs images; samples here have {shape[0]} values")
     if config.trainer == "closed-form":
-        return IN_CLOSED_FORM[config.model](config, model, samples)
+        return CLOSED_FORM_TRAINERS[config.model](config, model, samples)
     return Gradient(
         model,
         samples,
@@ -72,7 +72,9 @@ def build_trainer(config: Config, model: Model, samples: Samples, shape: tuple[i
         optimizer=config.optimizer,
         lr=config.lr,
         batch_size=config.batch_size,
-        affine=closed_form(config, llgae(config, (samples.D,)).to(samples.device), samples) if begins else None,
+        affine=_build_closed_form(config, _build_llgae(config, (samples.D,)).to(samples.device), samples)
+        if from_closed_form
+        else None,
         one_cycle=config.epochs if config.schedule == "one-cycle" else 0,
         weight_decay=config.weight_decay,
         average=config.average,
@@ -81,25 +83,21 @@ def build_trainer(config: Config, model: Model, samples: Samples, shape: tuple[i
     )
 
 
-def closed_form(config: Config, model: LLGAE, samples: Samples) -> ClosedForm:
-    """The closed-form trainer for a model that is an LLGAE."""
-    return ClosedForm(model, samples, candidates=config.candidates, **_fitted(config))
+def _build_closed_form(config: Config, model: LLGAE, samples: Samples) -> ClosedForm:
+    return ClosedForm(model, samples, candidates=config.candidates, **_common_options(config))
 
 
-def levels(config: Config, model: Residual, samples: Samples) -> Levels:
-    """The closed-form trainer for a residual model."""
-    _scores_all(config)
-    return Levels(model, samples, **_fitted(config))
+def _build_closed_form_residual(config: Config, model: Residual, samples: Samples) -> Levels:
+    _refuse_candidates(config)
+    return Levels(model, samples, **_common_options(config))
 
 
-def shifted(config: Config, model: Shift, samples: Samples) -> ClosedForm:
-    """The closed-form trainer for a model with shifts: LLGAE's, on samples moved back."""
-    _scores_all(config)
-    return ClosedForm(model.affine, samples, view=moved_back(model), **_fitted(config))
+def _build_closed_form_shift(config: Config, model: Shift, samples: Samples) -> ClosedForm:
+    _refuse_candidates(config)
+    return ClosedForm(model.affine, samples, view=moved_back(model), **_common_options(config))
 
 
-def _fitted(config: Config) -> dict[str, Any]:
-    """What every closed-form trainer is told."""
+def _common_options(config: Config) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "restarts": config.restarts,
@@ -109,13 +107,12 @@ def _fitted(config: Config) -> dict[str, Any]:
     }
 
 
-def _scores_all(config: Config) -> None:
+def _refuse_candidates(config: Config) -> None:
     if config.candidates not in ("auto", "off"):
         raise InputError(f"candidates: {config.candidates} with model {config.model}, which scores every component")
 
 
-def llgae(config: Config, shape: tuple[int, ...]) -> LLGAE:
-    """K affine subspaces; `pca` and `kmeans` are this with K = 1 and with E = 0."""
+def _build_llgae(config: Config, shape: tuple[int, ...]) -> LLGAE:
     return LLGAE(
         config.K,
         math.prod(shape),
@@ -127,8 +124,7 @@ def llgae(config: Config, shape: tuple[int, ...]) -> LLGAE:
     )
 
 
-def soft_llgae(config: Config, shape: tuple[int, ...]) -> SoftLLGAE:
-    """K affine subspaces that blend into each other."""
+def _build_soft_llgae(config: Config, shape: tuple[int, ...]) -> SoftLLGAE:
     return SoftLLGAE(
         config.K,
         math.prod(shape),
@@ -142,14 +138,13 @@ def soft_llgae(config: Config, shape: tuple[int, ...]) -> SoftLLGAE:
     )
 
 
-def gae(config: Config, shape: tuple[int, ...]) -> GAE:
-    """A decoder network, beside the affine pieces in `deep-llgae`, and ascent through it."""
+def _build_gae(config: Config, shape: tuple[int, ...]) -> GAE:
     K, D, E = config.K, math.prod(shape), config.embed_dim
-    alone = config.decoder == "linear"
-    network = None if alone else DECODERS[config.decoder](K, E, shape, config.width, config.channels)
-    pieces = LLGAE(K, D, E) if alone or config.model == "deep-llgae" else None
+    linear = config.decoder == "linear"
+    network = None if linear else DECODERS[config.decoder](K, E, shape, config.width, config.channels)
+    pieces = LLGAE(K, D, E) if linear or config.model == "deep-llgae" else None
     guided = config.latent_start == "learnt"
-    encoder = ENCODERS["mlp" if alone else config.decoder]
+    encoder = ENCODERS["mlp" if linear else config.decoder]
     return GAE(
         Decoder(pieces, network),
         K,
@@ -165,22 +160,19 @@ def gae(config: Config, shape: tuple[int, ...]) -> GAE:
     )
 
 
-def residual(config: Config, shape: tuple[int, ...]) -> Residual:
-    """Levels of affine subspaces, one of each added up."""
-    return Residual([llgae(config, shape) for _ in range(config.levels)], config.sweeps)
+def _build_residual(config: Config, shape: tuple[int, ...]) -> Residual:
+    return Residual([_build_llgae(config, shape) for _ in range(config.levels)], config.sweeps)
 
 
-def shift(config: Config, shape: tuple[int, ...]) -> Shift:
-    """Affine subspaces of images, and where in the image they are drawn."""
+def _build_shift(config: Config, shape: tuple[int, ...]) -> Shift:
     if len(shape) < 2:
-        raise InputError(f"model shift: needs images (H, W) or (H, W, 3); these are samples of {shape[0]} values")
+        raise InputError(f"model shift: needs images (H, W) or (H, W, 3); samples here have {shape[0]} values")
     if 2 * config.window + 1 > min(shape[:2]):
-        raise InputError(f"window: {config.window} moves further than images of {shape[0]} x {shape[1]} are wide")
-    return Shift(llgae(config, shape), shape, config.window)
+        raise InputError(f"window: {config.window} is too wide for images of {shape[0]} x {shape[1]}")
+    return Shift(_build_llgae(config, shape), shape, config.window)
 
 
-def autoencoder(config: Config, shape: tuple[int, ...]) -> Autoencoder:
-    """An encoder and a decoder network of the same kind."""
+def _build_autoencoder(config: Config, shape: tuple[int, ...]) -> Autoencoder:
     if config.decoder == "linear":
         raise InputError("decoder: linear with an autoencoder, which is then PCA; model: pca is that, solved exactly")
     sizes = (1, config.embed_dim, shape, config.width, config.channels)
@@ -188,42 +180,45 @@ def autoencoder(config: Config, shape: tuple[int, ...]) -> Autoencoder:
     return Autoencoder(encoder, decoder, math.prod(shape), config.embed_dim, config.precision == "bfloat16")
 
 
-MODELS = {
-    "llgae": llgae,
-    "pca": llgae,
-    "kmeans": llgae,
-    "soft-llgae": soft_llgae,
-    "gae": gae,
-    "deep-llgae": gae,
-    "residual": residual,
-    "shift": shift,
-    "autoencoder": autoencoder,
-    "denoising-autoencoder": autoencoder,
+MODELS: dict[str, Callable[[Config, tuple[int, ...]], Model]] = {
+    "llgae": _build_llgae,
+    "pca": _build_llgae,
+    "kmeans": _build_llgae,
+    "soft-llgae": _build_soft_llgae,
+    "gae": _build_gae,
+    "deep-llgae": _build_gae,
+    "residual": _build_residual,
+    "shift": _build_shift,
+    "autoencoder": _build_autoencoder,
+    "denoising-autoencoder": _build_autoencoder,
 }
 
-IN_CLOSED_FORM: dict[str, Callable[..., Trainer]] = {
-    "llgae": closed_form,
-    "pca": closed_form,
-    "kmeans": closed_form,
-    "residual": levels,
-    "shift": shifted,
+CLOSED_FORM_TRAINERS: dict[str, Callable[..., Trainer]] = {
+    "llgae": _build_closed_form,
+    "pca": _build_closed_form,
+    "kmeans": _build_closed_form,
+    "residual": _build_closed_form_residual,
+    "shift": _build_closed_form_shift,
 }
 
 
 def restore(path: Path) -> tuple[Model, Checkpoint, Config]:
-    """The model in a checkpoint, ready to encode and decode; InputError where the file is not sound."""
+    """Return the model in a checkpoint, ready to encode and decode, with the checkpoint and its config.
+
+    The model is first built without memory for its parameters and compared with the tensors, so that a damaged or hostile
+    config cannot ask for more memory than the file holds. Raises InputError for an unsound file.
+    """
     checkpoint = storage.load(path)
     try:
         config = validated(checkpoint.config)
         shape = tuple(int(side) for side in checkpoint.data["shape"])
         check_sizes(config, checkpoint)
-        # Sizes alone: what a config claims takes no memory before the tensors bear it out.
-        with torch.device("meta"), _Undrawn():
-            claimed = build_model(config, shape)
+        with torch.device("meta"), _NoRandomNumbers():
+            expected = build_model(config, shape)
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, LlgaeError) as error:
         reason = printable(error, 200)
         raise InputError(f"{printable(path.name, 200)}: its config does not make a model ({reason})") from None
-    check_state(claimed, checkpoint, path)
+    check_state(expected, checkpoint, path)
     check_history(checkpoint, path)
     model = build_model(config, shape)
     load_state(model, checkpoint, path)
@@ -240,26 +235,27 @@ def shape_of(checkpoint: Checkpoint, model: Model) -> tuple[int, ...]:
 
 
 def load_state(model: Model, checkpoint: Checkpoint, path: Path) -> None:
-    """Put a checkpoint's tensors into a model; InputError when names, shapes or types do not fit its own config."""
+    """Load a checkpoint's tensors into a model; InputError where names, shapes or types do not fit."""
     check_state(model, checkpoint, path)
     model.load_state_dict(checkpoint.state)
     if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
-        raise InputError(f"{printable(path.name, 200)}: its tensors hold numbers beyond the model's precision")
+        raise InputError(f"{printable(path.name, 200)}: its tensors hold numbers beyond the range of the model's type")
 
 
 def check_sizes(config: Config, checkpoint: Checkpoint) -> None:
-    """Raise InputError for a size that the tensors are too few for: modules are built one by one, in no time or never.
+    """Raise InputError for a size in the config that is larger than the number of values in the tensors.
 
-    Sizes up to CERTAIN pass: some are of no meaning for the config's model and stand at their default.
+    Building a model with 10^9 modules would take hours even without memory. Sizes up to ALWAYS_BUILT pass, since some
+    are defaults that the model does not use.
     """
-    most = max(CERTAIN, sum(tensor.numel() for tensor in checkpoint.state.values()))
+    most = max(ALWAYS_BUILT, sum(tensor.numel() for tensor in checkpoint.state.values()))
     for key in ("K", "embed_dim", "levels", "width", "channels", "gate_dim", "window"):
         if getattr(config, key, 0) > most:
             raise InputError(f"{key.replace('_', '-')}: {getattr(config, key)} for a model of at most {most} numbers")
 
 
 def check_state(model: Model, checkpoint: Checkpoint, path: Path) -> None:
-    """Raise InputError where a checkpoint's tensors are not those of the model, by name, shape and kind of number."""
+    """Raise InputError where a checkpoint's tensors do not match the model's by name, shape and kind of number."""
     own, found = model.state_dict(), checkpoint.state
     unequal = own.keys() ^ found.keys()
     wrong = f"it lacks or adds {sorted(unequal)[0]}" if unequal else ""
@@ -274,21 +270,21 @@ def check_state(model: Model, checkpoint: Checkpoint, path: Path) -> None:
 
 
 def check_history(checkpoint: Checkpoint, path: Path) -> None:
-    """Raise InputError where a checkpoint's history or data say what no run writes: figures and resuming rely on it."""
+    """Raise InputError for a history or a peak that no run writes; figures and resuming rely on them."""
     peak = checkpoint.data.get("peak", 255.0)
     wrong = ""
     if not all({"epoch", "seconds"} <= row.keys() for row in checkpoint.history):
         wrong = "a row of its history lacks epoch or seconds"
-    elif not all(abs(number) < BEYOND for row in checkpoint.history for number in row.values()):
-        wrong = "its history holds numbers that no run comes to"
-    elif not isinstance(peak, (int, float)) or not 0 < peak < BEYOND:
+    elif not all(abs(number) < LARGEST for row in checkpoint.history for number in row.values()):
+        wrong = "its history holds numbers that are too large"
+    elif not isinstance(peak, (int, float)) or not 0 < peak < LARGEST:
         wrong = f"its peak is {printable(peak)}, not a number above 0"
     if wrong:
         raise InputError(f"{printable(path.name, 200)}: {wrong}")
 
 
-class _Undrawn(TorchFunctionMode):
-    """No random numbers for tensors that have none: torch would import its compiler for them, which takes 2 s."""
+class _NoRandomNumbers(TorchFunctionMode):
+    """Skip random initialisation of tensors on the meta device: torch would import its compiler for it, in 2 s."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.nn.init.normal_, torch.nn.init.uniform_, torch.nn.init.kaiming_uniform_):

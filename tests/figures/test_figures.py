@@ -6,20 +6,19 @@ from pathlib import Path
 import numpy as np
 import pictured  # tests/pictured.py
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from llgae_cli.figures import reconstructions, training_curve
 from llgae_cli import figures
 from llgae_cli.cli.app import app
-from llgae_cli.figures import atlas, cells, components
+from llgae_cli.evaluation import Evaluated, evaluate_checkpoint
+from llgae_cli.figures import cells, components, reconstructions, training_curve
 from llgae_cli.figures.sweep import by_key
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> figures.Subject:
-    return figures.look(pictured.train(tmp_path_factory.mktemp("figures"), epochs=15, restarts=12))
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    return evaluate_checkpoint(pictured.train(tmp_path_factory.mktemp("figures"), epochs=15, restarts=12))
 
 
 KINDS = {
@@ -38,10 +37,10 @@ def test_every_kind_of_model_can_be_drawn(tmp_path: Path, kind: str) -> None:
     keys = dict(KINDS[kind])
     if callable(keys.get("task")):
         keys["task"] = keys["task"](tmp_path)  # type: ignore[operator]
-    subject = figures.look(pictured.train(tmp_path, **keys))
-    written = figures.write(subject, tmp_path / "out", kinds=("png",))
+    evaluated = evaluate_checkpoint(pictured.train(tmp_path, **keys))
+    written = figures.write_figures(evaluated, tmp_path / "out", kinds=("png",))
     named = {path.stem for path in written}
-    without = {"usage", "classes"} if subject.model.K == 1 else {"classes"} if subject.labels is None else set()
+    without = {"usage", "classes"} if evaluated.model.K == 1 else {"classes"} if evaluated.labels is None else set()
     assert named == set(figures.FIGURES) - without
     for path in written:
         with Image.open(path) as file:
@@ -82,23 +81,6 @@ def test_residuals_are_signed_colours() -> None:
     assert below[2] > below[0] + 50 and above[0] > above[2] + 50 and none[:3].min() > 240
 
 
-def test_walks_pass_through_the_mean_and_are_straight(subject: figures.Subject) -> None:
-    for k in range(4):
-        walked = atlas.walks(subject, k, 3)
-        assert np.allclose(walked[:, 2], atlas.centre(subject, k))
-        assert np.allclose(walked[:, 0] + walked[:, 4], 2 * walked[:, 2], atol=1e-3)  # decoded in float32
-        step = walked[:, 3] - walked[:, 2]  # one standard deviation
-        assert np.allclose((step**2).sum(1), subject.directions.variance[k, :3])
-        assert np.all(np.diff(atlas.explained(subject, k)) <= 0) and atlas.explained(subject, k).sum() < 1
-
-
-def test_explained_variance_of_the_known_subspaces(subject: figures.Subject) -> None:
-    """The task's own spread is 40, 30, 20 with noise of 8 in 60 directions: its shares are known."""
-    total = 40**2 + 30**2 + 20**2 + 60 * 8**2
-    found = np.mean([atlas.explained(subject, k) for k in range(4)], axis=0)
-    assert found == pytest.approx([40**2 / total, 30**2 / total, 20**2 / total], rel=0.15)
-
-
 def test_typical_best_and_worst_are_what_they_say() -> None:
     residual = np.array([5.0, 1, 9, 3, 7])
     chosen = reconstructions.rank_samples(residual, 3)
@@ -137,20 +119,20 @@ def test_a_sweep_is_drawn_by_its_keys() -> None:
 
 
 @pytest.mark.slow
-def test_the_same_figure_gives_the_same_file(tmp_path: Path, subject: figures.Subject) -> None:
+def test_the_same_figure_gives_the_same_file(tmp_path: Path, evaluated: Evaluated) -> None:
     for name in ("one", "two"):
-        figures.write(subject, tmp_path / name, ("training", "usage"))
+        figures.write_figures(evaluated, tmp_path / name, ("training", "usage"))
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
-def test_drawing_leaves_matplotlib_as_it_was(subject: figures.Subject) -> None:
+def test_drawing_leaves_matplotlib_as_it_was(evaluated: Evaluated) -> None:
     import matplotlib
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = dict(matplotlib.rcParams)
-        figures.FIGURES["atlas"](subject, "dark")
+        figures.FIGURES["atlas"](evaluated, "dark")
         assert dict(matplotlib.rcParams) == before
 
 
@@ -174,17 +156,10 @@ def test_a_figure_that_fails_loses_no_run(tmp_path: Path, monkeypatch: pytest.Mo
     def broken(*arguments: object) -> None:
         raise ValueError("no ink")
 
-    monkeypatch.setattr(figures, "write_beside", broken)
+    monkeypatch.setattr(figures, "write_after_training", broken)
     (tmp_path / "c.yaml").write_text(
         "task: subspaces\nK: 2\nembed-dim: 1\nepochs: 1\nrestarts: 1\nmoves: 0\ndevice: cpu\n"
     )
     done = CliRunner().invoke(app, ["train", "-c", str(tmp_path / "c.yaml"), "-q", "-S", f"checkpoint-dir={tmp_path}"])
     assert done.exit_code == 0 and "no ink" in done.output
     assert len(list(tmp_path.glob("*.pkl"))) == 1
-
-
-def test_the_subject_is_the_model_on_its_test_samples(subject: figures.Subject) -> None:
-    assert subject.residual.mean() == pytest.approx(subject.evaluation.mean_l2, rel=1e-6)
-    v, v_hat, means = subject.originals(np.array([3, 1]))
-    assert ((v - v_hat) ** 2).mean(1) == pytest.approx(subject.residual[[3, 1]], rel=1e-4)
-    assert torch.allclose(subject.task.test.rows(torch.tensor([3, 1])), torch.from_numpy(v - means[:, None]), atol=1e-3)

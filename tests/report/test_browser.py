@@ -13,7 +13,7 @@ import pictured  # tests/pictured.py
 import pytest
 import torch
 
-from llgae_cli.figures import look
+from llgae_cli.evaluation import evaluate_checkpoint
 from llgae_cli.models import Code
 from llgae_cli.report import write_report
 
@@ -112,30 +112,30 @@ def grey(values: torch.Tensor) -> np.ndarray:
 
 
 def test_the_canvas_equals_the_python_decoder(page: Any, trained: Path) -> None:
-    subject = look(trained)
+    evaluated = evaluate_checkpoint(trained)
     rows = embedded(page)["images"].popitem()[1]["rows"]
     for place in range(0, len(rows), 5):
         click(page, "images", place)
-        v, v_hat, _ = subject.originals(np.array([rows[place]]))
+        v, v_hat, _ = evaluated.originals(np.array([rows[place]]))
         assert np.array_equal(canvas(page, "x"), v[0].reshape(12, 12))
         drawn = np.clip(np.rint(v_hat[0]), 0, 255).reshape(12, 12)
         assert np.abs(canvas(page, "x-hat") - drawn).max() <= 1
         assert f"test sample {rows[place]}." in said(page)
-        assert f"Component {subject.k[rows[place]]}," in said(page)
+        assert f"Component {evaluated.k[rows[place]]}," in said(page)
 
 
 def test_sliders_move_along_the_directions(page: Any, trained: Path) -> None:
-    subject = look(trained)
-    for at, k in enumerate(subject.by_use()):
+    evaluated = evaluate_checkpoint(trained)
+    for at, k in enumerate(evaluated.by_use()):
         click(page, "components", at)
         before = canvas(page, "x-hat")
         set_range(page, "b-0", 1.5)
         set_range(page, "b-2", -2.0)
         after = canvas(page, "x-hat")
         a = torch.tensor([1.5, 0.0, -2.0], dtype=torch.float64)
-        b = subject.directions.mean[k] + subject.directions.B[k] @ a
-        x_hat = subject.model.decode(Code(torch.tensor([k]), b[None].float()))
-        assert np.abs(after - grey(x_hat[0] + subject.levels[k])).max() <= 1
+        b = evaluated.axes.mean[k] + evaluated.axes.B[k] @ a
+        x_hat = evaluated.model.decode(Code(torch.tensor([k]), b[None].float()))
+        assert np.abs(after - grey(x_hat[0] + evaluated.levels[k])).max() <= 1
         assert np.abs(after - before).max() > 1
         assert page.execute_script("return document.querySelector('#sliders output').textContent") == "+1.50 sd"
 
@@ -143,12 +143,12 @@ def test_sliders_move_along_the_directions(page: Any, trained: Path) -> None:
 def test_the_inference_climbs_as_the_source_says(page: Any, trained: Path) -> None:
     from llgae_cli.inference import loop
 
-    subject = look(trained)
+    evaluated = evaluate_checkpoint(trained)
     click(page, "images", 7)
     row = embedded(page)["images"].popitem()[1]["rows"][7]
-    x, mean = subject.task.test.rows(torch.tensor([row])), subject.task.test.means(torch.tensor([row]))
-    k = int(subject.k[row])
-    model = subject.model
+    x, mean = evaluated.task.test.rows(torch.tensor([row])), evaluated.task.test.means(torch.tensor([row]))
+    k = int(evaluated.k[row])
+    model = evaluated.model
     losses = []
     for t in range(7):
         set_range(page, "t", t)
@@ -195,13 +195,13 @@ def test_nothing_is_wider_than_the_screen(page: Any, width: int) -> None:
 def test_hostile_names_are_text(browser: Any, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llgae_cli.report import page as assembly
 
-    subject = look(trained)
+    evaluated = evaluate_checkpoint(trained)
     object.__setattr__(
-        subject.task, "classes", (HOSTILE, "</script><img src=x onerror=alert(1)>", "\u2028${1}{{ 7*7 }}")
+        evaluated.task, "classes", (HOSTILE, "</script><img src=x onerror=alert(1)>", "\u2028${1}{{ 7*7 }}")
     )
-    object.__setattr__(subject.task, "name", HOSTILE)
+    object.__setattr__(evaluated.task, "name", HOSTILE)
     path = trained.parent / "hostile.html"
-    path.write_text(assembly.render([subject]), encoding="utf-8")
+    path.write_text(assembly.render([evaluated]), encoding="utf-8")
     browser.get(path.as_uri())
     assert browser.title == f"{HOSTILE} · llgae report"
     click(browser, "images", 0)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from llgae_cli.cli.app import app
 from llgae_cli.errors import InputError
-from llgae_cli.figures import look
+from llgae_cli.evaluation import evaluate_checkpoint
 from llgae_cli.report import explorer, page, write_report
 from llgae_cli.report.sweep_results import read_leaderboard
 
@@ -79,44 +79,44 @@ def test_the_policy_allows_its_own_script_and_style_alone(text: str) -> None:
         assert f"{tag}-src 'sha256-{digest}'" in policy
 
 
-def test_the_numbers_are_the_evaluation(text: str, checkpoint: Path) -> None:
-    evaluation = look(checkpoint).evaluation
+def test_the_numbers_are_the_metrics(text: str, checkpoint: Path) -> None:
+    metrics = evaluate_checkpoint(checkpoint).metrics
     plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text.split('id="numbers"')[1]))
-    assert f"Mean L2, test {evaluation.mean_l2:.2f}" in plain
-    assert f"PSNR {evaluation.psnr:.2f}" in plain and f"{evaluation.explained_variance:.2%}" in plain
+    assert f"Mean L2, test {metrics.mean_l2:.2f}" in plain
+    assert f"PSNR {metrics.psnr:.2f}" in plain and f"{metrics.explained_variance:.2%}" in plain
     assert "Mean L2, component 3" in plain
 
 
 def test_the_packed_model_draws_within_a_grey_level(text: str, checkpoint: Path) -> None:
-    subject, packed = look(checkpoint), data_of(text)["checkpoints"][0]
+    evaluated, packed = evaluate_checkpoint(checkpoint), data_of(text)["checkpoints"][0]
     order = [component["k"] for component in packed["components"]]
-    assert order == subject.by_use().tolist()
+    assert order == evaluated.by_use().tolist()
     mu, W = unpacked(packed["mu"], 64), unpacked(packed["W"], 64).reshape(4, 3, 64)
     for at, k in enumerate(order):
-        B = subject.directions.B[k].numpy()
+        B = evaluated.axes.B[k].numpy()
         for a in 4 * np.array([[1, 1, 1], [-1, 1, -1], [0, 0, 0]]):
-            b = subject.directions.mean[k].numpy() + B @ a
-            true = subject.model.mu[k].detach().numpy() + subject.model.W[k].detach().numpy() @ b
+            b = evaluated.axes.mean[k].numpy() + B @ a
+            true = evaluated.model.mu[k].detach().numpy() + evaluated.model.W[k].detach().numpy() @ b
             assert np.abs(mu[at] + b @ W[at] - true).max() < 0.1
 
 
 def test_codes_are_the_models_and_runners_up_follow(text: str, checkpoint: Path) -> None:
-    subject, data = look(checkpoint), data_of(text)
+    evaluated, data = evaluate_checkpoint(checkpoint), data_of(text)
     packed, images = data["checkpoints"][0], next(iter(data["images"].values()))
     assert len(images["rows"]) == len(packed["codes"]) == 60
     for row, best in zip(images["rows"], packed["codes"], strict=True):
-        assert packed["components"][best[0]["at"]]["k"] == subject.k[row]
+        assert packed["components"][best[0]["at"]]["k"] == evaluated.k[row]
         losses = [code["mean_l2"] for code in best]
-        assert losses[0] == pytest.approx(subject.residual[row], rel=1e-4) and losses == sorted(losses)
+        assert losses[0] == pytest.approx(evaluated.residual[row], rel=1e-4) and losses == sorted(losses)
 
 
 def test_a_small_budget_keeps_the_most_used_components(checkpoint: Path) -> None:
-    subject = look(checkpoint)
-    packed = explorer.packed(subject, 2 * 800)
-    assert packed is not None and [one["k"] for one in packed["components"]] == subject.by_use()[:2].tolist()
-    codes = explorer.codes(subject, np.arange(20), [0, 2])
+    evaluated = evaluate_checkpoint(checkpoint)
+    packed = explorer.packed(evaluated, 2 * 800)
+    assert packed is not None and [one["k"] for one in packed["components"]] == evaluated.by_use()[:2].tolist()
+    codes = explorer.codes(evaluated, np.arange(20), [0, 2])
     assert {code["at"] for best in codes for code in best} == {0, 1}
-    assert explorer.packed(subject, 100) is None
+    assert explorer.packed(evaluated, 100) is None
 
 
 KINDS = {
@@ -133,17 +133,17 @@ def test_every_kind_of_model_has_a_page(tmp_path: Path, kind: str, monkeypatch: 
     keys = dict(KINDS[kind])
     if callable(keys.get("task")):
         keys["task"] = keys["task"](tmp_path)  # type: ignore[operator]
-    text = page.render([look(pictured.train(tmp_path, **keys))])
+    text = page.render([evaluate_checkpoint(pictured.train(tmp_path, **keys))])
     assert len(data_of(text)["checkpoints"]) == 1
 
 
 def test_hostile_names_are_text(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "FIGURES", {})
-    subject = look(checkpoint)
-    object.__setattr__(subject.task, "name", HOSTILE)
-    object.__setattr__(subject.task, "classes", (HOSTILE, "\u2028", "{{ 7 * 7 }}", "]]>--><!--"))
-    subject.checkpoint.provenance[HOSTILE] = HOSTILE
-    text = page.render([subject])
+    evaluated = evaluate_checkpoint(checkpoint)
+    object.__setattr__(evaluated.task, "name", HOSTILE)
+    object.__setattr__(evaluated.task, "classes", (HOSTILE, "\u2028", "{{ 7 * 7 }}", "]]>--><!--"))
+    evaluated.checkpoint.provenance[HOSTILE] = HOSTILE
+    text = page.render([evaluated])
     assert "<script>alert" not in text and "\u2028" not in text.split('id="data"')[1].split("</script>")[0]
     assert html.escape(HOSTILE) in text and "{{ 7 * 7 }}" in text
     assert HOSTILE in data_of(text)["images"].popitem()[1]["names"]
