@@ -205,8 +205,8 @@ CLOSED_FORM_TRAINERS: dict[str, Callable[..., Trainer]] = {
 def restore(path: Path) -> tuple[Model, Checkpoint, Config]:
     """Return the model in a checkpoint, ready to encode and decode, with the checkpoint and its config.
 
-    The model is first built without memory for its parameters and compared with the tensors, so that a damaged or hostile
-    config cannot ask for more memory than the file holds. Raises InputError for an unsound file.
+    The model is first built without memory for its parameters and compared with the tensors, so that a damaged or
+    hostile config cannot ask for more memory than the file holds. Raises InputError for an unsound file.
     """
     checkpoint = storage.load(path)
     try:

@@ -1,6 +1,7 @@
-"""How numbers are shown."""
+"""Numbers and config values as text."""
 
 import math
+from typing import Any
 
 
 def five_digits(value: float | None, decimals: int = 2) -> str:
@@ -19,3 +20,17 @@ def five_digits(value: float | None, decimals: int = 2) -> str:
 def percent(share: float) -> str:
     """Return a share as a percentage with two decimals; `-` for nan."""
     return "-" if math.isnan(share) else f"{share:.2%}"
+
+
+def format_value(value: Any, limit: int = 0) -> str:
+    """Return a value of a config or a table as text: floats with six digits at most, lists joined, `—` for None.
+
+    A text longer than `limit` (0: no limit) is cut.
+    """
+    if isinstance(value, float):
+        text = f"{value:g}"
+    elif isinstance(value, (list, tuple)):
+        text = ", ".join(map(str, value))
+    else:
+        text = "—" if value is None else str(value)
+    return text if not limit or len(text) <= limit else f"{text[: limit - 1]}…"

@@ -17,6 +17,7 @@ from llgae_cli.evaluation.metrics import Measured, Metrics, measure
 from llgae_cli.evaluation.principal_axes import PrincipalAxes
 from llgae_cli.evaluation.rate import Rate, measure_rate
 from llgae_cli.factory import choose_device, restore
+from llgae_cli.formatting import format_value
 from llgae_cli.models import Model
 from llgae_cli.storage import Checkpoint, disagreement
 from llgae_cli.tasks import Samples, Task, load_task
@@ -255,7 +256,9 @@ def name_models(evaluated: Sequence[Evaluated]) -> list[str]:
         different = [
             key for key in own if key not in one.config.neutral() and len({str(other.get(key)) for other in values}) > 1
         ]
-        name = " ".join([one.title, *(f"{key}={_short(own[key])}" for key in different[:MAX_DIFFERENCES])])
+        name = " ".join(
+            [one.title, *(f"{key}={format_value(hide_folders(own[key]), 16)}" for key in different[:MAX_DIFFERENCES])]
+        )
         same = sum(other.partition(" (")[0] == name for other in names)
         names.append(f"{name} ({same + 1})" if same else name)
     return names
@@ -269,8 +272,3 @@ def hide_folders(value: Any) -> Any:
     if colon and kind in ("npy", "images") and (PurePath(path).is_absolute() or path.startswith("~")):
         return f"{kind}:{PurePath(path).name}"
     return PurePath(value).name or value if PurePath(value).is_absolute() else value
-
-
-def _short(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(hide_folders(value))
-    return text if len(text) <= 16 else f"{text[:15]}…"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from llgae_cli.figures import cells
 from llgae_cli.figures.reconstructions import draw_sheet
-from llgae_cli.figures.style import Theme, styled
+from llgae_cli.figures.style import Theme, label, styled
 from llgae_cli.formatting import five_digits
 
 MARGIN = 118  # pixels left of the cells, where no name takes more
@@ -45,8 +45,8 @@ def comparison(
     """Draw originals (n, D), a row of reconstructions for each checkpoint, then the walks."""
     rows = [cells.Row(originals, "original", captions=captions)]
     for one in reconstructed:
-        label = f"{one.name}\nmean L2 {five_digits(one.mean_l2)}".replace("$", r"\$")
-        rows.append(cells.Row(one.values, label))
+        text = label(f"{one.name}\nmean L2 {five_digits(one.mean_l2)}")
+        rows.append(cells.Row(one.values, text))
     for i, walk in enumerate(walks):
         steps = np.linspace(-2, 2, len(walk.values))
         above = [f"{step:+.1f}".replace("-", "−") for step in steps] if i == 0 else []

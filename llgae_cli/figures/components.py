@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 
-from llgae_cli.figures.style import BLUE, CYCLE, MARKERS, RED, SHARE, Theme, new_figure, styled
+from llgae_cli.figures.style import BLUE, CYCLE, MARKERS, RED, SHARE, Theme, label, new_figure, styled
 
 MAX_BARS = 60
 MAX_LINES = 5
@@ -54,14 +54,14 @@ def class_matrix(
     counts = np.zeros((len(present), K))
     np.add.at(counts, (np.searchsorted(present, labels), k), 1)
     share = (counts / counts.sum(1, keepdims=True))[:, order]
-    names = [classes[c] if classes and c < len(classes) else str(c) for c in present]
+    names = [classes[c] if classes and c < len(classes) else c for c in present]
     shown = min(K, MAX_BARS)
     share = share[:, :shown]
     figure = new_figure(9.2, min(1.6 + 0.34 * len(present), 14))
     axes = figure.subplots()
     image = axes.imshow(share, cmap=SHARE[theme], vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axes.grid(False)
-    axes.set_yticks(np.arange(len(names)), [_plain(name) for name in names])
+    axes.set_yticks(np.arange(len(names)), [label(name, 24) for name in names])
     axes.set_xticks(np.arange(shown)[:: max(1, shown // 30)], [str(c) for c in order[:shown]][:: max(1, shown // 30)])
     more = "" if shown == K else f" (the {shown} most used of {K})"
     axes.set(xlabel=f"component, by use{more}", ylabel="")
@@ -125,7 +125,3 @@ class _Plain(LogFormatter):
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
-
-
-def _plain(text: str) -> str:
-    return (text if len(text) <= 24 else text[:23] + "…").replace("$", r"\$")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from llgae_cli.figures import cells
+from llgae_cli.figures import cells, style
 from llgae_cli.figures.style import DPI, Theme, new_figure, styled
 
 MAX_CLASSES = 12
@@ -43,9 +43,7 @@ def pick_by_class(mean_l2: np.ndarray, labels: np.ndarray) -> dict[int, int]:
 
 def name_class(classes: Sequence[str] | None, label: int) -> str:
     """Return what a class is called above a cell, cut to fit."""
-    text = classes[label] if classes and label < len(classes) else str(label)
-    # matplotlib reads $...$ as mathematics, and a class may have any name
-    return (text if len(text) <= 11 else text[:10] + "…").replace("$", r"\$")
+    return style.label(classes[label] if classes and label < len(classes) else label, 11)
 
 
 @styled

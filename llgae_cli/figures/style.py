@@ -16,6 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
+from llgae_cli.formatting import format_value
 from llgae_cli.storage.atomic import replacing
 
 # Paul Tol's "bright" scheme (personal.sron.nl/~pault): distinct for all common kinds of colour blindness.
@@ -114,6 +115,11 @@ def styled(draw: Callable[P, Drawn]) -> Callable[P, Drawn]:
             return draw(*args, **kwargs)
 
     return drawn
+
+
+def label(value: Any, limit: int = 0) -> str:
+    """Return a value as text for a figure: cut to `limit` (0: no limit), `$` escaped, which starts mathematics."""
+    return format_value(value, limit).replace("$", r"\$")
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from llgae_cli.evaluation.rate import SHARE, find_pareto_front
-from llgae_cli.figures.style import BLUE, CYCLE, GREEN, GREY, MARKERS, RED, Theme, new_figure, styled
+from llgae_cli.figures.style import BLUE, CYCLE, GREEN, GREY, MARKERS, RED, Theme, label, new_figure, styled
 
 Row = Mapping[str, Any]
 
@@ -20,6 +20,9 @@ SPLITS = {
     "mean_l2": ("test", RED, "s"),
 }
 MAX_SERIES = len(CYCLE)
+MAX_PANELS = 4
+MAX_VALUES = 30
+MAX_LABEL = 18
 MAX_HEAT = 400  # cells of a heat map that can still be read
 
 
@@ -50,10 +53,10 @@ def curves(rows: Sequence[Row], key: str, value: str) -> Figure:
     """Mean L2 of each split against one numeric key: a mark a run, a line through the means over seeds."""
     figure = new_figure(6.4, 4.0)
     axes = figure.subplots()
-    for name, (label, colour, mark) in SPLITS.items():
+    for name, (split, colour, mark) in SPLITS.items():
         known = [row for row in rows if row[name] is not None]
         if known:
-            _line(axes, known, key, name, label, colour, mark)
+            _line(axes, known, key, name, split, colour, mark)
     _number_axis(axes, [row[key] for row in rows], key)
     axes.set(ylabel=UNIT, title=f"Mean L2 against {_dashed(key)}")
     axes.legend()
@@ -91,8 +94,8 @@ def heat_maps(rows: Sequence[Row], keys: Sequence[str], value: str) -> Figure:
             if np.isfinite(field[i, j]):
                 bright = np.log(max(field[i, j], 1e-30)) > (low + high) / 2
                 axes.text(j, i, _figures(field[i, j]), ha="center", va="center", color="black" if bright else "white")
-        axes.set_xticks(range(len(across)), [_text(one) for one in across])
-        axes.set_yticks(range(len(down)), [_text(one) for one in down])
+        axes.set_xticks(range(len(across)), [label(one) for one in across])
+        axes.set_yticks(range(len(down)), [label(one) for one in down])
         axes.set(xlabel=_dashed(keys[1]), title=f"{_split(name)} mean L2")
         axes.grid(False)
         axes.spines[:].set_visible(False)
@@ -118,8 +121,8 @@ def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
         axes.plot(x, y, ls="", marker="o", color=GREY, label="a run")
         axes.plot(x[front], y[front], color=RED, marker="s", label="Pareto front")
         for i in _spaced(front, x, y):
-            label = ", ".join(str(rows[i][key]) for key in named)
-            axes.annotate(label, (x[i], y[i]), (5, 4), textcoords="offset points", fontsize=8)
+            text = ", ".join(str(rows[i][key]) for key in named)
+            axes.annotate(text, (x[i], y[i]), (5, 4), textcoords="offset points", fontsize=8)
         axes.set_xscale("symlog", linthresh=8)
         axes.set_xticks([0, 4, 16, 64, 256, 1024])
         axes.set_xlim(-0.5, 1.6 * max(x.max(), 8))
@@ -134,6 +137,41 @@ def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
     return figure
 
 
+@styled
+def panels_by_key(
+    rows: Sequence[dict[str, Any]], keys: Sequence[str], ranked_by: str = "mean_l2", *, theme: Theme = "light"
+) -> Figure | None:
+    """A panel a key: every run's mean L2 (squared grey levels per pixel) at its value, and the lowest of each value.
+
+    `rows` have the keys and the figure `ranked_by`: `validation_mean_l2`, or `mean_l2`, which is of the test samples.
+    Numeric keys stand on an axis of ranks, so that 1, 10, 100 are evenly spaced. None when no run was finished or
+    nothing differs.
+    """
+    done = [row for row in rows if isinstance(row.get(ranked_by), (int, float)) and row[ranked_by] == row[ranked_by]]
+    keys = [key for key in keys if 1 < len({str(row.get(key)) for row in done}) <= MAX_VALUES][:MAX_PANELS]
+    if not done or not keys:
+        return None
+    figure = new_figure(max(4.6, 2.6 * len(keys) + 1.4), 3.4)
+    panels = np.atleast_1d(figure.subplots(1, len(keys), sharey=True))
+    for axes, key in zip(panels, keys, strict=True):
+        values = sorted({row.get(key) for row in done}, key=_rank)
+        at = {label(value, MAX_LABEL): place for place, value in enumerate(values)}
+        x = np.array([at[label(row.get(key), MAX_LABEL)] for row in done])
+        y = np.array([row[ranked_by] for row in done], dtype=float)
+        axes.plot(x, y, ls="", marker="o", color=BLUE, alpha=0.6, label="a run")
+        lowest = [y[x == place].min() for place in range(len(values))]
+        axes.plot(range(len(values)), lowest, color=RED, marker="s", label="lowest of its value")
+        axes.set_xticks(
+            range(len(values)), [label(value, MAX_LABEL) for value in values], rotation=0 if len(values) < 6 else 60
+        )
+        axes.set(xlabel=key.replace("_", "-"), xlim=(-0.5, len(values) - 0.5))
+    by_test = ranked_by == "mean_l2"
+    panels[0].set_ylabel(f"{'test' if by_test else 'validation'} mean L2 (grey levels² per pixel)")
+    figure.suptitle("By test mean L2: no choice of a model" if by_test else "By mean L2 on validation samples")
+    panels[-1].legend()
+    return figure
+
+
 def _spaced(front: Sequence[int], x: Any, y: Any) -> list[int]:
     """Points of a front whose labels do not lie on each other: each 12 % lower than the last one labelled."""
     chosen: list[int] = []
@@ -143,10 +181,10 @@ def _spaced(front: Sequence[int], x: Any, y: Any) -> list[int]:
     return chosen
 
 
-def _line(axes: Axes, rows: Sequence[Row], key: str, value: str, label: str, colour: str, mark: str) -> None:
+def _line(axes: Axes, rows: Sequence[Row], key: str, value: str, text: str, colour: str, mark: str) -> None:
     at = sorted({row[key] for row in rows})
     mean = [np.mean([row[value] for row in rows if row[key] == one]) for one in at]
-    axes.plot(at, mean, color=colour, marker=mark, label=label)
+    axes.plot(at, mean, color=colour, marker=mark, label=text)
     if len(rows) > len(at):
         x, y = zip(*((row[key], row[value]) for row in rows), strict=True)
         axes.plot(x, y, ls="", marker=mark, color=colour, alpha=0.4)
@@ -158,7 +196,7 @@ def _number_axis(axes: Axes, values: Sequence[float], key: str) -> None:
     if ticks[0] > 0 and ticks[-1] >= 20 * ticks[0]:
         axes.set_xscale("log")
     if len(ticks) <= 12:
-        axes.set_xticks(ticks, [_text(tick) for tick in ticks])
+        axes.set_xticks(ticks, [label(tick) for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
     low, high = axes.get_ylim()
     if low > 0 and high > 10 * low:
@@ -207,56 +245,10 @@ def _dashed(key: str) -> str:
     return key.replace("_", "-")
 
 
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _figures(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-MAX_PANELS = 4
-MAX_VALUES = 30
-
-
-@styled
-def by_key(
-    rows: Sequence[dict[str, Any]], keys: Sequence[str], ranked_by: str = "mean_l2", *, theme: Theme = "light"
-) -> Figure | None:
-    """A panel a key: every run's mean L2 (squared grey levels per pixel) at its value, and the lowest of each value.
-
-    `rows` have the keys and the figure `ranked_by`: `validation_mean_l2`, or `mean_l2`, which is of the test samples.
-    Numeric keys stand on an axis of ranks, so that 1, 10, 100 are evenly spaced. None when no run was finished or
-    nothing differs.
-    """
-    done = [row for row in rows if isinstance(row.get(ranked_by), (int, float)) and row[ranked_by] == row[ranked_by]]
-    keys = [key for key in keys if 1 < len({str(row.get(key)) for row in done}) <= MAX_VALUES][:MAX_PANELS]
-    if not done or not keys:
-        return None
-    figure = new_figure(max(4.6, 2.6 * len(keys) + 1.4), 3.4)
-    panels = np.atleast_1d(figure.subplots(1, len(keys), sharey=True))
-    for axes, key in zip(panels, keys, strict=True):
-        values = sorted({row.get(key) for row in done}, key=_rank)
-        at = {_name(value): place for place, value in enumerate(values)}
-        x = np.array([at[_name(row.get(key))] for row in done])
-        y = np.array([row[ranked_by] for row in done], dtype=float)
-        axes.plot(x, y, ls="", marker="o", color=BLUE, alpha=0.6, label="a run")
-        lowest = [y[x == place].min() for place in range(len(values))]
-        axes.plot(range(len(values)), lowest, color=RED, marker="s", label="lowest of its value")
-        axes.set_xticks(range(len(values)), [_name(value) for value in values], rotation=0 if len(values) < 6 else 60)
-        axes.set(xlabel=key.replace("_", "-"), xlim=(-0.5, len(values) - 0.5))
-    by_test = ranked_by == "mean_l2"
-    panels[0].set_ylabel(f"{'test' if by_test else 'validation'} mean L2 (grey levels² per pixel)")
-    figure.suptitle("By test mean L2: no choice of a model" if by_test else "By mean L2 on validation samples")
-    panels[-1].legend()
-    return figure
 
 
 def _rank(value: Any) -> tuple[bool, float, str]:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return (not number, float(value) if number else 0.0, str(value))
-
-
-def _name(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return (text if len(text) <= 18 else text[:17] + "…").replace("$", r"\$")

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from llgae_cli.evaluation.rate import SHARE, find_pareto_front
-from llgae_cli.figures.style import CYCLE, DPI, INKS, MARKERS, Theme, new_figure, styled
+from llgae_cli.figures.style import CYCLE, DPI, INKS, MARKERS, Theme, label, new_figure, styled
 
 LINE = 15  # pixels between two names
 STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))  # ticks within a factor of ten, from few to many
@@ -50,12 +50,12 @@ def tradeoffs(rows: Sequence[Mapping[str, Any]], *, theme: Theme = "light") -> F
     for row in rows:
         ends = (row["bits_coded"], row["bits_float"]), (row["mean_l2_coded"], row["mean_l2"])
         by_bits.plot(*ends, color=ink.faint, lw=1, zorder=0)
-    for axes, label in (
+    for axes, xlabel in (
         (by_bits, "bits a sample"),
         (by_training, "seconds to train"),
         (by_encoding, "microseconds to encode a sample"),
     ):
-        axes.set_xlabel(label)
+        axes.set_xlabel(xlabel)
         _spread(axes.xaxis, [x for line in axes.lines for x in line.get_xdata()])
     _spread(by_bits.yaxis, height + [row["mean_l2_coded"] for row in rows])
     by_bits.set_ylabel("test mean L2 (grey levels² per pixel)")
@@ -93,7 +93,7 @@ def _name(figure: Figure, axes: Axes, names: Sequence[str], height: Sequence[flo
         axes.plot([1.0, 1.06], [at[i], place], lw=0.8, **line)
         axes.plot(1.09, place, marker=mark, ms=6, **line)
         axes.annotate(
-            names[i].replace("$", r"\$"), (1.09, place), (8, 0), xycoords="axes fraction",
+            label(names[i]), (1.09, place), (8, 0), xycoords="axes fraction",
             textcoords="offset points", va="center", fontsize=9, annotation_clip=False,
         )  # fmt: skip
 

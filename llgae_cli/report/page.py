@@ -24,8 +24,8 @@ from llgae_cli.evaluation import Evaluated, evaluate_checkpoints, name_models
 from llgae_cli.evaluation.evaluated import hide_folders
 from llgae_cli.figures import FIGURES
 from llgae_cli.figures.style import Theme
-from llgae_cli.figures.sweep import by_key
-from llgae_cli.formatting import five_digits, percent
+from llgae_cli.figures.sweep import panels_by_key
+from llgae_cli.formatting import five_digits, format_value, percent
 from llgae_cli.models import LLGAE
 from llgae_cli.regular_files import read_bytes
 from llgae_cli.report import explorer
@@ -118,15 +118,18 @@ def render(checkpoints: Sequence[Evaluated], board: Leaderboard | None = None, f
                 "file": evaluated.path.name,
                 "warnings": evaluated.warnings,
                 "pictures": pictures(evaluated),
-                "config": {key: _text(hide_folders(value)) for key, value in evaluated.config.plain().items()},
+                "config": {key: format_value(hide_folders(value)) for key, value in evaluated.config.plain().items()},
                 "provenance": {
-                    **{key: _text(value) for key, value in evaluated.checkpoint.provenance.items()},
-                    **{f"data {key}": _text(hide_folders(value)) for key, value in evaluated.checkpoint.data.items()},
+                    **{key: format_value(value) for key, value in evaluated.checkpoint.provenance.items()},
+                    **{
+                        f"data {key}": format_value(hide_folders(value))
+                        for key, value in evaluated.checkpoint.data.items()
+                    },
                 },
             }
             for name, evaluated in zip(called, checkpoints, strict=True)
         ],
-        format_cell=_text,
+        format_cell=format_value,
         five_digits=five_digits,
         file_name=lambda value: Path(value).name if isinstance(value, str) else "",
     )
@@ -255,7 +258,7 @@ def _sweep_pictures(board: Leaderboard, folder: Path) -> list[Picture]:
     if found:
         return found
     by = board.ranked_by
-    light, dark = (by_key(board.rows, board.keys, by, theme=theme) for theme in ("light", "dark"))
+    light, dark = (panels_by_key(board.rows, board.keys, by, theme=theme) for theme in ("light", "dark"))
     if light is None or dark is None:
         return []
     done = [row[by] for row in board.rows if row.get(by) is not None]
@@ -326,14 +329,6 @@ def _class(checkpoints: Sequence[Evaluated], label: int) -> str:
         if evaluated.task.classes and label < len(evaluated.task.classes):
             return evaluated.task.classes[label]
     return f"class {label}"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return "—" if value is None else str(value)
 
 
 def _asset(name: str) -> str:

@@ -13,7 +13,7 @@ from llgae_cli import figures
 from llgae_cli.cli.app import app
 from llgae_cli.evaluation import Evaluated, evaluate_checkpoint
 from llgae_cli.figures import cells, components, reconstructions, training_curve
-from llgae_cli.figures.sweep import by_key
+from llgae_cli.figures.sweep import panels_by_key
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +113,9 @@ def test_the_training_curve_has_units_and_both_clocks() -> None:
 
 def test_a_sweep_is_drawn_by_its_keys() -> None:
     rows = [{"mean_l2": 5.0, "K": 1}, {"mean_l2": 3.0, "K": 10}, {"mean_l2": 4.0, "K": 10}, {"mean_l2": None, "K": 2}]
-    figure = by_key(rows, ["K"])
+    figure = panels_by_key(rows, ["K"])
     assert figure is not None and figure.axes[0].lines[1].get_ydata().tolist() == [5.0, 3.0]
-    assert by_key([], ["K"]) is None
+    assert panels_by_key([], ["K"]) is None
 
 
 @pytest.mark.slow
