@@ -78,6 +78,19 @@ def test_a_leaf_imports_nothing_of_ours_but_errors(name: str) -> None:
     assert parts_imported(PACKAGE / name) <= {"errors", *own}
 
 
+def test_figures_take_arrays_and_the_album_alone_an_evaluated_checkpoint() -> None:
+    for path in (PACKAGE / "figures").glob("*.py"):
+        if path.stem not in ("__init__", "album"):
+            outside = {name for name in imported(path) if name.startswith("llgae_cli.") and ".figures" not in name}
+            modules = {".".join(name.split(".")[1:3]) for name in outside if len(name.split(".")) > 2}
+            assert modules <= {"evaluation.rate", "storage.atomic", "formatting.five_digits", "formatting.format_value"}
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    long = {path.name: n for path in sources() if (n := len(path.read_text().splitlines())) > 400}
+    assert not long, long
+
+
 @pytest.mark.parametrize(
     "path", [path for path in sources() if part_of(path) != "cli"], ids=lambda path: str(path.relative_to(PACKAGE))
 )

@@ -100,9 +100,9 @@ def main() -> NoReturn:
     """
     escape_unencodable()
     try:
-        signals.listen()
+        signals.install_handlers()
         code = _exit_code()
-        signals.ignore()  # what comes now comes too late
+        signals.ignore_signals()
     except Interrupted as interrupt:
         saved = f"; saved {interrupt.saved}, continue with --resume last" if interrupt.saved else ""
         complain(f"interrupted{saved}")

@@ -21,9 +21,9 @@ from llgae_cli.interrupts import postponed
 
 
 class _Log(Console):
-    """A console whose output may end up nowhere.
+    """A console that goes quiet if its output cannot be written.
 
-    A log's reader that has left, a full disk under the log or a terminal that was closed must not end a run.
+    A closed pipe, a full disk under the log file or a closed terminal must not end a run.
     """
 
     def _check_buffer(self) -> None:
@@ -37,30 +37,30 @@ class _Log(Console):
         _silence(sys.stderr)
 
 
-LONGEST = 1 << 20  # letters of a cell or a line: as good as none, a path has 4096
+LONGEST = 1 << 20  # characters of a cell or a line; a path has at most 4096
 
 ERRORS = _Log(stderr=True, highlight=False)
 RESULTS = Console(highlight=False)
 
 
 def escape_unencodable() -> None:
-    r"""Have letters that the locale's encoding lacks written as \xe9 or \u0142, on stdout and on stderr.
+    r"""Write characters that the locale's encoding lacks as \xe9 or \u0142, on stdout and on stderr.
 
-    A path may hold any letter, and a run that is done must not end in an error over it.
+    A path may hold any character, and a finished run must not end with an encoding error.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # None where there is no such stream, another kind in a notebook
-            with suppress(OSError):  # a descriptor that has been replaced by one of another kind
+        if isinstance(stream, TextIOWrapper):  # None without such a stream, another class in a notebook
+            with suppress(OSError):  # the descriptor was replaced by one of another kind
                 stream.reconfigure(errors="backslashreplace")
 
 
 def complain(message: str) -> None:
-    """One line on stderr, in red on a terminal."""
+    """Print an error on stderr, in one line, red on a terminal."""
     ERRORS.print(Text.assemble(("llgae: ", "bold red"), printable(message, 2000)), soft_wrap=True)
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout; infinities and NaN, which JSON lacks, become null."""
+    """Print one JSON document on stdout; infinities and NaN, which JSON lacks, become null."""
     write(json.dumps(_finite(document), indent=2) + "\n")
 
 
@@ -73,14 +73,14 @@ def _finite(value: Any) -> Any:
 
 
 def say(*lines: str) -> None:
-    """Plain lines on stdout; what would break or turn a line, as a path may hold, is escaped."""
+    """Print plain lines on stdout; control and bidirectional characters, as a path may hold, are escaped."""
     write("".join("\t".join(printable(cell, LONGEST) for cell in line.split("\t")) + "\n" for line in lines))
 
 
 def write(text: str) -> None:
-    """Text on stdout as it is. Where the reader has left, as `head` does, the rest is not wanted: ends with exit 0.
+    """Write text on stdout as it is. If the reader has closed the pipe, as `head` does, exit with 0.
 
-    Raises RunError where it cannot be written, to a full disk say.
+    Raises RunError where it cannot be written, for instance to a full disk.
     """
     try:
         sys.stdout.write(text)
@@ -94,14 +94,14 @@ def write(text: str) -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """Send what is left to nowhere: the interpreter flushes once more at its end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+    """Redirect a stream to the null device: the interpreter flushes once more at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout: drawn to the terminal's width, or tab-separated plain lines in a pipe."""
+    """Print a table on stdout: drawn to the terminal's width, or tab-separated lines in a pipe."""
     if not RESULTS.is_terminal:
         say(*("\t".join(row) for row in [headers, *rows]))
         return

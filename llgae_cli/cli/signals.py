@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal: the first unwinds, saving on the way; a second leaves at once."""
+"""Ctrl-C, SIGTERM and a closed terminal: the first signal unwinds and saves; a second one ends the process at once."""
 
 import os
 import signal
@@ -9,35 +9,35 @@ from types import FrameType
 from llgae_cli import interrupts
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-ECHO = 0.1  # seconds in which a second signal is the first one again: `timeout` sends its own twice
-ECHO_TORCHRUN = 5.0  # torchrun passes on to its processes, a little later, what the terminal has sent them already
+ECHO = 0.1  # seconds within which a second signal is a repetition of the first: `timeout` sends its signal twice
+ECHO_TORCHRUN = 5.0  # torchrun forwards, a little later, signals that its processes also got from the terminal
 
 _first: float | None = None
 _unwinding = False
-_watched_by: int | None = None  # the process that has the watching thread: threads do not survive a fork
+_watching_process: int | None = None  # process with the watching thread: threads do not survive a fork
 
 
-def listen() -> None:
-    """Raise Interrupted at the first signal and leave with 128 + its number at the second.
+def install_handlers() -> None:
+    """Raise Interrupted at the first signal, and exit with 128 + its number at the second.
 
-    SIGHUP is left alone where somebody has had it ignored, as nohup does.
+    SIGHUP keeps its handler where it is ignored, as under nohup.
     """
     global _first, _unwinding
     _first, _unwinding = None, False
     interrupts.forget()
     for signum in SIGNALS:
         if signum in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(signum) == signal.SIG_DFL:
-            signal.signal(signum, _heard)
+            signal.signal(signum, _handle)
     _watch()
 
 
-def ignore() -> None:
-    """Let no further signal unwind anything: the command has ended."""
+def ignore_signals() -> None:
+    """Ignore further signals: the command has ended."""
     global _unwinding
     _unwinding = True
 
 
-def _heard(signum: int, frame: FrameType | None) -> None:
+def _handle(signum: int, frame: FrameType | None) -> None:
     global _unwinding
     if not _unwinding:
         _unwinding = True
@@ -45,13 +45,13 @@ def _heard(signum: int, frame: FrameType | None) -> None:
 
 
 def _watch() -> None:
-    """Start the thread that leaves at a second signal: whatever is half-written then has a temporary name.
+    """Start the thread that ends the process at a second signal; half-written files have temporary names.
 
-    A thread, because Python runs handlers between two steps of the main thread alone, and the decomposition of a
-    large matrix, or a disk that does not answer, is one step.
+    A thread is needed because Python runs signal handlers only between two bytecodes of the main thread, and the
+    decomposition of a large matrix, or a disk that does not answer, is a single one.
     """
-    global _watched_by
-    if _watched_by == os.getpid():
+    global _watching_process
+    if _watching_process == os.getpid():
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -59,9 +59,9 @@ def _watch() -> None:
 
     def watch() -> None:
         global _first
-        while heard := os.read(reading, 1):
-            signum, now = heard[0], time.monotonic()
-            if signum not in SIGNALS or signal.getsignal(signum) is not _heard:
+        while received := os.read(reading, 1):
+            signum, now = received[0], time.monotonic()
+            if signum not in SIGNALS or signal.getsignal(signum) is not _handle:
                 continue
             if _first is None:
                 _first = now
@@ -69,4 +69,4 @@ def _watch() -> None:
                 os._exit(128 + signum)
 
     threading.Thread(target=watch, daemon=True, name="second signal").start()
-    _watched_by = os.getpid()
+    _watching_process = os.getpid()

@@ -16,14 +16,14 @@ from matplotlib.textpath import TextPath
 
 from llgae_cli.figures.style import BLUE, DPI, INKS, RED, RESIDUAL, Theme
 
-MAX_WIDTH = 64  # columns of the values of a line; beyond it a line is thinned, since pixels would not show more
+MAX_WIDTH = 64  # a line of more than 16 times as many values is thinned: its pixels cannot show more
 GAP = 4  # pixels between cells
 CAPTION = 14  # pixels a line of a caption takes
 
 
 @dataclass(frozen=True)
 class Looks:
-    """How values become ink: `shape` of a sample, and the values drawn black (`low`) and white (`high`)."""
+    """How samples are drawn: their `shape`, and the values drawn black (`low`) and white (`high`)."""
 
     shape: tuple[int, ...]
     low: float
@@ -31,12 +31,12 @@ class Looks:
 
     @property
     def is_image(self) -> bool:
-        """Whether a sample is drawn as pixels; (H, W) or (H, W, 3), neither side thinner than 2."""
+        """Whether a sample is drawn as an image: shape (H, W) or (H, W, 3), both sides at least 2."""
         return len(self.shape) >= 2 and min(self.shape[:2]) > 1
 
     @property
     def size(self) -> tuple[int, int]:
-        """Pixels of a cell, (height, width): images at a whole multiple near 56, lines at 56 x 112."""
+        """Height and width of a cell in pixels: a whole multiple of the image's near 56, or 56 x 112 for lines."""
         if not self.is_image:
             return 56, 112
         H, W = self.shape[:2]
@@ -45,7 +45,7 @@ class Looks:
         return max(1, H * times // shrink), max(1, W * times // shrink)
 
     def bytes(self, v: np.ndarray) -> np.ndarray:
-        """Values as 8-bit grey levels, clipped: 0 at `low`, 255 at `high`."""
+        """Return values as 8-bit grey levels, clipped: 0 at `low`, 255 at `high`."""
         span = (self.high - self.low) or 1.0
         scaled = np.asarray(v, dtype=np.float64) - self.low
         return np.clip(np.rint(scaled * (255 / span)), 0, 255).astype(np.uint8)
@@ -53,7 +53,7 @@ class Looks:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of cells: `values` (n, D), what stands to its left, whether they are residuals, and what is above each.
+    """A row of cells: `values` (n, D), a label at its left, whether they are residuals, and a caption above each.
 
     A cell of NaN is left empty.
     """
@@ -66,7 +66,7 @@ class Row:
 
 
 def extent(rows: Sequence[Row], looks: Looks) -> tuple[int, int]:
-    """Width and height in pixels that the rows take, labels not counted."""
+    """Return width and height of the rows in pixels, without labels."""
     H, W = looks.size
     columns = max((len(row.values) for row in rows), default=1)
     tops = _tops(rows, looks)
@@ -74,7 +74,7 @@ def extent(rows: Sequence[Row], looks: Looks) -> tuple[int, int]:
 
 
 def draw(axes: Axes, rows: Sequence[Row], looks: Looks, theme: Theme = "light", span: float | None = None) -> None:
-    """Draw the rows into `axes`, in pixel coordinates. `span`: the residual with full colour (default high - low)."""
+    """Draw the rows into `axes`, in pixel coordinates. `span`: residual in full colour (default: half the range)."""
     H, W = looks.size
     ink = INKS[theme]
     width, height = extent(rows, looks)
@@ -108,7 +108,7 @@ def draw(axes: Axes, rows: Sequence[Row], looks: Looks, theme: Theme = "light", 
 
 @cache
 def _width(caption: str, size: float) -> float:
-    """Pixels that a caption takes."""
+    """Return the width of a caption in pixels."""
     lines = [TextPath((0, 0), line, size=size) for line in caption.split("\n") if line.strip()]
     return max((line.get_extents().width for line in lines), default=0.0) * DPI / 72
 

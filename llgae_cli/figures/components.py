@@ -1,4 +1,4 @@
-"""Who does what: use of components, classes in components, spectrum of variances."""
+"""Use of components, classes in components, and the spectrum of variances."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,7 +13,7 @@ ROUNDING = 1e-7  # of the largest variance: what is below is float32's rounding 
 
 @styled
 def usage(train: np.ndarray, test: np.ndarray, *, suffix: str = "", theme: Theme = "light") -> Figure:
-    """Share of the training samples (bars) and test samples (dots) coded by each component, by use.
+    """Draw the share of training samples (bars) and test samples (dots) coded by each component, by use.
 
     `train`, `test`: counts (K,). `suffix`: see `models.Model.k_suffix`. Beyond
     60 components the bars are drawn without a gap and unnamed.
@@ -45,7 +45,7 @@ def class_matrix(
     k: np.ndarray, labels: np.ndarray, K: int, classes: tuple[str, ...] | None, order: np.ndarray, *,
     suffix: str = "", theme: Theme = "light",
 ) -> Figure:  # fmt: skip
-    """Which class lives in which component: each row a class, its samples' shares of the components adding to 100 %.
+    """Draw a matrix with a row for each class: the share of its samples that each component codes.
 
     `k`, `labels`: (N,); `order`: the components, left to right; `suffix` as in `usage`. Numbers stand
     in the cells where there is room.
@@ -83,7 +83,7 @@ def class_matrix(
 
 @styled
 def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, suffix: str = "", theme: Theme = "light") -> Figure:
-    """Variance per direction, descending, of each component: grey levels squared per pixel (variance / D).
+    """Draw the variance along each principal axis of each component, in squared grey levels per pixel (variance / D).
 
     `variance` (K, E) sums over pixels; `order`: components by use. The five most used have a colour, the others are
     grey lines.
@@ -121,7 +121,7 @@ def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, suffix: str = "
 
 
 class _Plain(LogFormatter):
-    """0.01 and not 1e-02, at the ticks that LogFormatter labels."""
+    """Writes 0.01 instead of 1e-02 at the ticks that LogFormatter labels."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""

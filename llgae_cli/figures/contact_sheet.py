@@ -1,4 +1,4 @@
-"""A contact sheet of samples that the model drew: no data needed."""
+"""A contact sheet of new samples."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from llgae_cli.figures import cells
 from llgae_cli.figures.reconstructions import draw_sheet
 from llgae_cli.figures.style import Theme, save, styled
 
-DARKEST = 0.1  # share of a picture's values that are drawn black, where the mean grey level is not known
+DARKEST = 0.1  # share of an image's values drawn black where its mean grey level is not known
 
 
 def add_level(x_hat: np.ndarray, centring: str, level: float | None) -> np.ndarray:
-    """Centred pictures (n, D) with a mean grey level added: `level`, or what makes the darkest tenth of each black.
+    """Return centred images (n, D) plus a mean grey level: `level`, or one that makes the darkest tenth of each black.
 
-    The model draws centred pictures and knows no level. With `centring` "none" there is none to add.
+    The decoder gives centred images. With `centring` "none" nothing is added.
     """
     if level is not None:
         return x_hat + level
@@ -27,7 +27,7 @@ def add_level(x_hat: np.ndarray, centring: str, level: float | None) -> np.ndarr
 
 @styled
 def contact_sheet(values: np.ndarray, looks: cells.Looks, *, theme: Theme = "light") -> Figure:
-    """All of `values` (n, D), row by row, as nearly square as can be."""
+    """Draw all of `values` (n, D), row by row, in a nearly square figure."""
     columns = max(1, round(len(values) ** 0.5)) if looks.is_image else max(1, round((len(values) / 2) ** 0.5))
     rows = [cells.Row(values[start : start + columns]) for start in range(0, len(values), columns)]
     return draw_sheet(rows, looks, "", theme, margin=12)
@@ -36,12 +36,12 @@ def contact_sheet(values: np.ndarray, looks: cells.Looks, *, theme: Theme = "lig
 def write_sheet(
     chunks: list[torch.Tensor], path: Path, shape: tuple[int, ...], peak: float, centring: str, level: float | None
 ) -> None:
-    """Write a contact sheet of the pictures x_hat in `chunks`, each (n, D)."""
+    """Write a contact sheet of the samples x_hat in `chunks`, each (n, D)."""
     x_hat = torch.cat(chunks).numpy()
     looks = cells.Looks(shape, 0.0, peak)
     if looks.is_image:
         values = add_level(x_hat, centring, level)
-        if peak not in (255.0, 1.0):  # data of any range, 0 means nothing there
+        if peak not in (255.0, 1.0):  # data of another range, where 0 has no meaning
             looks = cells.Looks(shape, float(values.min()), float(values.max()))
     else:
         values = x_hat + (level or 0.0)

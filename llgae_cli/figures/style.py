@@ -1,4 +1,4 @@
-"""One look for every figure: colours that colour-blind people can tell apart, units on axes, two themes.
+"""The style of all figures: colours that colour-blind people can tell apart, and two themes.
 
 Figures are built on `matplotlib.figure.Figure` without pyplot, so nothing is kept open and no display is needed.
 """
@@ -24,7 +24,7 @@ BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = (
     "#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB",
 )  # fmt: skip
 CYCLE = (BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # a series is told by its mark too, not by colour alone
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # a series is marked by shape as well as by colour
 
 SQUARED = "mean L2 (squared grey levels per pixel)"
 DPI = 100  # inches are pixels / DPI: cells of pictures are laid out in pixels
@@ -36,7 +36,7 @@ Drawn = TypeVar("Drawn", Figure, Figure | None)
 
 @dataclass(frozen=True)
 class Ink:
-    """A theme's colours: of text, of what recedes, of the page behind, and of a picture's cell edge."""
+    """Colours of a theme: text, grid lines, page, and empty cells."""
 
     text: str
     faint: str
@@ -67,10 +67,10 @@ SHARE = {
 
 
 def rc(theme: Theme) -> dict[str, Any]:
-    """The matplotlib settings of a theme."""
+    """Return the matplotlib settings of a theme."""
     ink = INKS[theme]
     return {
-        "font.family": "DejaVu Sans",  # matplotlib brings it: the same everywhere
+        "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
         "font.size": 10,
         "axes.titlesize": 11,
         "axes.titleweight": "bold",
@@ -106,7 +106,7 @@ def rc(theme: Theme) -> dict[str, Any]:
 
 
 def styled(draw: Callable[P, Drawn]) -> Callable[P, Drawn]:
-    """Draw in the house style: the decorated function's `theme` keyword chooses which."""
+    """Decorate a function that draws a figure: it runs with the settings of its `theme` keyword."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Drawn:
@@ -123,19 +123,19 @@ def label(value: Any, limit: int = 0) -> str:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of that many inches that keeps its labels inside."""
+    """Return an empty figure of a size in inches whose labels stay inside."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
-    """Write the figure as its suffix says (.png, .svg, .pdf), whole or not at all; RunError when it cannot be."""
+    """Write the figure atomically, in the format of the suffix (.png, .svg, .pdf). Raises RunError."""
     with replacing(path, durable=False) as temporary, matplotlib.rc_context({"svg.hashsalt": "llgae"}):
         kind = path.suffix.lstrip(".").lower()
         figure.savefig(temporary, format=kind, dpi=dpi, facecolor=figure.get_facecolor(), **_undated(kind))
         if kind == "png":
-            with Image.open(temporary) as drawn:  # opaque, so the alpha channel is left out: a fifth smaller
+            with Image.open(temporary) as drawn:  # without the alpha channel: a fifth smaller
                 drawn.convert("RGB").save(temporary, "png", optimize=True, dpi=(dpi, dpi))
     return path
 

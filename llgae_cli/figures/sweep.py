@@ -50,7 +50,7 @@ def draw(rows: Sequence[Row], keys: Sequence[str], ranked_by: str) -> dict[str, 
 
 @styled
 def curves(rows: Sequence[Row], key: str, value: str) -> Figure:
-    """Mean L2 of each split against one numeric key: a mark a run, a line through the means over seeds."""
+    """Draw mean L2 of each split against one numeric key: a mark for each run, a line through the means over seeds."""
     figure = new_figure(6.4, 4.0)
     axes = figure.subplots()
     for name, (split, colour, mark) in SPLITS.items():
@@ -60,13 +60,13 @@ def curves(rows: Sequence[Row], key: str, value: str) -> Figure:
     _number_axis(axes, [row[key] for row in rows], key)
     axes.set(ylabel=UNIT, title=f"Mean L2 against {_dashed(key)}")
     axes.legend()
-    _caution(figure, value)
+    _add_caution(figure, value)
     return figure
 
 
 @styled
 def families(rows: Sequence[Row], key: str, other: str, value: str) -> Figure:
-    """Mean L2 against a numeric key, a line for each value of another key."""
+    """Draw mean L2 against a numeric key, with a line for each value of another key."""
     figure = new_figure(6.4, 4.0)
     axes = figure.subplots()
     for i, choice in enumerate(sorted({str(row[other]) for row in rows})):
@@ -75,17 +75,17 @@ def families(rows: Sequence[Row], key: str, other: str, value: str) -> Figure:
     _number_axis(axes, [row[key] for row in rows], key)
     axes.set(ylabel=UNIT, title=f"{_split(value)} mean L2 against {_dashed(key)}")
     axes.legend()
-    _caution(figure, value)
+    _add_caution(figure, value)
     return figure
 
 
 @styled
 def heat_maps(rows: Sequence[Row], keys: Sequence[str], value: str) -> Figure:
-    """Two keys: the mean L2 of train, and of what ranks the board, as numbers on a logarithmic colour scale."""
+    """Draw two keys as heat maps: train mean L2 and the ranking figure, on a logarithmic colour scale."""
     across, down = (sorted({row[key] for row in rows}) for key in (keys[1], keys[0]))
     figure = new_figure(1.4 + 1.35 * max(4, len(across)), 0.95 + 0.4 * max(3, len(down)))
     panels = figure.subplots(1, 2, sharey=True)
-    fields = [_field(rows, keys, down, across, name) for name in ("train_mean_l2", value)]
+    fields = [_tabulate(rows, keys, down, across, name) for name in ("train_mean_l2", value)]
     positive = np.concatenate([field[np.isfinite(field) & (field > 0)] for field in fields])
     low, high = np.log(positive.min()), np.log(positive.max())
     for axes, field, name in zip(panels, fields, ("train_mean_l2", value), strict=True):
@@ -100,13 +100,13 @@ def heat_maps(rows: Sequence[Row], keys: Sequence[str], value: str) -> Figure:
         axes.grid(False)
         axes.spines[:].set_visible(False)
     panels[0].set_ylabel(_dashed(keys[0]))
-    _caution(figure, value)
+    _add_caution(figure, value)
     return figure
 
 
 @styled
 def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
-    """Bits a sample against test mean L2, b as 32-bit floats and entropy-coded (see `rate`), Pareto fronts marked."""
+    """Draw test mean L2 against bits a sample, b as floats and entropy-coded (see `rate`), with Pareto fronts."""
     figure = new_figure(9.2, 4.2)
     panels = figure.subplots(1, 2, sharey=True)
     names = (
@@ -120,7 +120,7 @@ def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
         x, y = (np.array(side) for side in zip(*points, strict=True))
         axes.plot(x, y, ls="", marker="o", color=GREY, label="a run")
         axes.plot(x[front], y[front], color=RED, marker="s", label="Pareto front")
-        for i in _spaced(front, x, y):
+        for i in _choose_labelled(front, x, y):
             text = ", ".join(str(rows[i][key]) for key in named)
             axes.annotate(text, (x[i], y[i]), (5, 4), textcoords="offset points", fontsize=8)
         axes.set_xscale("symlog", linthresh=8)
@@ -132,7 +132,7 @@ def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
         axes.set_yscale("log")
         _plain_ticks(axes)
     panels[0].set_ylabel(f"test {UNIT}")
-    _caution(figure, value)
+    _add_caution(figure, value)
     panels[1].legend(title="labels: " + ", ".join({"embed_dim": "E"}.get(key, key) for key in named), loc="upper right")
     return figure
 
@@ -141,7 +141,7 @@ def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
 def panels_by_key(
     rows: Sequence[dict[str, Any]], keys: Sequence[str], ranked_by: str = "mean_l2", *, theme: Theme = "light"
 ) -> Figure | None:
-    """A panel a key: every run's mean L2 (squared grey levels per pixel) at its value, and the lowest of each value.
+    """Draw a panel for each key: every run's mean L2 (squared grey levels per pixel), and the lowest at each value.
 
     `rows` have the keys and the figure `ranked_by`: `validation_mean_l2`, or `mean_l2`, which is of the test samples.
     Numeric keys stand on an axis of ranks, so that 1, 10, 100 are evenly spaced. None when no run was finished or
@@ -172,8 +172,8 @@ def panels_by_key(
     return figure
 
 
-def _spaced(front: Sequence[int], x: Any, y: Any) -> list[int]:
-    """Points of a front whose labels do not lie on each other: each 12 % lower than the last one labelled."""
+def _choose_labelled(front: Sequence[int], x: Any, y: Any) -> list[int]:
+    """Choose points of a front whose labels do not overlap: each 12 % lower than the last labelled one."""
     chosen: list[int] = []
     for i in front:
         if not chosen or y[i] < 0.88 * y[chosen[-1]]:
@@ -213,8 +213,8 @@ def _plain_ticks(axes: Axes) -> None:
     axes.set_ylim(low, high)
 
 
-def _field(rows: Sequence[Row], keys: Sequence[str], down: Sequence[Any], across: Sequence[Any], value: str) -> Any:
-    """The mean of `value` over seeds at each pair of keys, NaN where no run was finished."""
+def _tabulate(rows: Sequence[Row], keys: Sequence[str], down: Sequence[Any], across: Sequence[Any], value: str) -> Any:
+    """Return the mean of `value` over seeds at each pair of keys, NaN without a finished run."""
     field = np.full((len(down), len(across)), np.nan)
     for i, a in enumerate(down):
         for j, b in enumerate(across):
@@ -231,8 +231,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _caution(figure: Figure, value: str) -> None:
-    """Head a picture of a sweep that is ranked by test mean L2."""
+def _add_caution(figure: Figure, value: str) -> None:
+    """Add a title to a figure of a sweep that is ranked by test mean L2."""
     if value == "mean_l2":
         figure.suptitle("By test mean L2: no choice of a model", fontsize="medium")
 

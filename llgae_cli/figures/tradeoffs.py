@@ -1,4 +1,4 @@
-"""What a lower mean L2 costs: bits of the code, seconds to train, time to encode; a mark a checkpoint."""
+"""Mean L2 against the bits of the code, the seconds to train and the time to encode; a mark for each checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,7 +44,7 @@ def tradeoffs(rows: Sequence[Mapping[str, Any]], *, theme: Theme = "light") -> F
         front = [points[i] for i in find_pareto_front(points)]
         axes.plot(*zip(*front, strict=True), ls=dashes, color=ink.text, lw=0.9, alpha=0.6, zorder=1)
         for i, (x, y) in enumerate(points):
-            colour, mark = mark_of(i)
+            colour, mark = choose_mark(i)
             face = ink.page if dashes == "--" else colour
             axes.plot(x, y, ls="", marker=mark, color=colour, mfc=face, mew=1.4, ms=7, zorder=3)
     for row in rows:
@@ -56,8 +56,8 @@ def tradeoffs(rows: Sequence[Mapping[str, Any]], *, theme: Theme = "light") -> F
         (by_encoding, "microseconds to encode a sample"),
     ):
         axes.set_xlabel(xlabel)
-        _spread(axes.xaxis, [x for line in axes.lines for x in line.get_xdata()])
-    _spread(by_bits.yaxis, height + [row["mean_l2_coded"] for row in rows])
+        _set_scale(axes.xaxis, [x for line in axes.lines for x in line.get_xdata()])
+    _set_scale(by_bits.yaxis, height + [row["mean_l2_coded"] for row in rows])
     by_bits.set_ylabel("test mean L2 (grey levels² per pixel)")
     by_bits.set_title("What a lower mean L2 costs")
     figure.legend(handles=_key(theme), loc="outside lower left", ncols=3, fontsize=9)
@@ -65,8 +65,8 @@ def tradeoffs(rows: Sequence[Mapping[str, Any]], *, theme: Theme = "light") -> F
     return figure
 
 
-def mark_of(i: int) -> tuple[str, str]:
-    """Colour and mark of the i-th checkpoint: 49 pairs, so that neighbours differ in both."""
+def choose_mark(i: int) -> tuple[str, str]:
+    """Return colour and mark of the i-th checkpoint: 49 pairs, neighbours differ in both."""
     return CYCLE[i % len(CYCLE)], MARKERS[(i + i // len(CYCLE)) % len(MARKERS)]
 
 
@@ -81,14 +81,14 @@ def _key(theme: Theme) -> list[Line2D]:
 
 
 def _name(figure: Figure, axes: Axes, names: Sequence[str], height: Sequence[float]) -> None:
-    """Names right of the panel, each at its mark's height or as near as the others let it, with a line between."""
+    """Write names right of the panel, each near the height of its mark, joined to it by a line."""
     low, high = axes.get_ylim()
-    figure.draw_without_rendering()  # settles the panel's size
-    room = axes.get_window_extent().height / LINE  # names that fit above each other
+    figure.draw_without_rendering()  # fixes the panel's size
+    room = axes.get_window_extent().height / LINE  # number of names that fit
     rise = np.log if axes.get_yscale() == "log" else np.asarray
     at = (rise(np.array(height)) - rise(low)) / (rise(high) - rise(low))
-    for i, place in enumerate(apart(at, 1 / room)):
-        colour, mark = mark_of(i)
+    for i, place in enumerate(separate(at, 1 / room)):
+        colour, mark = choose_mark(i)
         line: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False, "color": colour}
         axes.plot([1.0, 1.06], [at[i], place], lw=0.8, **line)
         axes.plot(1.09, place, marker=mark, ms=6, **line)
@@ -98,8 +98,11 @@ def _name(figure: Figure, axes: Axes, names: Sequence[str], height: Sequence[flo
         )  # fmt: skip
 
 
-def apart(at: np.ndarray, gap: float) -> np.ndarray:
-    """Places as near to `at` as can be, in its order, no two nearer than `gap` (least squares, pooled neighbours)."""
+def separate(at: np.ndarray, gap: float) -> np.ndarray:
+    """Return the places nearest to `at` (least squares), in its order, that are at least `gap` apart.
+
+    Isotonic regression by pooling adjacent violators.
+    """
     order = np.argsort(at, kind="stable")
     blocks: list[tuple[float, int]] = []  # (place of the first member, members), from below
     for wanted in at[order]:
@@ -113,8 +116,8 @@ def apart(at: np.ndarray, gap: float) -> np.ndarray:
     return places
 
 
-def _spread(axis: XAxis | YAxis, values: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers at its ticks, where the values are positive and span enough."""
+def _set_scale(axis: XAxis | YAxis, values: Sequence[float]) -> None:
+    """Make an axis logarithmic, with plain numbers at its ticks, where the values are positive and span enough."""
     low, high = float(min(values)), float(max(values))
     across = isinstance(axis, XAxis)
     scale, limit = (axis.axes.set_xscale, axis.axes.set_xlim) if across else (axis.axes.set_yscale, axis.axes.set_ylim)

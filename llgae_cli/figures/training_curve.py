@@ -1,4 +1,4 @@
-"""How a run went: mean L2 by epoch and by seconds."""
+"""The training curve: mean L2 by epoch and by seconds."""
 
 from collections.abc import Sequence
 
@@ -18,10 +18,10 @@ SERIES = {
 
 @styled
 def training_curve(history: Sequence[dict[str, float]], *, theme: Theme = "light") -> Figure:
-    """Mean L2 (squared grey levels per pixel) of train, validation and test against epochs, and against seconds.
+    """Draw mean L2 (squared grey levels per pixel) of train, validation and test against epochs and seconds.
 
-    `history`: a checkpoint's, one mapping an epoch with `epoch`, `seconds`, `train_mean_l2`, and the others in the
-    epochs that were measured. The train value is the one seen during the epoch, before its update was complete.
+    `history`: a checkpoint's; a mapping for each epoch with `epoch`, `seconds`, `train_mean_l2`, and the others where
+    they were measured. The train value is measured during the epoch, before its update is complete.
     """
     figure = new_figure(9.2, 3.6)
     by_epoch, by_time = figure.subplots(1, 2, sharey=True)
@@ -42,7 +42,7 @@ def training_curve(history: Sequence[dict[str, float]], *, theme: Theme = "light
             by_time.text(first["seconds"] / 2, 0.5, "choosing a start", transform=by_time.get_xaxis_transform(),
                          ha="center", va="center", fontsize=9)  # fmt: skip
         by_time.legend(loc="upper left")
-        _wide_range(by_epoch, history)
+        _set_scale(by_epoch, history)
         title = SQUARED
         if "test_mean_l2" in last:
             title = f"Mean L2 {five_digits(last['test_mean_l2'])} on test after {last['epoch']:.0f} epochs"
@@ -50,8 +50,8 @@ def training_curve(history: Sequence[dict[str, float]], *, theme: Theme = "light
     return figure
 
 
-def _wide_range(axes: Axes, history: Sequence[dict[str, float]]) -> None:
-    """A logarithmic axis where the values span more than a factor of ten: the end would be a flat line otherwise."""
+def _set_scale(axes: Axes, history: Sequence[dict[str, float]]) -> None:
+    """Make the axis logarithmic where the values span more than a factor of ten: the end would look flat."""
     values = [row[name] for row in history for name in SERIES if row.get(name, 0) > 0]
     if values and max(values) > 10 * min(values):
         axes.set_yscale("log")

@@ -1,6 +1,6 @@
-"""What the page's explorer needs of a model, packed so that the browser draws what Python draws.
+"""Data of a model for the page's explorer, packed so that the browser decodes the same values as Python.
 
-mu and W travel as 16-bit integers with one scale a row: an entry is off by at most max|row| / 65534, far below one
+mu and W are stored as 16-bit integers with one scale a row: an entry is off by at most max|row| / 65534, far below one
 grey level in x_hat = mu_k + W_k b. Codes, means and the maps between b and standard deviations are float32.
 """
 
@@ -16,15 +16,15 @@ from llgae_cli.figures.cells import Looks
 from llgae_cli.models import LLGAE
 
 IMAGES = 60
-BEST = 4  # the winner and three runners-up
+BEST = 4  # components offered for a sample: its own and the three next best
 BUDGET = 6_000_000  # bytes of base64 for mu and W of all checkpoints on a page
 MAX_STEPS = 1000
 
 
-def packed(evaluated: Evaluated, budget: int) -> dict[str, Any] | None:
-    """The model's part of the page's data: the most used components that fit `budget`.
+def pack_model(evaluated: Evaluated, budget: int) -> dict[str, Any] | None:
+    """Return the model for the page: its most used components that fit `budget` bytes.
 
-    None when not one does, and for a model that the browser cannot draw: mu_k + W_k b is all it can.
+    None when none fits, and for a model that the browser cannot decode: it only computes mu_k + W_k b.
     """
     model = evaluated.model
     if not isinstance(model, LLGAE):
@@ -60,16 +60,16 @@ def packed(evaluated: Evaluated, budget: int) -> dict[str, Any] | None:
             }
             for k in order
         ],
-        "mu": quantised(mu),
-        "W": quantised(W.reshape(-1, model.D)),
-        "mean": floats(evaluated.axes.mean[order].numpy()),
-        "B": floats(B.numpy()),
-        "inverse": floats(torch.linalg.pinv(B).numpy() if model.E else B.numpy()),
+        "mu": quantise(mu),
+        "W": quantise(W.reshape(-1, model.D)),
+        "mean": pack_floats(evaluated.axes.mean[order].numpy()),
+        "B": pack_floats(B.numpy()),
+        "inverse": pack_floats(torch.linalg.pinv(B).numpy() if model.E else B.numpy()),
     }
 
 
-def chosen(evaluated: Evaluated, n: int = IMAGES) -> np.ndarray:
-    """Rows of about n test samples to look at: of every class alike, from the best reconstructed to the worst."""
+def choose_samples(evaluated: Evaluated, n: int = IMAGES) -> np.ndarray:
+    """Return the rows of about n test samples: equally many of each class, from the least to the largest mean L2."""
     N = len(evaluated.residual)
     labels = evaluated.labels if evaluated.labels is not None else np.zeros(N, np.int64)
     present = np.unique(labels)[:n]
@@ -82,8 +82,8 @@ def chosen(evaluated: Evaluated, n: int = IMAGES) -> np.ndarray:
     return np.array(rows, dtype=np.int64)
 
 
-def pictured(evaluated: Evaluated, rows: np.ndarray) -> dict[str, Any]:
-    """The chosen test samples as stored, their means, and what each is called."""
+def pack_samples(evaluated: Evaluated, rows: np.ndarray) -> dict[str, Any]:
+    """Return these test samples as stored, with their means and class names."""
     index = torch.as_tensor(rows)
     means = evaluated.task.test.means(index)
     v = evaluated.originals(rows)
@@ -98,20 +98,19 @@ def pictured(evaluated: Evaluated, rows: np.ndarray) -> dict[str, Any]:
         "rows": rows.tolist(),
         "names": names,
         "type": "uint8" if eight_bit else "float32",
-        "values": coded(np.rint(v).astype(np.uint8)) if eight_bit else floats(v),
-        "means": floats(means.numpy()),
+        "values": encode_base64(np.rint(v).astype(np.uint8)) if eight_bit else pack_floats(v),
+        "means": pack_floats(means.numpy()),
     }
 
 
 @torch.no_grad()
-def codes(evaluated: Evaluated, rows: np.ndarray, embedded: list[int]) -> list[list[dict[str, Any]]]:
-    """For every chosen sample its code in the best components, the winner first: place in `embedded`, b, mean L2.
+def pack_codes(evaluated: Evaluated, rows: np.ndarray, embedded: list[int]) -> list[list[dict[str, Any]]]:
+    """Return for each sample its codes in the best components, its own first: index in `embedded`, b and mean L2.
 
-    Components that the page does not hold are left out, but for their place: a sample whose winner is not on the page
-    has the best of those that are.
+    `embedded` are the components on the page. A sample whose own component is not among them gets the best that are.
     """
     model = evaluated.model
-    assert isinstance(model, LLGAE), "as `packed` has seen to"
+    assert isinstance(model, LLGAE), "`pack_model` returns None for other models"
     x = evaluated.task.test.rows(torch.as_tensor(rows))
     code = model.encode(x)
     P = model.maps()[0]
@@ -124,24 +123,24 @@ def codes(evaluated: Evaluated, rows: np.ndarray, embedded: list[int]) -> list[l
     won = torch.tensor(embedded)[None] == code.k[:, None]
     order = torch.where(won, -1.0, residual).argsort(1)[:, :BEST]
     return [
-        [{"at": int(j), "b": floats(b[i, j].numpy()), "mean_l2": float(residual[i, j])} for j in order[i]]
+        [{"at": int(j), "b": pack_floats(b[i, j].numpy()), "mean_l2": float(residual[i, j])} for j in order[i]]
         for i in range(len(rows))
     ]
 
 
-def quantised(rows: np.ndarray) -> dict[str, str]:
-    """Rows (n, D) as int16 and a float32 scale each: value = integer * scale."""
+def quantise(rows: np.ndarray) -> dict[str, str]:
+    """Return rows (n, D) as int16 with a float32 scale each: value = integer * scale."""
     largest = np.abs(rows).max(axis=1, initial=0.0)
     scale = np.where(largest > 0, largest / 32767, 1.0).astype(np.float32)
     whole = np.clip(np.rint(rows / scale[:, None]), -32767, 32767).astype("<i2")
-    return {"values": coded(whole), "scale": floats(scale)}
+    return {"values": encode_base64(whole), "scale": pack_floats(scale)}
 
 
-def floats(values: np.ndarray) -> str:
-    """float32, little-endian, base64."""
-    return coded(np.asarray(values).astype("<f4"))
+def pack_floats(values: np.ndarray) -> str:
+    """Return the values as little-endian float32 in base64."""
+    return encode_base64(np.asarray(values).astype("<f4"))
 
 
-def coded(values: np.ndarray) -> str:
-    """The array's bytes in base64."""
+def encode_base64(values: np.ndarray) -> str:
+    """Return the array's bytes in base64."""
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()

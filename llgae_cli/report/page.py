@@ -1,4 +1,4 @@
-"""The page put together: numbers, figures, config, provenance and the explorer in one HTML file without network."""
+"""The report page: numbers, figures, config, provenance and the explorer in one HTML file that needs no network."""
 
 import base64
 import hashlib
@@ -34,7 +34,7 @@ from llgae_cli.storage.atomic import replacing
 
 MAX_CHECKPOINTS = 12
 FIRST_OF_SWEEP = 3
-MAX_PNG = 1_000_000  # bytes of a picture that a sweep has left
+MAX_PNG = 1_000_000  # bytes of a picture in a sweep's folder
 OF_SWEEP = {
     "mean_l2": ("Mean L2 over the swept keys", "Mean L2 of the sweep's runs; the leaderboard has the numbers."),
     "rate_distortion": ("Rate and distortion", "Mean L2 against the bits of a code; the leaderboard has the numbers."),
@@ -52,7 +52,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as it stands in the page: data URIs for the two themes, width in CSS pixels, and words for it."""
+    """A figure on the page: data URIs for both themes, size in CSS pixels, title and alternative text."""
 
     title: str
     alt: str
@@ -63,9 +63,9 @@ class Picture:
 
 
 def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = None) -> list[str]:
-    """Write the page about checkpoints, or about a sweep's folder, to `output`; return warnings.
+    """Write the page about checkpoints, or about a sweep's folder, to `output`; return the warnings.
 
-    Of a sweep the leaderboard and its first three checkpoints are shown. Raises InputError for sources that are
+    A sweep's page has the leaderboard and its first three checkpoints. Raises InputError for sources that are
     neither, for unsound checkpoints and missing data; RunError when the page cannot be written.
     """
     board, paths = None, list(sources)
@@ -87,7 +87,7 @@ def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = 
 
 
 def render(checkpoints: Sequence[Evaluated], board: Leaderboard | None = None, folder: Path = Path()) -> str:
-    """The page as text. `folder`: the sweep's, which names it and may hold its pictures."""
+    """Return the page as text. `folder`: the sweep's, which gives its name and may hold its pictures."""
     environment = Environment(
         loader=PackageLoader("llgae_cli.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -97,27 +97,27 @@ def render(checkpoints: Sequence[Evaluated], board: Leaderboard | None = None, f
         board = replace(board, rows=rows)
     script, style = (_asset(name) for name in ("explorer.js", "page.css"))
     called = name_models(checkpoints)
-    data = explorer_data(checkpoints, called)
+    data = pack_explorer(checkpoints, called)
     heading = f"Sweep {folder.resolve().name}" if board is not None else _heading(checkpoints)
     return environment.get_template("page.html.j2").render(
         heading=heading,
         version=__version__,
-        policy=policy(script, style),
+        policy=make_policy(script, style),
         script=Markup(script),
         style=Markup(style),
-        data=Markup(script_json(data)),
+        data=Markup(dump_for_script(data)),
         explorable=bool(data["checkpoints"]),
-        left_out=left_out(checkpoints, called, {one["at"] for one in data["checkpoints"]}),
+        missing=explain_missing(checkpoints, called, {one["at"] for one in data["checkpoints"]}),
         board=board,
         sweep_pictures=[] if board is None else _sweep_pictures(board, folder),
         names=called,
-        numbers=numbers(checkpoints),
+        numbers=tabulate(checkpoints),
         checkpoints=[
             {
                 "name": name,
                 "file": evaluated.path.name,
                 "warnings": evaluated.warnings,
-                "pictures": pictures(evaluated),
+                "pictures": draw_pictures(evaluated),
                 "config": {key: format_value(hide_folders(value)) for key, value in evaluated.config.plain().items()},
                 "provenance": {
                     **{key: format_value(value) for key, value in evaluated.checkpoint.provenance.items()},
@@ -135,8 +135,8 @@ def render(checkpoints: Sequence[Evaluated], board: Leaderboard | None = None, f
     )
 
 
-def left_out(checkpoints: Sequence[Evaluated], called: Sequence[str], explorable: set[int]) -> list[str]:
-    """A line for each checkpoint that the explorer lacks, with the reason."""
+def explain_missing(checkpoints: Sequence[Evaluated], called: Sequence[str], explorable: set[int]) -> list[str]:
+    """Return a line for each checkpoint that the explorer does not have, with the reason."""
     return [
         f"{called[at]}: its components are too large for a page, so the explorer leaves it out."
         if isinstance(evaluated.model, LLGAE)
@@ -147,8 +147,8 @@ def left_out(checkpoints: Sequence[Evaluated], called: Sequence[str], explorable
     ]
 
 
-def policy(script: str, style: str) -> str:
-    """A Content-Security-Policy that forbids all network, and all script and style but these two by their hash."""
+def make_policy(script: str, style: str) -> str:
+    """Return a Content-Security-Policy that forbids network access and allows only this script and style, by hash."""
 
     def hashed(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -159,33 +159,33 @@ def policy(script: str, style: str) -> str:
     )
 
 
-def script_json(data: Any) -> str:
-    r"""JSON that may stand inside <script>: no <, > or &, and ASCII alone (U+2028 comes as \u2028)."""
+def dump_for_script(data: Any) -> str:
+    r"""Return JSON that is safe inside <script>: no <, > or &, and only ASCII (U+2028 becomes \u2028)."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def explorer_data(checkpoints: Sequence[Evaluated], names: Sequence[str]) -> dict[str, Any]:
-    """Models and test samples for the explorer; checkpoints of the same data share the samples."""
+def pack_explorer(checkpoints: Sequence[Evaluated], names: Sequence[str]) -> dict[str, Any]:
+    """Return models and test samples for the explorer; checkpoints of the same data share the samples."""
     images: dict[str, dict[str, Any]] = {}
     rows: dict[str, np.ndarray] = {}
     packed = []
     for at, (name, evaluated) in enumerate(zip(names, checkpoints, strict=True)):
-        model = explorer.packed(evaluated, explorer.BUDGET // len(checkpoints))
+        model = explorer.pack_model(evaluated, explorer.BUDGET // len(checkpoints))
         if model is None:
             continue
         key = f"{evaluated.task.fingerprint}-{evaluated.config.centring}"
         if key not in rows:
-            rows[key] = explorer.chosen(evaluated)
-            images[key] = explorer.pictured(evaluated, rows[key])
+            rows[key] = explorer.choose_samples(evaluated)
+            images[key] = explorer.pack_samples(evaluated, rows[key])
         embedded = [component["k"] for component in model["components"]]
-        codes = explorer.codes(evaluated, rows[key], embedded)
+        codes = explorer.pack_codes(evaluated, rows[key], embedded)
         packed.append({"at": at, "name": name, "images": key, "codes": codes, **model})
     return {"checkpoints": packed, "images": images}
 
 
-def numbers(checkpoints: Sequence[Evaluated]) -> list[tuple[str, str, list[str]]]:
-    """The table of numbers: (what, unit, one text a checkpoint); labels' own mean L2 last."""
+def tabulate(checkpoints: Sequence[Evaluated]) -> list[tuple[str, str, list[str]]]:
+    """Return the rows of the table of numbers: name, unit, and one text a checkpoint; the classes' mean L2 last."""
     e = [evaluated.metrics for evaluated in checkpoints]
     trained = [evaluated.checkpoint.train_mean_l2 for evaluated in checkpoints]
     many = [len(one.usage) > 1 for one in e]  # else there are no components, or one that has all samples
@@ -212,8 +212,8 @@ def numbers(checkpoints: Sequence[Evaluated]) -> list[tuple[str, str, list[str]]
     return table
 
 
-def pictures(evaluated: Evaluated) -> list[Picture]:
-    """All figures of a checkpoint in both themes."""
+def draw_pictures(evaluated: Evaluated) -> list[Picture]:
+    """Draw all figures of a checkpoint in both themes."""
     found = []
     for name, draw in FIGURES.items():
         light = draw(evaluated, "light")
@@ -241,7 +241,7 @@ def _uri(figure: Figure, kind: str) -> str:
 
 
 def _fewer_colours(raw: bytes) -> bytes:
-    """The PNG with a palette of 256 colours: a third of the size, and no eye sees it on greys and two ramps."""
+    """Return the PNG with a palette of 256 colours: a third of the size, no visible difference."""
     buffer = io.BytesIO()
     image: Any = Image.open(io.BytesIO(raw)).convert("RGB")
     image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
@@ -249,7 +249,7 @@ def _fewer_colours(raw: bytes) -> bytes:
 
 
 def _sweep_pictures(board: Leaderboard, folder: Path) -> list[Picture]:
-    """What the sweep has drawn itself; without it, mean L2 against the swept keys."""
+    """Return the pictures in the sweep's folder; without them, mean L2 against the swept keys."""
     found = [
         Picture(title, alt, uri, uri, width, height)
         for name, (title, alt) in OF_SWEEP.items()
@@ -269,7 +269,7 @@ def _sweep_pictures(board: Leaderboard, folder: Path) -> list[Picture]:
 
 
 def _png(path: Path) -> list[tuple[str, int, int]]:
-    """The picture as a data URI with its size, in a list that is empty where there is no sound PNG."""
+    """Return the picture as a data URI with its size, in a list that is empty where the file is not a PNG."""
     try:
         raw = read_bytes(path, MAX_PNG)
         with Image.open(io.BytesIO(raw), formats=["PNG"]) as image:
@@ -319,7 +319,7 @@ def _heading(checkpoints: Sequence[Evaluated]) -> str:
 
 
 def _short(task: str) -> str:
-    """A task's name; of one's own data, the last part of the path."""
+    """Return a task's name; for a path, its last part."""
     kind, colon, path = task.partition(":")
     return f"{kind}: {Path(path).name}" if colon and kind in ("npy", "images") else task
 

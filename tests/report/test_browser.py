@@ -116,7 +116,8 @@ def test_the_canvas_equals_the_python_decoder(page: Any, trained: Path) -> None:
     rows = embedded(page)["images"].popitem()[1]["rows"]
     for place in range(0, len(rows), 5):
         click(page, "images", place)
-        v, v_hat, _ = evaluated.originals(np.array([rows[place]]))
+        row = np.array([rows[place]])
+        v, v_hat = evaluated.originals(row), evaluated.reconstructions(row)
         assert np.array_equal(canvas(page, "x"), v[0].reshape(12, 12))
         drawn = np.clip(np.rint(v_hat[0]), 0, 255).reshape(12, 12)
         assert np.abs(canvas(page, "x-hat") - drawn).max() <= 1
@@ -124,7 +125,7 @@ def test_the_canvas_equals_the_python_decoder(page: Any, trained: Path) -> None:
         assert f"Component {evaluated.k[rows[place]]}," in said(page)
 
 
-def test_sliders_move_along_the_directions(page: Any, trained: Path) -> None:
+def test_sliders_move_along_the_principal_axes(page: Any, trained: Path) -> None:
     evaluated = evaluate_checkpoint(trained)
     for at, k in enumerate(evaluated.by_use()):
         click(page, "components", at)
@@ -135,7 +136,7 @@ def test_sliders_move_along_the_directions(page: Any, trained: Path) -> None:
         a = torch.tensor([1.5, 0.0, -2.0], dtype=torch.float64)
         b = evaluated.axes.mean[k] + evaluated.axes.B[k] @ a
         x_hat = evaluated.model.decode(Code(torch.tensor([k]), b[None].float()))
-        assert np.abs(after - grey(x_hat[0] + evaluated.levels[k])).max() <= 1
+        assert np.abs(after - grey(x_hat[0] + evaluated.grey_levels[k])).max() <= 1
         assert np.abs(after - before).max() > 1
         assert page.execute_script("return document.querySelector('#sliders output').textContent") == "+1.50 sd"
 

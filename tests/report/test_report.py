@@ -112,11 +112,11 @@ def test_codes_are_the_models_and_runners_up_follow(text: str, checkpoint: Path)
 
 def test_a_small_budget_keeps_the_most_used_components(checkpoint: Path) -> None:
     evaluated = evaluate_checkpoint(checkpoint)
-    packed = explorer.packed(evaluated, 2 * 800)
+    packed = explorer.pack_model(evaluated, 2 * 800)
     assert packed is not None and [one["k"] for one in packed["components"]] == evaluated.by_use()[:2].tolist()
-    codes = explorer.codes(evaluated, np.arange(20), [0, 2])
+    codes = explorer.pack_codes(evaluated, np.arange(20), [0, 2])
     assert {code["at"] for best in codes for code in best} == {0, 1}
-    assert explorer.packed(evaluated, 100) is None
+    assert explorer.pack_model(evaluated, 100) is None
 
 
 KINDS = {
@@ -151,7 +151,7 @@ def test_hostile_names_are_text(checkpoint: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_script_json_reads_back_and_cannot_end_a_script() -> None:
     value = {"</script>": ["<!--", "&amp;", "\u2028\u2029", "ä"]}
-    packed = page.script_json(value)
+    packed = page.dump_for_script(value)
     assert json.loads(packed) == value and not set("<>&\u2028\u2029") & set(packed)
 
 
