@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llgae_cli.cli.console import print_json, table
-from llgae_cli.cli.figures import Kinds, Theme, ThemeOption, checked_kinds
+from llgae_cli.cli.figures import Kinds, Theme, ThemeOption, check_kinds
 from llgae_cli.cli.options import DataDir, Json
 from llgae_cli.formatting import five_digits
 
@@ -32,7 +32,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Run `llgae compare`; `app` has its help."""
-    kinds = checked_kinds(kind)
+    kinds = check_kinds(kind)
     import torch
 
     from llgae_cli import evaluation, figures
@@ -40,9 +40,6 @@ def compare(
 
     evaluated = evaluation.evaluate_checkpoints(checkpoints, data_dir, one_task=True)
     evaluated.sort(key=lambda one: one.metrics.mean_l2)
-    for one in evaluated:
-        for warning in one.warnings:
-            logger.warning("%s: %s", one.path.name, warning)
     rows = comparison.compare(evaluated)
     drawn = figures.write_tradeoffs([row.plain() for row in rows], output, kinds, theme.value)
     drawn += figures.write_comparison(evaluated, output, kinds, theme.value, walks=False)

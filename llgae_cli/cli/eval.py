@@ -1,6 +1,5 @@
 """`llgae eval`."""
 
-import logging
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -13,8 +12,6 @@ from llgae_cli.cli.options import DataDir, Device, Json, NewestOf
 from llgae_cli.config import read_config
 from llgae_cli.errors import InputError
 from llgae_cli.formatting import five_digits, percent
-
-logger = logging.getLogger(__name__)
 
 
 class Split(StrEnum):
@@ -36,12 +33,10 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Run `llgae eval`; `app` has its help."""
-    (checkpoint,) = chosen_checkpoints([checkpoint] if checkpoint else [], config)
+    (checkpoint,) = choose_checkpoints([checkpoint] if checkpoint else [], config)
     from llgae_cli.evaluation import evaluate_checkpoint
 
     found = evaluate_checkpoint(checkpoint, split.value, task, data_dir, device)
-    for warning in found.warnings:
-        logger.warning(warning)
     metrics, classes = found.metrics, found.task.classes
     names = {label: classes[label] if classes else str(label) for label in metrics.per_class or {}}
     if json:
@@ -73,8 +68,8 @@ def evaluate(
         table(["class", "mean L2"], [[names[label], five_digits(value)] for label, value in metrics.per_class.items()])
 
 
-def chosen_checkpoints(given: Sequence[Path], config: Sequence[Path] | None) -> list[Path]:
-    """The checkpoints given, or the newest finished one of a config; InputError where both or neither are there."""
+def choose_checkpoints(given: Sequence[Path], config: Sequence[Path] | None) -> list[Path]:
+    """Return the given checkpoints, or the newest finished one of a config; InputError for both or neither."""
     if bool(given) == bool(config):
         raise InputError("give a checkpoint, or --config FILE for the newest finished one of that config")
     if not config:

@@ -25,8 +25,8 @@ Kinds = Annotated[list[str] | None, typer.Option(help="png, svg or pdf; by defau
 ThemeOption = Annotated[Theme, typer.Option(help="Colours for a light or a dark page.")]
 
 
-def checked_kinds(kind: list[str] | None) -> tuple[str, ...]:
-    """The kinds of files to write; InputError for one that cannot be."""
+def check_kinds(kind: list[str] | None) -> tuple[str, ...]:
+    """Return the kinds of files to write; InputError for an unknown one."""
     kinds = [part for text in kind or [] for part in text.split(",")]
     for wanted in kinds:
         if wanted not in ("png", "svg", "pdf"):
@@ -53,7 +53,7 @@ def figures(
     json: Json = False,
 ) -> None:
     """Run `llgae figures`; `app` has its help."""
-    kinds = checked_kinds(kind)
+    kinds = check_kinds(kind)
     from llgae_cli import figures as drawing
 
     for name in only or []:
@@ -63,9 +63,6 @@ def figures(
     from llgae_cli.evaluation import evaluate_checkpoints
 
     evaluated = evaluate_checkpoints(checkpoints, data_dir, one_task=True)
-    for one in evaluated:
-        for warning in one.warnings:
-            logger.warning("%s: %s", one.path.name, warning)
     first = checkpoints[0]
     folder = output or first.parent / f"{first.name.removesuffix('.pkl')}.figures"
     if len(evaluated) > 1:

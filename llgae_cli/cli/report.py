@@ -1,17 +1,14 @@
 """`llgae report`."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llgae_cli.cli.console import print_json, say
-from llgae_cli.cli.eval import chosen_checkpoints
+from llgae_cli.cli.eval import choose_checkpoints
 from llgae_cli.cli.options import DataDir, Json, NewestOf
 from llgae_cli.errors import InputError, printable
-
-logger = logging.getLogger(__name__)
 
 
 def report(
@@ -29,11 +26,10 @@ def report(
     """Run `llgae report`; `app` has its help."""
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"-o {printable(output, 200)}: an .html file is expected")
-    chosen = chosen_checkpoints(sources or [], config)
+    chosen = choose_checkpoints(sources or [], config)
     from llgae_cli.report import write_report
 
-    for warning in write_report(chosen, output, data_dir):
-        logger.warning(warning)
+    write_report(chosen, output, data_dir)
     size = output.stat().st_size
     if json:
         print_json({"report": str(output), "bytes": size})

@@ -1,8 +1,9 @@
 """`Evaluated`: a checkpoint with its model, its data and one pass of the model over the test samples."""
 
+import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,6 +22,8 @@ from llgae_cli.formatting import format_value
 from llgae_cli.models import Model
 from llgae_cli.storage import Checkpoint, disagreement
 from llgae_cli.tasks import Samples, Task, load_task
+
+logger = logging.getLogger(__name__)
 
 RANGE_SAMPLES = 1000
 RANGES = {"uint8": (0.0, 255.0), "bool": (0.0, 1.0)}
@@ -226,8 +229,8 @@ def _evaluate(
 ) -> Evaluated:
     if task.test.D != model.D:
         raise InputError(
-            f"{printable(path.name, 200)}: its samples have {model.D} values; those of {printable(task.name, 60)} "
-            f"have {task.test.D}"
+            f"{printable(task.name, 60)}: samples of {task.test.D} values; those of {printable(path.name, 200)} have "
+            f"{model.D}"
         )
     samples = task.test if split == "test" else task.hold_out(config.validation, config.seed)[0]
     measured = measure(model, samples, task.peak)
@@ -243,7 +246,9 @@ def _evaluate(
     recorded = evaluated.recorded
     if recorded is not None and abs(recorded - mean_l2) > TOLERANCE * max(recorded, 1e-12):
         warnings.append(f"mean L2 is {mean_l2:.5f} and was recorded as {recorded:.5f}")
-    return Evaluated(path, checkpoint, config, model, task, split, samples, measured, tuple(warnings))
+    for line in warnings:
+        logger.warning("%s: %s", printable(path.name, 200), line)
+    return replace(evaluated, warnings=tuple(warnings))
 
 
 def name_models(evaluated: Sequence[Evaluated]) -> list[str]:

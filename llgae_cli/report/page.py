@@ -62,8 +62,8 @@ class Picture:
     height: int
 
 
-def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = None) -> list[str]:
-    """Write the page about checkpoints, or about a sweep's folder, to `output`; return the warnings.
+def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = None) -> None:
+    """Write the page about checkpoints, or about a sweep's folder, to `output`.
 
     A sweep's page has the leaderboard and its first three checkpoints. Raises InputError for sources that are
     neither, for unsound checkpoints and missing data; RunError when the page cannot be written.
@@ -83,7 +83,6 @@ def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = 
     html = render(checkpoints, board, sources[0])
     with replacing(output) as temporary:
         temporary.write_text(html, encoding="utf-8", newline="\n")
-    return [f"{evaluated.path.name}: {line}" for evaluated in checkpoints for line in evaluated.warnings]
 
 
 def render(checkpoints: Sequence[Evaluated], board: Leaderboard | None = None, folder: Path = Path()) -> str:

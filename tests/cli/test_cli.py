@@ -519,7 +519,7 @@ def test_a_signal_while_the_last_numbers_are_taken_still_saves(llgae: Command, m
     def interrupted(*arguments: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(experiment.metrics, "measure", interrupted)
+    monkeypatch.setattr(experiment, "measure", interrupted)
     said = llgae("train", *GRADIENT)
     assert said.code == 130 and "saved checkpoints/S28-" in said.err
     assert load(next(Path("checkpoints").iterdir())).epoch == 3
