@@ -40,18 +40,18 @@ def _training(evaluated: Evaluated, theme: Theme) -> Figure:
 def _reconstructions(evaluated: Evaluated, theme: Theme) -> Figure:
     looks = _looks(evaluated)
     columns = COLUMNS if looks.is_image else COLUMNS_OF_VECTORS
-    chosen = {name: (rows, ()) for name, rows in rank_samples(evaluated.residual, columns).items()}
+    rows_of, names = rank_samples(evaluated.residual, columns), []
     if evaluated.labels is not None:
-        by_class = pick_by_class(evaluated.residual, evaluated.labels)
-        labels = list(by_class)[:columns]
-        names = tuple(name_class(evaluated.task.classes, label) for label in labels)
-        chosen["by class"] = (np.array([by_class[label] for label in labels]), names)  # type: ignore[assignment]
-    groups = [
-        Group(
-            name, evaluated.originals(rows), evaluated.reconstructions(rows), evaluated.residual[rows], captions
-        )
-        for name, (rows, captions) in chosen.items()
-    ]  # fmt: skip
+        by_class = list(pick_by_class(evaluated.residual, evaluated.labels).items())[:columns]
+        names = [name_class(evaluated.task.classes, label) for label, _ in by_class]
+        rows_of["by class"] = np.array([row for _, row in by_class])
+    rows = np.concatenate(list(rows_of.values()))
+    v, v_hat = evaluated.originals(rows), evaluated.reconstructions(rows)  # all at once: a pass has a fixed cost
+    groups, first = [], 0
+    for name, own in rows_of.items():
+        here = slice(first, first := first + len(own))
+        captions = names if name == "by class" else ()
+        groups.append(Group(name, v[here], v_hat[here], evaluated.residual[own], captions))
     return reconstructions(groups, looks, theme=theme)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import matplotlib
+import numpy as np
 from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
@@ -131,12 +132,16 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
     """Write the figure atomically, in the format of the suffix (.png, .svg, .pdf). Raises RunError."""
+    kind = path.suffix.lstrip(".").lower()
     with replacing(path, durable=False) as temporary, matplotlib.rc_context({"svg.hashsalt": "llgae"}):
-        kind = path.suffix.lstrip(".").lower()
-        figure.savefig(temporary, format=kind, dpi=dpi, facecolor=figure.get_facecolor(), **_undated(kind))
-        if kind == "png":
-            with Image.open(temporary) as drawn:  # without the alpha channel: a fifth smaller
-                drawn.convert("RGB").save(temporary, "png", optimize=True, dpi=(dpi, dpi))
+        if kind == "png":  # without the alpha channel, and encoded once
+            figure.set_dpi(dpi)
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+            image.save(temporary, "png", optimize=True, dpi=(dpi, dpi))
+        else:
+            figure.savefig(temporary, format=kind, dpi=dpi, facecolor=figure.get_facecolor(), **_undated(kind))
     return path
 
 
