@@ -17,11 +17,12 @@ from llgae_cli.evaluation.latents import Latents, read_latents
 from llgae_cli.evaluation.metrics import Measured, Metrics, measure
 from llgae_cli.evaluation.principal_axes import PrincipalAxes
 from llgae_cli.evaluation.rate import Rate, measure_rate
-from llgae_cli.factory import choose_device, restore
+from llgae_cli.factory import choose_device, restore, set_up_torch
 from llgae_cli.formatting import format_value
 from llgae_cli.models import Model
 from llgae_cli.storage import Checkpoint, disagreement
 from llgae_cli.tasks import Samples, Task, load_task
+from llgae_cli.threads import limit_threads
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +180,7 @@ def evaluate_checkpoint(
     Raises InputError for an unsound checkpoint, missing data or data of another dimension.
     """
     model, checkpoint, config = restore(path)
+    set_up_torch(config)
     where = choose_device(device)
     loaded = load_task(task or config.task, data_dir or config.data_dir, config.centring, config.seed).to(where)
     return _evaluate(path, model.to(where), checkpoint, config, loaded, split, own_task=task is None)
@@ -192,6 +194,7 @@ def evaluate_checkpoints(
     `one_task`: raise InputError where they were trained on different data or with different centring.
     """
     restored = [(path, *restore(path)) for path in paths]
+    limit_threads()
     if one_task:
         _check_one_task([(path, checkpoint, config) for path, _, checkpoint, config in restored])
     tasks: dict[tuple[str, str, int], Task] = {}
