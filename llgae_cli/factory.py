@@ -15,7 +15,7 @@ from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Decode
 from llgae_cli.storage import Checkpoint
 from llgae_cli.tasks import Samples
 from llgae_cli.threads import limit_threads
-from llgae_cli.training import ClosedForm, Gradient, Levels, Trainer, moved_back
+from llgae_cli.training import ClosedForm, Gradient, ResidualClosedForm, Trainer, undo_shifts
 
 CERTAIN = 4096  # a size up to this is built and looked at, whatever the tensors
 BEYOND = 1e34  # mean L2 of the largest values that a task takes stays below
@@ -86,16 +86,16 @@ def closed_form(config: Config, model: LLGAE, samples: Samples) -> ClosedForm:
     return ClosedForm(model, samples, candidates=config.candidates, **_fitted(config))
 
 
-def levels(config: Config, model: Residual, samples: Samples) -> Levels:
+def levels(config: Config, model: Residual, samples: Samples) -> ResidualClosedForm:
     """The closed-form trainer for a residual model."""
     _scores_all(config)
-    return Levels(model, samples, **_fitted(config))
+    return ResidualClosedForm(model, samples, **_fitted(config))
 
 
 def shifted(config: Config, model: Shift, samples: Samples) -> ClosedForm:
     """The closed-form trainer for a model with shifts: LLGAE's, on samples moved back."""
     _scores_all(config)
-    return ClosedForm(model.affine, samples, view=moved_back(model), **_fitted(config))
+    return ClosedForm(model.affine, samples, target=undo_shifts(model), **_fitted(config))
 
 
 def _fitted(config: Config) -> dict[str, Any]:

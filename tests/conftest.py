@@ -10,7 +10,7 @@ import pytest
 
 from llgae_cli import threads
 
-threads.set_waiting()  # before anything imports torch
+threads.set_wait_policy()  # before anything imports torch
 
 import torch  # noqa: E402
 

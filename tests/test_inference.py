@@ -124,7 +124,7 @@ def test_folded_distances_are_the_explicit_residuals(T: int, share: float, alpha
     b = infer.INFERENCES[kind](x, mu, W, beta, T, alpha)
     residual = x[:, None] - mu - torch.einsum("kde,nke->nkd", W, b)
     G = W.mT @ W
-    A, s = infer.folded(W, infer.gain(infer.MAPS[kind](G, beta, T, alpha), G))
+    A, s = infer.fold(W, infer.gain(infer.MAPS[kind](G, beta, T, alpha), G))
     expected = residual.square().sum(2)
     close(infer.distances(x, mu, A, s) + (x - mu.mean(0)).square().sum(1, keepdim=True), expected)
 
@@ -133,7 +133,7 @@ def test_signs_keep_the_distance_right_where_the_steps_diverge() -> None:
     W = problem(10)[2]
     beta = 2.4 / largest(W, 0.0)
     G = W.mT @ W
-    _, s = infer.folded(W, infer.gain(infer.collapsed_map(G, beta, 2, 0.0), G))
+    _, s = infer.fold(W, infer.gain(infer.collapse_map(G, beta, 2, 0.0), G))
     assert (s < 0).any()  # two steps beyond the limit end farther away than they began
 
 
@@ -156,7 +156,7 @@ def test_no_latent_dimensions(kind: str) -> None:
     x, mu, W = problem(12, E=0)
     assert infer.INFERENCES[kind](x, mu, W, 0.1, 5, 1.0).shape == (7, 3, 0)
     G = W.mT @ W
-    A, s = infer.folded(W, infer.gain(infer.MAPS[kind](G, 0.1, 5, 1.0), G))
+    A, s = infer.fold(W, infer.gain(infer.MAPS[kind](G, 0.1, 5, 1.0), G))
     distance = infer.distances(x, mu, A, s) + (x - mu.mean(0)).square().sum(1, keepdim=True)
     close(distance, torch.cdist(x, mu).square())
     assert infer.step_limit(W, 1.0) == math.inf
@@ -183,6 +183,6 @@ def test_an_overflow_comes_out_as_nan_and_never_as_another_component(kind: str, 
     x, mu, W = (tensor.float() for tensor in problem(14))
     W[1] = bad
     G = W.mT @ W
-    A, s = infer.folded(W, infer.gain(infer.MAPS[kind](G, 0.1, 5, 0.0), G))
+    A, s = infer.fold(W, infer.gain(infer.MAPS[kind](G, 0.1, 5, 0.0), G))
     assert infer.distances(x, mu, A, s)[:, 1].isnan().all()
     assert infer.step_limit(W, 0.0) == 0

@@ -17,9 +17,9 @@ from llgae_cli import threads
 from llgae_cli.errors import Interrupted
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
-from llgae_cli.threads import CancelledError, check_cancelled, run_side_by_side
+from llgae_cli.threads import CancelledError, check_cancelled, run_parallel
 from llgae_cli.training import ClosedForm
-from llgae_cli.training.initialisation import StartSearch
+from llgae_cli.training.initialisation import Restarts
 from llgae_cli.training.statistics import even, shards
 
 pytestmark = pytest.mark.numeric
@@ -37,7 +37,7 @@ def torch_threads() -> Iterator[Any]:
 def test_results_come_in_order_and_each_piece_has_one_openmp_thread(torch_threads: Any, count: int) -> None:
     torch_threads(count)
     found: list[tuple[int, int]] = []
-    run_side_by_side(lambda i: (i, torch.get_num_threads()), range(20), found.append)
+    run_parallel(lambda i: (i, torch.get_num_threads()), range(20), found.append)
     assert found == [(i, 1) for i in range(20)]
     assert torch.get_num_threads() == count
 
@@ -45,7 +45,7 @@ def test_results_come_in_order_and_each_piece_has_one_openmp_thread(torch_thread
 def test_pieces_do_run_at_the_same_time(torch_threads: Any) -> None:
     torch_threads(3)
     met = threading.Barrier(3)
-    run_side_by_side(lambda i: met.wait(60), range(3), lambda result: None)
+    run_parallel(lambda i: met.wait(60), range(3), lambda result: None)
 
 
 def test_what_fails_ends_the_others(torch_threads: Any) -> None:
@@ -65,7 +65,7 @@ def test_what_fails_ends_the_others(torch_threads: Any) -> None:
             raise
 
     with pytest.raises(ZeroDivisionError):
-        run_side_by_side(work, range(9), lambda result: None)
+        run_parallel(work, range(9), lambda result: None)
     assert 1 in cancelled and set(cancelled) <= {1, 2, 3}  # what was at work, or next in line; the others never began
 
 
@@ -75,10 +75,10 @@ def test_work_within_work_is_done_in_place_and_by_idle_threads(torch_threads: An
 
     def work(i: int) -> list[tuple[int, int]]:
         inner: list[tuple[int, int]] = []
-        run_side_by_side(lambda j: (j, torch.get_num_threads()), range(50), inner.append)
+        run_parallel(lambda j: (j, torch.get_num_threads()), range(50), inner.append)
         return inner
 
-    run_side_by_side(work, range(4), found.append)
+    run_parallel(work, range(4), found.append)
     assert found == [[(j, 1) for j in range(50)]] * 4
     # With one piece of work, the other thread is idle and takes some of what is within it.
     met, names = threading.Barrier(2), set()
@@ -87,7 +87,7 @@ def test_work_within_work_is_done_in_place_and_by_idle_threads(torch_threads: An
         names.add(threading.current_thread().name)
         met.wait(60)
 
-    run_side_by_side(lambda i: run_side_by_side(meet, range(2), lambda _: None), [0], lambda _: None)
+    run_parallel(lambda i: run_parallel(meet, range(2), lambda _: None), [0], lambda _: None)
     assert len(names) == 2
 
 
@@ -100,9 +100,9 @@ def test_what_fails_within_work_ends_all_of_it(torch_threads: Any) -> None:
         check_cancelled()
 
     with pytest.raises(ZeroDivisionError):
-        run_side_by_side(lambda i: run_side_by_side(fail, range(9), lambda _: None), range(3), lambda _: None)
+        run_parallel(lambda i: run_parallel(fail, range(9), lambda _: None), range(3), lambda _: None)
     done: list[int] = []
-    run_side_by_side(lambda i: i, range(5), done.append)
+    run_parallel(lambda i: i, range(5), done.append)
     assert done == list(range(5))
 
 
@@ -139,7 +139,7 @@ def test_starts_that_are_done_survive_an_interrupt(
     whole, first, second = (trainer(array) for _ in range(3))
     expected: list[str] = []
     whole.start(expected.append)
-    assert not first.keep_start()
+    assert not first.use_best_restart()
     said: list[str] = []
 
     def note(message: str) -> None:
@@ -149,12 +149,12 @@ def test_starts_that_are_done_survive_an_interrupt(
 
     with pytest.raises(Interrupted):
         first.start(note)
-    assert first.keep_start()
+    assert first.use_best_restart()
     model = first.model
     assert bool(model.mu.any()) and bool(model.W.any())
     made = []
-    attempt = StartSearch.attempt
-    monkeypatch.setattr(StartSearch, "attempt", lambda self, seed: made.append(seed) or attempt(self, seed))
+    attempt = Restarts.attempt
+    monkeypatch.setattr(Restarts, "attempt", lambda self, seed: made.append(seed) or attempt(self, seed))
     second.load_state_dict(first.state_dict())
     second.start(said.append)
     assert len(made) == 3 - done and said == expected
@@ -180,18 +180,18 @@ def test_waiting_threads_sleep_unless_a_user_chose(monkeypatch: pytest.MonkeyPat
     for name in threads.WAITING:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    threads.set_waiting()
+    threads.set_wait_policy()
     assert "OMP_WAIT_POLICY" not in os.environ
     monkeypatch.delenv("GOMP_SPINCOUNT")
-    threads.set_waiting()
+    threads.set_wait_policy()
     assert os.environ["OMP_WAIT_POLICY"] == "passive"
 
 
 def test_the_entry_point_sets_it_before_torch_is_imported() -> None:
     code = (
         "import sys, os, llgae_cli.threads as t\n"
-        "before = t.set_waiting\n"
-        "t.set_waiting = lambda: (before(), print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY']))\n"
+        "before = t.set_wait_policy\n"
+        "t.set_wait_policy = lambda: (before(), print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY']))\n"
         "sys.argv = ['llgae', '--version']\n"
         "from llgae_cli.__main__ import main\n"
         "main()"

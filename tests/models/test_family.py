@@ -217,7 +217,7 @@ def test_llgae_begins_where_the_closed_form_ended() -> None:
     ended, begun = LLGAE(K, D, E), LLGAE(K, D, E)
     x = torch.randn(20, D, generator=generator)
     ended.initialise(x, generator)
-    begun.begin_from(ended, x, generator)
+    begun.initialise_from(ended, x, generator)
     torch.testing.assert_close(begun.decode(begun.encode(x)), ended.decode(ended.encode(x)))
     begun.mu.data.zero_()
     assert bool(ended.mu.any())  # a copy, not the same tensor

@@ -92,7 +92,7 @@ def test_begun_from_an_llgae_its_component_is_kept_and_its_latents_have_unit_var
     held = LLGAE(K, D, E, inference="least-squares")
     model = GAE(parts, K, D, E, n_step=0, ascent="later", affine=held, guide=guide).double()
     model.initialise(x, torch.Generator().manual_seed(5))
-    model.begin_from(affine, x, torch.Generator().manual_seed(6))
+    model.initialise_from(affine, x, torch.Generator().manual_seed(6))
     code = model.encode(x)
     assert torch.equal(code.k, affine.encode(x).k)
     assert torch.allclose(code.b, guide(code.k, x / model.decoder.unit))

@@ -19,7 +19,7 @@ from llgae_cli.factory import build_model, build_trainer
 from llgae_cli.models import LLGAE, Code, Model, Residual
 from llgae_cli.storage import codes
 from llgae_cli.tasks import Samples
-from llgae_cli.training import ClosedForm, Gradient, Levels
+from llgae_cli.training import ClosedForm, Gradient, ResidualClosedForm
 from llgae_cli.training import closed_form as closed_form_module
 
 pytestmark = pytest.mark.numeric
@@ -63,13 +63,13 @@ def blobs(n: int = 600, D: int = 12) -> Samples:
 
 def levels(
     data: Samples, L: int, K: int = 3, E: int = 1, sweeps: int = 1, dtype: torch.dtype = DOUBLE, **options
-) -> Levels:
+) -> ResidualClosedForm:
     model = Residual([LLGAE(K, data.D, E) for _ in range(L)], sweeps).to(dtype)
-    return Levels(model, data, **{"seed": 3, "restarts": 1, "moves": 0, "tol": 1e-4, **options})
+    return ResidualClosedForm(model, data, **{"seed": 3, "restarts": 1, "moves": 0, "tol": 1e-4, **options})
 
 
-def run(trainer: Levels | ClosedForm | Gradient, epochs: int = 200) -> list[float]:
-    trainer.start()
+def run(trainer: ResidualClosedForm | ClosedForm | Gradient, epochs: int = 200) -> list[float]:
+    trainer.initialise()
     record = []
     while len(record) < epochs and not trainer.finished:
         record.append(trainer.epoch()["train_mean_l2"])
@@ -236,7 +236,7 @@ def test_a_start_adds_nothing_to_the_first_level_but_what_lowers_the_loss() -> N
     assert model.levels[2].W.any() and not model.levels[2].mu.any()
     assert model.loss(data) < single.loss(data)
     affine = a_level(7, "collapse", K=3, D=12, E=2)
-    model.begin_from(affine, data, torch.Generator().manual_seed(0))
+    model.initialise_from(affine, data, torch.Generator().manual_seed(0))
     assert torch.equal(model.levels[0].W, affine.W)
 
 
@@ -255,7 +255,7 @@ def test_the_gradient_trainer_lowers_the_loss() -> None:
 def test_the_objective_never_rises_and_is_the_models_own(L: int, K: int, E: int, sweeps: int) -> None:
     data = blobs()
     trainer = levels(data, L, K, E, sweeps, tol=2e-3)
-    trainer.start()
+    trainer.initialise()
     last, refits = math.inf, 0
     for _ in range(60):
         said = trainer.epoch()["train_mean_l2"]
@@ -299,7 +299,7 @@ def test_an_update_that_raises_the_objective_is_undone(monkeypatch: pytest.Monke
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit() -> None:
     data = blobs()
     undisturbed = levels(data, 2, dtype=torch.float32)
-    undisturbed.start()
+    undisturbed.initialise()
     states: list[tuple] = []
     records = []
     while not undisturbed.finished:

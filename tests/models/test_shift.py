@@ -17,7 +17,7 @@ from llgae_cli.factory import build_model, build_trainer
 from llgae_cli.models import LLGAE, Code, Shift
 from llgae_cli.storage import codes
 from llgae_cli.tasks import Samples
-from llgae_cli.training import ClosedForm, Gradient, moved_back
+from llgae_cli.training import ClosedForm, Gradient, undo_shifts
 from llgae_cli.training import closed_form as closed_form_module
 
 pytestmark = pytest.mark.numeric
@@ -85,11 +85,11 @@ def pictures(n: int = 500, side: int = 6) -> Samples:
 def closed_form(data: Samples, window: int, K: int = 2, E: int = 1, dtype: torch.dtype = DOUBLE, **options):
     model = Shift(LLGAE(K, data.D, E), (6, 6), window).to(dtype)
     settings = {"seed": 3, "restarts": 2, "moves": 4, "tol": 1e-4, **options}
-    return model, ClosedForm(model.affine, data, view=moved_back(model), **settings)
+    return model, ClosedForm(model.affine, data, target=undo_shifts(model), **settings)
 
 
 def run(trainer: ClosedForm | Gradient, epochs: int = 200) -> list[float]:
-    trainer.start()
+    trainer.initialise()
     record = []
     while len(record) < epochs and not trainer.finished:
         record.append(trainer.epoch()["train_mean_l2"])
@@ -231,7 +231,7 @@ def test_codes_in_a_file_decode_to_the_models_own_mean_l2(tmp_path: Path) -> Non
 def test_the_objective_never_rises_and_is_the_models_own(K: int, E: int, window: int) -> None:
     data = pictures(300)
     model, trainer = closed_form(data, window, K, E)
-    trainer.start()
+    trainer.initialise()
     x, last = data.rows(slice(None), dtype=DOUBLE), math.inf
     for _ in range(15):
         said = trainer.epoch()["train_mean_l2"]

@@ -19,8 +19,8 @@ from llgae_cli.models import LLGAE
 from llgae_cli.tasks import SUBSPACES_E, SUBSPACES_K, SUBSPACES_OPTIMUM, Samples, Task, load_task
 from llgae_cli.training import ClosedForm, Gradient
 from llgae_cli.training import closed_form as closed_form_module
-from llgae_cli.training.components import Components, orthonormal
-from llgae_cli.training.statistics import improved, survey
+from llgae_cli.training.components import Components, orthonormalise
+from llgae_cli.training.statistics import update_components, collect_statistics
 
 pytestmark = pytest.mark.numeric
 DOUBLE = torch.float64
@@ -54,7 +54,7 @@ def gradient(data: Samples, K: int, E: int, dtype: torch.dtype = torch.float32, 
 
 def run(trainer: ClosedForm | Gradient, epochs: int = 300) -> list[float]:
     """The mean L2 of each epoch, from the start to the end."""
-    trainer.start()
+    trainer.initialise()
     record = []
     while len(record) < epochs and not trainer.finished:
         record.append(trainer.epoch()["train_mean_l2"])
@@ -64,7 +64,7 @@ def run(trainer: ClosedForm | Gradient, epochs: int = 300) -> list[float]:
 def from_centres(trainer: ClosedForm, centres: np.ndarray) -> None:
     E = trainer.model.E
     U = torch.randn(*centres.shape, E, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
-    trainer.components = Components(torch.tensor(centres), orthonormal(U))
+    trainer.components = Components(torch.tensor(centres), orthonormalise(U))
 
 
 # ---- What is reached
@@ -156,11 +156,11 @@ def test_every_optimiser_lowers_the_loss(subspaces: Task, optimizer: str) -> Non
 def test_a_pass_never_raises_the_objective(K: int, E: int) -> None:
     X = torch.tensor(cloud())
     U = torch.randn(K, 12, E, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
-    components = Components(X[:K], orthonormal(U))
-    statistics = survey([X], components)
+    components = Components(X[:K], orthonormalise(U))
+    statistics = collect_statistics([X], components)
     for _ in range(25):
-        components = improved(components, statistics)
-        before, statistics = statistics.objective, survey([X], components)
+        components = update_components(components, statistics)
+        before, statistics = statistics.objective, collect_statistics([X], components)
         assert statistics.objective <= before * (1 + 1e-12) + 1e-12
 
 
@@ -168,7 +168,7 @@ def test_a_pass_never_raises_the_objective(K: int, E: int) -> None:
 def test_the_trainers_objective_never_rises_and_is_the_models_own(dtype: torch.dtype) -> None:
     data = samples(cloud())
     trainer = closed_form(data, 5, 2, dtype)
-    trainer.start()
+    trainer.initialise()
     last = math.inf
     for _ in range(30):
         said = trainer.epoch()["train_mean_l2"]
@@ -199,7 +199,7 @@ def test_empty_components_are_repaired_and_none_is_worse_for_it() -> None:
     centres = X[:6].copy()
     centres[2:] += 1e3  # four components that no sample chooses
     from_centres(trainer, centres)
-    first = survey([torch.tensor(X)], trainer.components)
+    first = collect_statistics([torch.tensor(X)], trainer.components)
     assert (first.count == 0).sum() == 4
     last, record = first.objective / 6, {}
     for _ in range(20):
@@ -252,8 +252,8 @@ def test_a_diverged_training_says_where() -> None:
 @pytest.mark.parametrize("size", [1, 7, 100, 399, 400, 1000])
 def test_chunks_of_any_size_agree(size: int) -> None:
     X = torch.tensor(cloud())
-    components = Components(X[:4], orthonormal(torch.tensor(cloud(48, 2, 5)).reshape(4, 12, 2)))
-    whole, parts = survey([X], components), survey(X.split(size), components)
+    components = Components(X[:4], orthonormalise(torch.tensor(cloud(48, 2, 5)).reshape(4, 12, 2)))
+    whole, parts = collect_statistics([X], components), collect_statistics(X.split(size), components)
     for one, other in zip(whole.tensors(), parts.tensors(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
@@ -324,7 +324,7 @@ def test_a_resumed_repair_draws_the_same_rows() -> None:
 def test_the_source_of_the_order_is_the_seed_and_each_epoch_has_its_own() -> None:
     data = samples(np.arange(12.0, dtype=np.float32).reshape(6, 2))
     trainer = gradient(data, 1, 0, batch_size=1)
-    trainer.start()
+    trainer.initialise()
     seen: list[list[int]] = []
     whole = data.rows(slice(None))
 

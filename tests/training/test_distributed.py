@@ -38,7 +38,7 @@ for trainer in ("closed-form", "gradient"):
     outcome = experiment.train(config, Progressing())
     sys.stdout.write(f"{trainer} {outcome.checkpoint} {outcome.mean_l2}\\n")  # at once: lines must not mix
     sys.stdout.flush()
-    assert distributed.world() > 1
+    assert distributed.world_size() > 1
 distributed.leave()
 """
 

@@ -13,9 +13,9 @@ from llgae_cli.inference import choose_exactly
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples, load_task
 from llgae_cli.training import ClosedForm
-from llgae_cli.training.components import Components, Coordinates, orthonormal
+from llgae_cli.training.components import Components, Coordinates, orthonormalise
 from llgae_cli.training.scoring import Scorer
-from llgae_cli.training.statistics import improved, survey
+from llgae_cli.training.statistics import update_components, collect_statistics
 
 pytestmark = pytest.mark.numeric
 DOUBLE = torch.float64
@@ -106,21 +106,21 @@ def test_far_groups_get_the_component_that_float64_gives(ratio: float) -> None:
 @pytest.mark.parametrize("R", [1e3, 1e4, 1e5])
 def test_a_pass_far_from_the_origin_collects_what_float64_does(R: float) -> None:
     x = groups(R, 800)
-    U = orthonormal(torch.randn(8, 20, 3, generator=torch.Generator().manual_seed(0), dtype=DOUBLE))
+    U = orthonormalise(torch.randn(8, 20, 3, generator=torch.Generator().manual_seed(0), dtype=DOUBLE))
     single = Components(x[:8].clone(), U.float())
     exact = Components(single.mu.double(), U)  # U in float32 is orthonormal to 1e-7 only, which 1e5 squared would show
-    ours = survey(x.split(300), single, Coordinates.identity(x))
-    theirs = survey(x.double().split(300), exact, Coordinates.identity(x.double()))
+    ours = collect_statistics(x.split(300), single, Coordinates.identity(x))
+    theirs = collect_statistics(x.double().split(300), exact, Coordinates.identity(x.double()))
     assert torch.equal(ours.count.double(), theirs.count)
     for one, other in zip(ours.tensors(), theirs.tensors(), strict=True):
         scale = float(other.abs().max())
         torch.testing.assert_close(one.double(), other, rtol=0, atol=2e-3 * scale)
-    after, expected = improved(single, ours), improved(exact, theirs)
+    after, expected = update_components(single, ours), update_components(exact, theirs)
     torch.testing.assert_close(after.mu.double(), expected.mu, rtol=0, atol=1e-6 * R + 1e-3)
 
 
 def test_components_are_chosen_by_their_residuals_and_ties_go_to_the_first() -> None:
-    mu, W = torch.zeros(3, 4), orthonormal(torch.randn(3, 4, 1, generator=torch.Generator().manual_seed(0)))
+    mu, W = torch.zeros(3, 4), orthonormalise(torch.randn(3, 4, 1, generator=torch.Generator().manual_seed(0)))
     W[2] = W[1]
     x = 5 * W[1, :, 0] + 1e6 * torch.eye(4)[:1]
     k, distance = choose_exactly(x, mu + 1e6 * torch.eye(4)[0], W, torch.tensor([[True, True, True]]))
@@ -134,7 +134,7 @@ def test_scores_of_near_data_are_left_alone() -> None:
     train = load_task("subspaces", Path("unused")).train
     x = train.rows(slice(100, 2100))
     generator = torch.Generator().manual_seed(0)
-    components = Components(train.rows(slice(0, 6)), orthonormal(torch.randn(6, train.D, 3, generator=generator)))
+    components = Components(train.rows(slice(0, 6)), orthonormalise(torch.randn(6, train.D, 3, generator=generator)))
     distance, _, _ = Scorer(components).nearest(x)
     squared = x.square().sum(1)
     assert bool((distance + squared > squared / 256).all())

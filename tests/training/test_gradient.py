@@ -38,7 +38,7 @@ def as_in_a_file(value: Any) -> Any:
 
 def a_trainer(model: Model, **options: object) -> Gradient:
     trainer = Gradient(model, SAMPLES, **{**DEFAULT, **options})  # type: ignore[arg-type]
-    trainer.start()
+    trainer.initialise()
     return trainer
 
 

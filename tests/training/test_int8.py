@@ -8,10 +8,10 @@ from torch import Tensor
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm, int8
-from llgae_cli.training.components import Components, orthonormal
+from llgae_cli.training.components import Components, orthonormalise
 from llgae_cli.training.int8 import ByteScorer
 from llgae_cli.training.scoring import Scorer
-from llgae_cli.training.statistics import survey
+from llgae_cli.training.statistics import collect_statistics
 
 pytestmark = pytest.mark.numeric
 
@@ -46,7 +46,7 @@ def components(K: int, D: int, E: int, level: float = 0.0) -> Components:
     """Not orthogonal to the all-ones vector: a scorer of bytes may not count on that."""
     generator = torch.Generator().manual_seed(K)
     mu = 40 * torch.randn(K, D, generator=generator) + level
-    return Components(mu, orthonormal(torch.randn(K, D, E, generator=generator) + 0.1))
+    return Components(mu, orthonormalise(torch.randn(K, D, E, generator=generator) + 0.1))
 
 
 @pytest.mark.parametrize(("K", "D", "E"), [(1, 9, 0), (1, 30, 4), (5, 784, 20), (30, 100, 25), (3, 3072, 7), (7, 2, 1)])
@@ -68,8 +68,8 @@ def test_distances_and_projections_are_as_good_as_float32s(K: int, D: int, E: in
 
 def test_a_pass_over_bytes_collects_what_a_pass_over_floats_does() -> None:
     v, some = images(900, 200), components(6, 200, 5)
-    ours = survey(v.split(256), some, score=ByteScorer(some))
-    theirs = survey(centred(v).split(256), some)
+    ours = collect_statistics(v.split(256), some, score=ByteScorer(some))
+    theirs = collect_statistics(centred(v).split(256), some)
     assert torch.equal(ours.count, theirs.count)
     for one, other in zip(ours.tensors(), theirs.tensors(), strict=True):
         if one.numel():
@@ -85,10 +85,10 @@ def runs(monkeypatch: pytest.MonkeyPatch, samples: Samples, pays: bool) -> tuple
             made.append(ByteScorer)
             super().__init__(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(int8, "pays", lambda device: pays)
+    monkeypatch.setattr(int8, "is_faster", lambda device: pays)
     monkeypatch.setattr("llgae_cli.training.closed_form.ByteScorer", Byte)
     trainer = ClosedForm(LLGAE(4, samples.D, 3), samples, seed=1, restarts=1, moves=0, tol=0.0)
-    trainer.start()
+    trainer.initialise()
     return [trainer.epoch()["train_mean_l2"] for _ in range(5)], made
 
 
@@ -134,13 +134,13 @@ def test_bytes_pay_on_a_cpu_that_multiplies_them_and_nowhere_else(monkeypatch: p
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: flag, raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(int8, "products_are_exact", lambda: True)
-    assert int8.pays(torch.device("cpu")) is flag
-    assert not int8.pays(torch.device("meta"))
+    assert int8.is_faster(torch.device("cpu")) is flag
+    assert not int8.is_faster(torch.device("meta"))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not int8.pays(torch.device("cpu"))
+    assert not int8.is_faster(torch.device("cpu"))
     monkeypatch.delattr(torch.cpu, "_is_vnni_supported")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert not int8.pays(torch.device("cpu"))
+    assert not int8.is_faster(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("right", [False, True])
@@ -152,4 +152,4 @@ def test_bytes_are_used_only_where_their_products_are_exact(monkeypatch: pytest.
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(int8, "products_are_exact", int8.products_are_exact.__wrapped__)
-    assert int8.pays(torch.device("cpu")) is right
+    assert int8.is_faster(torch.device("cpu")) is right

@@ -10,10 +10,10 @@ from torch import Tensor
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm
-from llgae_cli.training.components import Components, Coordinates, orthonormal
+from llgae_cli.training.components import Components, Coordinates, orthonormalise
 from llgae_cli.training.scoring import Scorer, Workspace
-from llgae_cli.training.shortlists import ShortLists
-from llgae_cli.training.statistics import Statistics, improved, survey
+from llgae_cli.training.shortlists import Shortlists
+from llgae_cli.training.statistics import Statistics, update_components, collect_statistics
 
 pytestmark = pytest.mark.numeric
 K, D, E, N = 24, 40, 2, 3000
@@ -33,17 +33,17 @@ X = cells()
 
 def random_components(seed: int = 0) -> Components:
     generator = torch.Generator().manual_seed(seed)
-    U = orthonormal(torch.randn(K, D, E, generator=generator))
+    U = orthonormalise(torch.randn(K, D, E, generator=generator))
     return Components(X[torch.randperm(N, generator=generator)[:K]].clone(), U)
 
 
-def lists_of(x: Tensor, neighbours: int) -> ShortLists:
-    return ShortLists(lambda index: x[index], 0, len(x), len(x), neighbours)
+def lists_of(x: Tensor, neighbours: int) -> Shortlists:
+    return Shortlists(lambda index: x[index], 0, len(x), len(x), neighbours)
 
 
-def full(components: Components, lists: ShortLists | None = None) -> Statistics:
+def full(components: Components, lists: Shortlists | None = None) -> Statistics:
     found: list[Tensor] = []
-    statistics = survey(X.split(500), components, found=found)
+    statistics = collect_statistics(X.split(500), components, found=found)
     if lists is not None:
         lists.k = torch.cat(found)
     return statistics
@@ -59,8 +59,8 @@ def test_lists_of_all_components_find_what_a_full_pass_finds() -> None:
     full(before, lists)
     assert lists.k is not None
     close(
-        lists.survey(after, Coordinates.identity(X), Workspace(), scatter=True),
-        survey(X.split(500), after, Coordinates.identity(X)),
+        lists.collect_statistics(after, Coordinates.identity(X), Workspace(), scatter=True),
+        collect_statistics(X.split(500), after, Coordinates.identity(X)),
     )
     assert torch.equal(lists.k, Scorer(after).nearest(X)[1])
 
@@ -69,18 +69,18 @@ def test_a_sample_is_never_worse_off_than_with_the_component_it_has() -> None:
     lists, components = lists_of(X, 1), random_components()
     objective = full(components, lists).objective
     for _ in range(6):
-        components = improved(components, lists.survey(components, Coordinates.identity(X), Workspace()))
-        now = lists.survey(components, Coordinates.identity(X), Workspace()).objective
+        components = update_components(components, lists.collect_statistics(components, Coordinates.identity(X), Workspace()))
+        now = lists.collect_statistics(components, Coordinates.identity(X), Workspace()).objective
         assert now <= objective * (1 + 1e-6)
         objective = now
 
 
 def test_after_some_passes_short_lists_lose_next_to_nothing() -> None:
     lists, components = lists_of(X, 4), random_components()
-    components = improved(components, full(components, lists))
+    components = update_components(components, full(components, lists))
     for _ in range(12):
-        listed = lists.survey(components, Coordinates.identity(X), Workspace())
-        last, components = components, improved(components, listed)
+        listed = lists.collect_statistics(components, Coordinates.identity(X), Workspace())
+        last, components = components, update_components(components, listed)
     assert listed.objective == pytest.approx(full(last).objective, rel=1e-3)
     assert listed.objective < 0.9 * full(random_components()).objective
 
@@ -95,7 +95,7 @@ def trainer(**options: Any) -> ClosedForm:
 def test_a_run_taken_up_equals_one_that_was_not_stopped(shrinkage: float, epochs: int) -> None:
     whole, first, second = (trainer(shrinkage=shrinkage) for _ in range(3))
     for one in (whole, first):
-        one.start()
+        one.initialise()
     for _ in range(epochs):
         assert whole.epoch() == first.epoch()
     second.model.load_state_dict(first.model.state_dict())
@@ -108,9 +108,9 @@ def test_a_run_taken_up_equals_one_that_was_not_stopped(shrinkage: float, epochs
 def test_a_pass_that_is_undone_leaves_the_lists_as_they_were() -> None:
     """A run that ends with one, taken up, repeats the pass before it: the one whose result it holds."""
     one, other = trainer(), trainer()
-    one.start()
+    one.initialise()
     one.components = random_components()  # so bad that the next pass is sure to gain
-    one.statistics = one.survey(one.components)
+    one.statistics = one.collect_statistics(one.components)
     one.epoch()
     before = copy.deepcopy(one.state_dict())
     assert not one.finished
@@ -122,7 +122,7 @@ def test_a_pass_that_is_undone_leaves_the_lists_as_they_were() -> None:
     other.model.load_state_dict(one.model.state_dict())
     other.load_state_dict(copy.deepcopy(after))
     assert one.statistics is not None
-    assert other.survey(other.components).objective == one.statistics.objective
+    assert other.collect_statistics(other.components).objective == one.statistics.objective
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_pass_that_is_undone_leaves_the_lists_as_they_were() -> None:
 )
 def test_what_a_checkpoint_says_of_the_lists_is_looked_at(before: object, said: str) -> None:
     one = trainer()
-    one.start()
+    one.initialise()
     one.epoch()
     with pytest.raises(ValueError, match=said):
         trainer().load_state_dict({**one.state_dict(), "before": before})
@@ -145,5 +145,5 @@ def test_what_a_checkpoint_says_of_the_lists_is_looked_at(before: object, said: 
 
 @pytest.mark.parametrize(("candidates", "neighbours"), [("off", None), (K - 1, None), (5, 5), ("auto", None)])
 def test_when_lists_are_used(candidates: object, neighbours: int | None) -> None:
-    lists = trainer(candidates=candidates).short_lists
+    lists = trainer(candidates=candidates).shortlists
     assert (lists and lists.neighbours) == neighbours
