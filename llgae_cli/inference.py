@@ -138,8 +138,8 @@ def within_rounding(distances: Tensor, squared: Tensor) -> Tensor:
 def choose_exactly(x: Tensor, mu: Tensor, W: Tensor, allowed: Tensor, P: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the nearest k (n,) among the components `allowed` (n, K) for x (n, D), and the squared distance (n,).
 
-    Distances come from the residuals x - mu_k - W_k P_k W_k^T (x - mu_k) in float64. P is the identity where it is None,
-    for orthonormal W. Of equally near components the first is chosen.
+    Distances come from the residuals x - mu_k - W_k P_k W_k^T (x - mu_k) in float64. P None is the identity, for
+    orthonormal W. Of equally near components the first is chosen.
     """
     wide = torch.float32 if x.device.type == "mps" else torch.float64  # Apple's GPU has no float64
     lowest, k = x.new_full((len(x),), torch.inf, dtype=wide), torch.zeros(len(x), dtype=torch.int64, device=x.device)

@@ -57,8 +57,8 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     `LLGAE(n_clusters=1, n_components=E)` is `PCA(n_components=E)`, and `LLGAE(n_clusters=K, n_components=0)` is
     `KMeans(n_clusters=K)`. Note that `n_components` is thus E, while in the rest of this package k is the component.
 
-    Samples are used unchanged: unlike the command line, the estimator does not subtract each sample's own mean. Training
-    is on the CPU, in the type of X where that is float32 or float64, else in float64. X may be memory-mapped.
+    Samples are used unchanged: unlike the command line, the estimator does not subtract each sample's own mean.
+    Training is on the CPU, in the type of X where that is float32 or float64, else in float64. X may be memory-mapped.
 
     Passes use as many threads as torch (`torch.set_num_threads`), but at most the number of cores for this process.
     Where other processes share the cores, set OMP_WAIT_POLICY=passive before anything imports torch, or import this
@@ -69,12 +69,12 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         n_components: E, dimensions of each; 0 to the number of features.
         max_iter: maximum number of passes over the samples after the initialisation.
         tol: stop after a pass that lowers the objective by no more than this share of it.
-        n_init: number of restarts, of which the best is used; "auto" is 4, and 1 beyond 16 clusters. Restarts use 12,000
-            of the samples, or 100 for each cluster where that is more.
+        n_init: number of restarts, of which the best is used; "auto" is 4, and 1 beyond 16 clusters. Restarts use
+            12,000 of the samples, or 100 for each cluster where that is more.
         moves: maximum number of split-merge moves of a restart, each of which removes one subspace and splits another;
             "auto" is 60, and 0 beyond 64 clusters. A restart stops after 12 moves without success in a row.
-        candidates: number of neighbours of a sample's subspace that are scored for it in a pass, besides that one; "off"
-            scores all, "auto" is 23 from 100 clusters on. Saves time at hundreds of clusters, and is approximate.
+        candidates: number of neighbours of a sample's subspace that are scored for it in a pass, besides that one;
+            "off" scores all, "auto" is 23 from 100 clusters on. Saves time at hundreds of clusters, and is approximate.
         shrinkage: strength of a prior that shrinks the scatter of each subspace toward its neighbours', in samples;
             "auto" chooses it on held-out samples (10 are needed). Useful where clusters have few samples each.
         random_state: an int, a RandomState or None, as in all of scikit-learn. torch's global generator is not used.
@@ -282,5 +282,5 @@ def _samples(X: NDArray[Any]) -> Samples:
 
 
 def _empty_model(K: int, D: int, E: int, dtype: Any) -> models.LLGAE:
-    """Return a model without parameters in the gauge W = U: with beta = 1 one ascent step is exact (`inference.gauge`)."""
+    """Return a model of zeros in the gauge W = U: with beta = 1, one ascent step is exact (`inference.gauge`)."""
     return models.LLGAE(K, D, E, beta=1.0, n_step=1).to(torch.from_numpy(np.empty(0, dtype)).dtype)

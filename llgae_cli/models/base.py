@@ -65,7 +65,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def initialise_from(self, affine: Any, rows: Tensor, generator: torch.Generator) -> None:
-        """Set mu and W to those of `affine`, a trained LLGAE, after `initialise`; `rows` (m, D) are training samples."""
+        """Copy mu and W from `affine`, a trained LLGAE, after `initialise`; `rows` (m, D) are training samples."""
         raise NotImplementedError
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ class Model(nn.Module):
         return [{"params": list(self.parameters())}]
 
     def step_limit(self) -> float:
-        """Return the largest stable step size of the ascent on b; infinity where it is unknown or there is no ascent."""
+        """Return the largest stable step size of the ascent on b; infinity where unknown and without ascent."""
         return math.inf
 
     def step_size_problem(self) -> str | None:
@@ -81,7 +81,7 @@ class Model(nn.Module):
         return None
 
     def jacobian(self, at: Code) -> Tensor:
-        """Return the derivative of x_hat by b at the codes `at` of m rows, shape (m, D, E): W_k for an affine decoder."""
+        """Return the derivative of x_hat by b at the codes `at` of m rows, (m, D, E): W_k for an affine decoder."""
         m = len(at.k)
         row = torch.arange(m, device=self.device).repeat_interleave(self.E)
         k, b, s = at.k.to(self.device)[row], at.b.to(next(self.parameters()))[row], at.s

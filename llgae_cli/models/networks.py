@@ -15,7 +15,7 @@ class Network(nn.Module):
     """Base of the networks: their sizes, and random weights from a generator."""
 
     def __init__(self, K: int, E: int, shape: tuple[int, ...], width: int, channels: int):
-        """Build for K components, E latents, samples of a shape, dense layers of `width`, convolutions of `channels`."""
+        """Build for K components, E latents, samples of a shape, dense layers of a width, convolutions of channels."""
         super().__init__()
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ class Residual(Model):
 
     @torch.no_grad()
     def initialise(self, rows: Tensor, generator: torch.Generator) -> None:
-        """Draw random parameters for each level, but set mu^l = 0 from the second level on: their parts should be small."""
+        """Draw random parameters, but set mu^l = 0 from the second level on, so that its part is small."""
         for level in self.levels:
             level.initialise(rows, generator)
         for level in self.levels[1:]:
@@ -85,7 +85,7 @@ class Residual(Model):
         return x
 
     def loss(self, x: Tensor) -> Tensor:
-        """Return the mean L2 of x (n, D); differentiable through every b of every round, not through the choices of k."""
+        """Return the mean L2 of x (n, D); differentiable through all b of all rounds, not through the choices of k."""
         *before, last = self.order()
         residual, parts, _ = self.encode_levels(x, before)
         return self.levels[last].loss(residual + parts[last])

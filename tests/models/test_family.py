@@ -10,11 +10,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from llgae_cli.evaluation import evaluate_checkpoints
 from llgae_cli import figures
 from llgae_cli.cli.app import app
 from llgae_cli.config import validated
 from llgae_cli.errors import InputError
+from llgae_cli.evaluation import evaluate_checkpoints
 from llgae_cli.factory import MODELS
 from llgae_cli.figures.tradeoffs import apart, tradeoffs
 from llgae_cli.models import LLGAE

@@ -1,4 +1,4 @@
-"""GAE: with an affine decoder it is LLGAE; with a network it climbs the likelihood of that network."""
+"""GAE: with an affine decoder it is LLGAE; with a network it ascends the likelihood of that network."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_with_an_affine_decoder_it_is_llgae_in_values_and_gradients(alpha: float
 
 
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
-def test_the_ascent_climbs_the_likelihood_and_the_best_component_wins(kind: str) -> None:
+def test_the_ascent_raises_the_likelihood_and_the_best_component_is_chosen(kind: str) -> None:
     model, x = a_network(kind, beta=0.02, n_step=1), samples()
     squared = []
     for steps in (1, 4, 16):
@@ -60,7 +60,7 @@ def test_the_ascent_climbs_the_likelihood_and_the_best_component_wins(kind: str)
         code = model.encode(x)
         squared.append((x - model.decode(code)).square().sum().item())
         each = [
-            (x - model.decode(Code(k, model._climbed(x, k, torch.zeros(N, E).double())))).square().sum(1)
+            (x - model.decode(Code(k, model.ascend(x, k, torch.zeros(N, E).double())))).square().sum(1)
             for k in (torch.full((N,), j) for j in range(K))
         ]
         assert torch.equal(torch.stack(each, 1).argmin(1), code.k)
@@ -85,7 +85,7 @@ def test_the_gradient_is_that_of_the_loss_through_the_steps_or_at_their_end(asce
     assert float((weight.grad * way).sum()) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
 
 
-def test_begun_from_an_llgae_its_component_is_kept_and_its_latents_have_unit_variance() -> None:
+def test_initialised_from_an_llgae_it_keeps_the_component_and_latents_have_unit_variance() -> None:
     affine, x = an_llgae(inference="least-squares"), samples().repeat(20, 1)
     parts = Decoder(LLGAE(K, D, E), DECODERS["conv"](K, E, SHAPE, 16, 4))
     guide = ENCODERS["conv"](K, E, SHAPE, 16, 4)
@@ -130,14 +130,14 @@ def test_a_convolution_over_plain_vectors_is_refused() -> None:
             kinds["conv"](K, E, (10,), 8, 4)
 
 
-def test_an_autoencoder_rebuilds_and_the_denoising_one_rebuilds_the_clean_sample() -> None:
+def test_the_losses_of_the_ordinary_and_the_denoising_autoencoder_are_their_definitions() -> None:
     x = samples()
     model = Autoencoder(ENCODERS["mlp"](1, E, SHAPE, 32, 4), DECODERS["mlp"](1, E, SHAPE, 32, 4), D, E).double()
     model.initialise(x, torch.Generator().manual_seed(7))
     code = model.encode(x)
     assert code.k.eq(0).all() and code.b.shape == (N, E)
     assert torch.allclose(model.loss(x), (x - model.decode(code)).square().mean())
-    assert torch.allclose(model.loss(x, x + 1), (x - model.decode(model.encode(x + 1))).square().mean())
+    assert torch.allclose(model.denoising_loss(x, x + 1), (x - model.decode(model.encode(x + 1))).square().mean())
 
 
 def test_the_jacobian_is_the_slope_of_the_decoder() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError
 from llgae_cli.evaluation import metrics
+from llgae_cli.evaluation.encoding import write_codes
 from llgae_cli.factory import build_model, build_trainer
 from llgae_cli.models import LLGAE, Code, Shift
 from llgae_cli.storage import codes
@@ -26,30 +28,38 @@ INFERENCES = ["loop", "collapse", "least-squares"]
 GREY, COLOUR = (5, 4), (4, 3, 3)
 
 
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
+@pytest.fixture(scope="session")
+def an_llgae(normal: Callable[..., Tensor]) -> Callable[..., LLGAE]:
+    def make(D: int, inference: str = "least-squares", K: int = 3, E: int = 2, share: float = 0.7) -> LLGAE:
+        W = normal(1, K, D, E)
+        beta = share / (float(torch.linalg.matrix_norm(W, 2).max()) ** 2 if E else 1.0)
+        model = LLGAE(K, D, E, beta=beta, n_step=3, inference=inference).double()
+        with torch.no_grad():
+            model.mu.copy_(3 * normal(2, K, D))
+            model.W.copy_(W)
+        return model
+
+    return make
 
 
-def an_llgae(D: int, inference: str = "least-squares", K: int = 3, E: int = 2, share: float = 0.7) -> LLGAE:
-    W = normal(1, K, D, E)
-    beta = share / (float(torch.linalg.matrix_norm(W, 2).max()) ** 2 if E else 1.0)
-    model = LLGAE(K, D, E, beta=beta, n_step=3, inference=inference).double()
-    with torch.no_grad():
-        model.mu.copy_(3 * normal(2, K, D))
-        model.W.copy_(W)
-    return model
+@pytest.fixture(scope="session")
+def a_model(an_llgae: Callable[..., LLGAE]) -> Callable[..., Shift]:
+    def make(shape: tuple[int, ...] = GREY, window: int = 1, inference: str = "least-squares", **sizes: int) -> Shift:
+        return Shift(an_llgae(math.prod(shape), inference, **sizes), shape, window).double()
+
+    return make
 
 
-def a_model(shape: tuple[int, ...] = GREY, window: int = 1, inference: str = "least-squares", **sizes: int) -> Shift:
-    return Shift(an_llgae(math.prod(shape), inference, **sizes), shape, window).double()
+@pytest.fixture(scope="session")
+def seen_by(normal: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def make(model: Shift, n: int = 30) -> Tensor:
+        """Samples of the model itself, with noise."""
+        symbols = 2 * model.window + 1
+        draw = torch.Generator().manual_seed(5)
+        k, s = torch.randint(model.K, (n,), generator=draw), torch.randint(symbols, (n, 2), generator=draw)
+        return (model.decode(Code(k, normal(6, n, model.E), s)) + 0.5 * normal(7, n, model.D)).detach()
 
-
-def seen_by(model: Shift, n: int = 30) -> Tensor:
-    """Samples of the model itself, with noise."""
-    symbols = 2 * model.window + 1
-    draw = torch.Generator().manual_seed(5)
-    k, s = torch.randint(model.K, (n,), generator=draw), torch.randint(symbols, (n, 2), generator=draw)
-    return (model.decode(Code(k, normal(6, n, model.E), s)) + 0.5 * normal(7, n, model.D)).detach()
+    return make
 
 
 def every(model: Shift, x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -100,7 +110,9 @@ def run(trainer: ClosedForm | Gradient, epochs: int = 200) -> list[float]:
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_without_a_window_it_is_llgae(inference: str) -> None:
+def test_without_a_window_it_is_llgae(
+    an_llgae: Callable[..., LLGAE], a_model: Callable[..., Shift], seen_by: Callable[..., Tensor], inference: str
+) -> None:
     model, single = a_model(window=0, inference=inference), an_llgae(20, inference)
     x = seen_by(model)
     code, expected = model.encode(x), single.encode(x)
@@ -130,7 +142,14 @@ def test_without_a_window_it_is_trained_as_llgae(trainer: str) -> None:
 
 @pytest.mark.parametrize("shape, window", [(GREY, 1), (COLOUR, 1), ((6, 7), 2)])
 @pytest.mark.parametrize("E", [0, 2])
-def test_the_code_is_the_best_of_all_components_and_shifts(shape: tuple[int, ...], window: int, E: int) -> None:
+def test_the_code_is_the_best_of_all_components_and_shifts(
+    normal: Callable[..., Tensor],
+    a_model: Callable[..., Shift],
+    seen_by: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    window: int,
+    E: int,
+) -> None:
     model = a_model(shape, window, E=E)
     x = torch.cat([seen_by(model), 3 * normal(8, 10, model.D)])
     code, found = model.encode(x), every(model, x, shape)
@@ -142,7 +161,9 @@ def test_the_code_is_the_best_of_all_components_and_shifts(shape: tuple[int, ...
 
 
 @pytest.mark.parametrize("shape", [GREY, COLOUR])
-def test_a_decoded_image_is_the_rolled_one(shape: tuple[int, ...]) -> None:
+def test_a_decoded_image_is_the_rolled_one(
+    normal: Callable[..., Tensor], a_model: Callable[..., Shift], shape: tuple[int, ...]
+) -> None:
     model, b = a_model(shape), normal(4, 9, 2)
     k, s = torch.arange(9) % 3, torch.cartesian_prod(torch.arange(3), torch.arange(3))
     plain = model.affine.decode(Code(k, b)).detach()
@@ -152,7 +173,9 @@ def test_a_decoded_image_is_the_rolled_one(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_encode_decode_loss_and_jacobian_are_one_model(inference: str) -> None:
+def test_encode_decode_loss_and_jacobian_are_one_model(
+    a_model: Callable[..., Shift], seen_by: Callable[..., Tensor], inference: str
+) -> None:
     model = a_model(inference=inference)
     x = seen_by(model)
     code = model.encode(x)
@@ -162,7 +185,9 @@ def test_encode_decode_loss_and_jacobian_are_one_model(inference: str) -> None:
     torch.testing.assert_close(model.decode(code), offset + drawn, rtol=1e-10, atol=1e-10)
 
 
-def test_the_loop_and_its_collapse_give_the_same_code_even_where_steps_diverge() -> None:
+def test_the_loop_and_its_collapse_give_the_same_code_even_where_steps_diverge(
+    an_llgae: Callable[..., LLGAE], seen_by: Callable[..., Tensor]
+) -> None:
     for share in (0.7, 2.3):
         loop, collapse = (Shift(an_llgae(20, how, share=share), GREY, 1) for how in ("loop", "collapse"))
         x = seen_by(loop)
@@ -171,7 +196,9 @@ def test_the_loop_and_its_collapse_give_the_same_code_even_where_steps_diverge()
         torch.testing.assert_close(one.b, other.b, rtol=1e-9, atol=1e-9)
 
 
-def test_a_sample_moved_within_the_window_costs_no_more() -> None:
+def test_a_sample_moved_within_the_window_costs_no_more(
+    a_model: Callable[..., Shift], seen_by: Callable[..., Tensor]
+) -> None:
     model, wide = a_model((6, 7), 0), a_model((6, 7), 2)
     x = seen_by(model)
     moved = torch.stack([image.roll((1, -2), (0, 1)) for image in x.view(-1, 6, 7)]).flatten(1)
@@ -179,7 +206,7 @@ def test_a_sample_moved_within_the_window_costs_no_more() -> None:
     assert (squared(wide, x) <= squared(model, x) + 1e-9).all()
 
 
-def test_a_tie_goes_to_the_smallest_shift() -> None:
+def test_a_tie_goes_to_the_smallest_shift(a_model: Callable[..., Shift]) -> None:
     model = a_model()
     with torch.no_grad():
         model.affine.mu.fill_(2.0)
@@ -188,7 +215,9 @@ def test_a_tie_goes_to_the_smallest_shift() -> None:
     assert code.s is not None and (code.s == 1).all() and not code.k.any()
 
 
-def test_an_offset_common_to_all_pixels_costs_no_digits() -> None:
+def test_an_offset_common_to_all_pixels_costs_no_digits(
+    a_model: Callable[..., Shift], seen_by: Callable[..., Tensor]
+) -> None:
     model = a_model().float()
     x = seen_by(a_model()).float()
     expected = model.encode(x)
@@ -198,7 +227,9 @@ def test_an_offset_common_to_all_pixels_costs_no_digits() -> None:
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_the_gradient_is_the_derivative(inference: str) -> None:
+def test_the_gradient_is_the_derivative(
+    a_model: Callable[..., Shift], seen_by: Callable[..., Tensor], inference: str
+) -> None:
     model = a_model((3, 3), inference=inference, K=2)
     x = seen_by(model, 6)
 
@@ -209,7 +240,7 @@ def test_the_gradient_is_the_derivative(inference: str) -> None:
     assert torch.autograd.gradcheck(loss, [p.detach().clone().requires_grad_() for p in model.parameters()])
 
 
-def test_no_samples_give_no_codes() -> None:
+def test_no_samples_give_no_codes(a_model: Callable[..., Shift]) -> None:
     code = a_model().encode(torch.empty(0, 20, dtype=DOUBLE))
     assert code.k.shape == (0,) and code.b.shape == (0, 2) and code.s is not None and code.s.shape == (0, 2)
 
@@ -240,7 +271,7 @@ def test_the_objective_never_rises_and_is_the_models_own(K: int, E: int, window:
         last = said
 
 
-def test_pictures_that_moved_are_put_back() -> None:
+def test_training_with_shifts_explains_shifted_pictures() -> None:
     data, found = pictures(), []
     for window in (0, 1):
         trainers = [closed_form(data, window, tol=1e-5, restarts=4, moves=10, seed=seed)[1] for seed in (3, 4, 5)]

@@ -26,7 +26,7 @@ from llgae_cli.training.components import Components, Coordinates, orthonormalis
 from llgae_cli.training.scoring import Workspace
 from llgae_cli.training.shortlists import Shortlists
 from llgae_cli.training.shrinkage import update_with_shrinkage
-from llgae_cli.training.statistics import update_components, collect_statistics
+from llgae_cli.training.statistics import collect_statistics, update_components
 
 pytestmark = pytest.mark.numeric
 TRAINERS = ("closed-form", "gradient")
@@ -175,7 +175,7 @@ def test_inference_in_both_precisions(kind: str, alpha: float, scale: float) -> 
     for x_, mu_, W_ in ((x, mu, W), (X, MU, V)):
         G = W_.mT @ W_
         A, s = infer.fold(W_, infer.gain(infer.MAPS[kind](G, 0.01, 5, alpha), G))
-        found.append(infer.distances(x_, mu_, A, s))
+        found.append(infer.relative_distances(x_, mu_, A, s))
     near(*found, 1e-5)
     assert infer.step_limit(W, alpha) == pytest.approx(infer.step_limit(V, alpha), rel=1e-5)
 
@@ -222,9 +222,9 @@ def test_shrinkage_in_both_precisions() -> None:
 def test_candidates_in_both_precisions() -> None:
     found = []
     for x in clusters():
-        lists, picked = Shortlists(lambda index, x=x: x[index], 0, len(x), len(x), 2), []
-        collect_statistics([x], fitted(x), found=picked)
-        lists.k = picked[0]
+        lists = Shortlists(lambda index, x=x: x[index], 0, len(x), len(x), 2)
+        lists.k = torch.empty(len(x), dtype=torch.int64)
+        collect_statistics([x], fitted(x), assignments=lists.k)
         found.append(lists.collect_statistics(fitted(x), Coordinates.identity(x), Workspace()).tensors()[:-1])
     for single, exact in zip(*found, strict=True):
         near(single, exact, 2e-5)

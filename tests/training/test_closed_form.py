@@ -1,4 +1,4 @@
-"""The two trainers: what they must reach, what must never rise, and that any way of running one gives one result."""
+"""The two trainers: what they reach, what never rises, and that every way to run one gives the same result."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ from llgae_cli.tasks import SUBSPACES_E, SUBSPACES_K, SUBSPACES_OPTIMUM, Samples
 from llgae_cli.training import ClosedForm, Gradient
 from llgae_cli.training import closed_form as closed_form_module
 from llgae_cli.training.components import Components, orthonormalise
-from llgae_cli.training.statistics import update_components, collect_statistics
+from llgae_cli.training.statistics import collect_statistics, update_components
 
 pytestmark = pytest.mark.numeric
 DOUBLE = torch.float64
@@ -53,7 +53,7 @@ def gradient(data: Samples, K: int, E: int, dtype: torch.dtype = torch.float32, 
 
 
 def run(trainer: ClosedForm | Gradient, epochs: int = 300) -> list[float]:
-    """The mean L2 of each epoch, from the start to the end."""
+    """Initialise and train; return the mean L2 of each epoch."""
     trainer.initialise()
     record = []
     while len(record) < epochs and not trainer.finished:
@@ -67,7 +67,7 @@ def from_centres(trainer: ClosedForm, centres: np.ndarray) -> None:
     trainer.components = Components(torch.tensor(centres), orthonormalise(U))
 
 
-# ---- What is reached
+# ---- What training reaches
 
 
 @pytest.mark.parametrize("E", [1, 3, 12])
@@ -171,14 +171,14 @@ def test_the_trainers_objective_never_rises_and_is_the_models_own(dtype: torch.d
     trainer.initialise()
     last = math.inf
     for _ in range(30):
-        said = trainer.epoch()["train_mean_l2"]
-        assert said <= last
+        objective = trainer.epoch()["train_mean_l2"]
+        assert objective <= last
         if dtype == DOUBLE:
             residual = torch.tensor(cloud()) - trainer.model.decode(trainer.model.encode(torch.tensor(cloud())))
-            assert said == pytest.approx(float(residual.square().mean().detach()), rel=1e-9)
+            assert objective == pytest.approx(float(residual.square().mean().detach()), rel=1e-9)
         else:
-            assert said == pytest.approx(metrics.mean_l2(trainer.model, data), rel=1e-3)
-        last = said
+            assert objective == pytest.approx(metrics.mean_l2(trainer.model, data), rel=1e-3)
+        last = objective
 
 
 def test_a_pass_that_gains_nothing_is_undone_and_ends_the_run() -> None:
@@ -240,7 +240,7 @@ def test_an_offset_common_to_all_samples_costs_no_digits(offset: float) -> None:
     assert said == pytest.approx(metrics.mean_l2(trainer.model, Samples(X, None, "none")), rel=1e-2)
 
 
-def test_a_diverged_training_says_where() -> None:
+def test_a_diverged_training_reports_epoch_and_step() -> None:
     trainer = gradient(samples(cloud().astype(np.float32)), 3, 2, lr=1e9)
     with pytest.raises(RunError, match=r"loss became (nan|inf) in epoch 1, step \d of 8: lower lr or beta"):
         run(trainer, 3)
@@ -321,7 +321,7 @@ def test_a_resumed_repair_draws_the_same_rows() -> None:
     assert torch.equal(first.components.mu, second.components.mu)
 
 
-def test_the_source_of_the_order_is_the_seed_and_each_epoch_has_its_own() -> None:
+def test_the_seed_gives_the_order_of_samples_and_each_epoch_has_its_own() -> None:
     data = samples(np.arange(12.0, dtype=np.float32).reshape(6, 2))
     trainer = gradient(data, 1, 0, batch_size=1)
     trainer.initialise()

@@ -1,4 +1,4 @@
-"""Short lists find what a full pass finds, or nearly; a run that uses them can be taken up to the last bit."""
+"""Passes by shortlist lose little or nothing against full passes, and resumed runs are the same bit for bit."""
 
 import copy
 from typing import Any
@@ -13,7 +13,7 @@ from llgae_cli.training import ClosedForm
 from llgae_cli.training.components import Components, Coordinates, orthonormalise
 from llgae_cli.training.scoring import Scorer, Workspace
 from llgae_cli.training.shortlists import Shortlists
-from llgae_cli.training.statistics import Statistics, update_components, collect_statistics
+from llgae_cli.training.statistics import Statistics, collect_statistics, update_components
 
 pytestmark = pytest.mark.numeric
 K, D, E, N = 24, 40, 2, 3000
@@ -42,10 +42,10 @@ def lists_of(x: Tensor, neighbours: int) -> Shortlists:
 
 
 def full(components: Components, lists: Shortlists | None = None) -> Statistics:
-    found: list[Tensor] = []
-    statistics = collect_statistics(X.split(500), components, found=found)
+    k = torch.empty(N, dtype=torch.int64)
+    statistics = collect_statistics(X.split(500), components, assignments=k)
     if lists is not None:
-        lists.k = torch.cat(found)
+        lists.k = k
     return statistics
 
 
@@ -54,7 +54,7 @@ def close(one: Statistics, other: Statistics) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(a.abs().max()) if a.numel() else 0)
 
 
-def test_lists_of_all_components_find_what_a_full_pass_finds() -> None:
+def test_shortlists_of_all_components_equal_a_full_pass() -> None:
     lists, before, after = lists_of(X, K - 1), random_components(), random_components(1)
     full(before, lists)
     assert lists.k is not None
@@ -65,17 +65,19 @@ def test_lists_of_all_components_find_what_a_full_pass_finds() -> None:
     assert torch.equal(lists.k, Scorer(after).nearest(X)[1])
 
 
-def test_a_sample_is_never_worse_off_than_with_the_component_it_has() -> None:
+def test_passes_by_shortlist_never_raise_the_objective() -> None:
     lists, components = lists_of(X, 1), random_components()
     objective = full(components, lists).objective
     for _ in range(6):
-        components = update_components(components, lists.collect_statistics(components, Coordinates.identity(X), Workspace()))
+        components = update_components(
+            components, lists.collect_statistics(components, Coordinates.identity(X), Workspace())
+        )
         now = lists.collect_statistics(components, Coordinates.identity(X), Workspace()).objective
         assert now <= objective * (1 + 1e-6)
         objective = now
 
 
-def test_after_some_passes_short_lists_lose_next_to_nothing() -> None:
+def test_after_some_passes_shortlists_lose_almost_nothing() -> None:
     lists, components = lists_of(X, 4), random_components()
     components = update_components(components, full(components, lists))
     for _ in range(12):
@@ -92,7 +94,7 @@ def trainer(**options: Any) -> ClosedForm:
 
 @pytest.mark.parametrize("shrinkage", [0.0, 10.0])
 @pytest.mark.parametrize("epochs", [0, 1, 3])
-def test_a_run_taken_up_equals_one_that_was_not_stopped(shrinkage: float, epochs: int) -> None:
+def test_a_resumed_run_equals_one_that_was_not_interrupted(shrinkage: float, epochs: int) -> None:
     whole, first, second = (trainer(shrinkage=shrinkage) for _ in range(3))
     for one in (whole, first):
         one.initialise()
@@ -105,8 +107,8 @@ def test_a_run_taken_up_equals_one_that_was_not_stopped(shrinkage: float, epochs
         assert torch.equal(whole.components.U, second.components.U)
 
 
-def test_a_pass_that_is_undone_leaves_the_lists_as_they_were() -> None:
-    """A run that ends with one, taken up, repeats the pass before it: the one whose result it holds."""
+def test_a_pass_that_is_undone_does_not_change_the_shortlists() -> None:
+    """A resumed run that ended with such a pass repeats the pass before it, whose result it holds."""
     one, other = trainer(), trainer()
     one.initialise()
     one.components = random_components()  # so bad that the next pass is sure to gain
@@ -114,7 +116,7 @@ def test_a_pass_that_is_undone_leaves_the_lists_as_they_were() -> None:
     one.epoch()
     before = copy.deepcopy(one.state_dict())
     assert not one.finished
-    one.candidate = lambda statistics: random_components(1)  # type: ignore[method-assign]
+    one.next_components = lambda statistics: random_components(1)  # type: ignore[method-assign]
     one.epoch()
     after = one.state_dict()
     assert one.finished and torch.equal(before["U"], after["U"])  # it was undone
@@ -126,7 +128,7 @@ def test_a_pass_that_is_undone_leaves_the_lists_as_they_were() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "said"),
+    ("before", "message"),
     [
         (torch.zeros(N), "float32 of shape"),
         (torch.zeros(N - 1, dtype=torch.int32), "int32 of shape"),
@@ -135,15 +137,15 @@ def test_a_pass_that_is_undone_leaves_the_lists_as_they_were() -> None:
         ("k", "a str"),
     ],
 )
-def test_what_a_checkpoint_says_of_the_lists_is_looked_at(before: object, said: str) -> None:
+def test_invalid_assignments_in_a_checkpoint_are_refused(before: object, message: str) -> None:
     one = trainer()
     one.initialise()
     one.epoch()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         trainer().load_state_dict({**one.state_dict(), "before": before})
 
 
 @pytest.mark.parametrize(("candidates", "neighbours"), [("off", None), (K - 1, None), (5, 5), ("auto", None)])
-def test_when_lists_are_used(candidates: object, neighbours: int | None) -> None:
+def test_candidates_decides_whether_shortlists_are_used(candidates: object, neighbours: int | None) -> None:
     lists = trainer(candidates=candidates).shortlists
     assert (lists and lists.neighbours) == neighbours
