@@ -28,14 +28,12 @@ def loop(x: Tensor, mu: Tensor, W: Tensor, beta: float, n_step: int, alpha: floa
 
 def collapse(x: Tensor, mu: Tensor, W: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
     """Return b(T), shape (n, K, E), through the map P: equal to `loop` up to rounding, at a cost independent of T."""
-    P = collapse_map(W.mT @ W, beta, n_step, alpha)
-    return torch.einsum("kef,nkf->nke", P, correlations(x, mu, W))
+    return torch.einsum("kef,nkf->nke", collapse_map(W.mT @ W, beta, n_step, alpha), correlations(x, mu, W))
 
 
 def least_squares(x: Tensor, mu: Tensor, W: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
     """Return argmax_b l(b), shape (n, K, E): least squares (alpha = 0, of least norm) or ridge; beta, n_step unused."""
-    P = least_squares_map(W.mT @ W, beta, n_step, alpha)
-    return torch.einsum("kef,nkf->nke", P, correlations(x, mu, W))
+    return torch.einsum("kef,nkf->nke", least_squares_map(W.mT @ W, beta, n_step, alpha), correlations(x, mu, W))
 
 
 INFERENCES = {"loop": loop, "collapse": collapse, "least-squares": least_squares}

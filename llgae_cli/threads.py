@@ -168,10 +168,8 @@ def _pool_of(threads: int) -> ThreadPoolExecutor:
         ready = threading.Barrier(threads + 1)
 
         def begin() -> None:
-            # Sets the number of this thread, and the default of threads that have not read theirs yet: it is read here,
-            # and the default restored below.
-            torch.set_num_threads(1)
-            torch.get_num_threads()
+            torch.set_num_threads(1)  # also the default of threads that have not read theirs yet; restored below
+            torch.get_num_threads()  # reads it
             ready.wait()
 
         pool = ThreadPoolExecutor(threads, "llgae")

@@ -60,12 +60,12 @@ def test_the_collapse_equals_the_loop_in_value_and_gradient(
         for leaf in leaves:
             leaf.requires_grad_()
         weight = normal(seed + 300, 7, 3, 4)
-        found = []
+        results = []
         for method in (infer.loop, infer.collapse):
             b = method(*leaves, beta, T, alpha)
-            found.append((b, torch.autograd.grad((b * weight).sum(), leaves)))
-        close(found[1][0], found[0][0])
-        for one, other in zip(found[1][1], found[0][1], strict=True):
+            results.append((b, torch.autograd.grad((b * weight).sum(), leaves)))
+        close(results[1][0], results[0][0])
+        for one, other in zip(results[1][1], results[0][1], strict=True):
             close(one, other)
 
 

@@ -64,7 +64,7 @@ def test_scikit_learns_own_checks(estimator: LLGAE, check: Any) -> None:
 
 @pytest.mark.parametrize("E", [0, 1])
 def test_scikit_learns_checks_of_a_clusterer(E: int) -> None:
-    several = {"n_init": 4, "moves": 20}  # with a single start, it would be the seed's luck that is tested
+    several = {"n_init": 4, "moves": 20}  # with one restart, the result would depend on the seed
     check_clustering("LLGAE", quick(3, E, **several))
     check_clusterer_compute_labels_predict("LLGAE", quick(3, E, **several))
 
@@ -207,18 +207,18 @@ def test_pandas_out() -> None:
 
 
 def test_every_parameter_reaches_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
+    recorded: dict[str, Any] = {}
 
     def spy(model: models.LLGAE, samples: Samples, **options: Any) -> ClosedForm:
-        seen.update(options, K=model.K, E=model.E)
+        recorded.update(options, K=model.K, E=model.E)
         return ClosedForm(model, samples, **options)
 
     monkeypatch.setattr("llgae_cli.sklearn.ClosedForm", spy)
     ours = LLGAE(3, 2, tol=0.5, n_init=2, moves=1, candidates=2, shrinkage=3.0, random_state=0).fit(planes())
-    seed = seen.pop("seed")
-    assert seen == {"K": 3, "E": 2, "tol": 0.5, "restarts": 2, "moves": 1, "candidates": 2, "shrinkage": 3.0}
+    seed = recorded.pop("seed")
+    assert recorded == {"K": 3, "E": 2, "tol": 0.5, "restarts": 2, "moves": 1, "candidates": 2, "shrinkage": 3.0}
     ours.set_params(random_state=1).fit(planes())
-    assert seen["seed"] != seed
+    assert recorded["seed"] != seed
 
 
 # ---- What it refuses, and what it warns of

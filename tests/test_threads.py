@@ -37,9 +37,9 @@ def torch_threads() -> Iterator[Any]:
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_results_are_in_order_and_each_task_has_one_openmp_thread(torch_threads: Any, count: int) -> None:
     torch_threads(count)
-    found: list[tuple[int, int]] = []
-    run_parallel(lambda i: (i, torch.get_num_threads()), range(20), found.append)
-    assert found == [(i, 1) for i in range(20)]
+    results: list[tuple[int, int]] = []
+    run_parallel(lambda i: (i, torch.get_num_threads()), range(20), results.append)
+    assert results == [(i, 1) for i in range(20)]
     assert torch.get_num_threads() == count
 
 
@@ -51,13 +51,13 @@ def test_tasks_run_at_the_same_time(torch_threads: Any) -> None:
 
 def test_an_error_cancels_the_other_tasks(torch_threads: Any) -> None:
     torch_threads(2)
-    begun, cancelled = threading.Event(), []
+    started, cancelled = threading.Event(), []
 
     def work(i: int) -> None:
         if i == 0:
-            begun.wait(60)
+            started.wait(60)
             raise ZeroDivisionError
-        begun.set()
+        started.set()
         try:
             while True:
                 check_cancelled()
@@ -72,15 +72,15 @@ def test_an_error_cancels_the_other_tasks(torch_threads: Any) -> None:
 
 def test_nested_tasks_run_in_the_same_thread_and_in_idle_ones(torch_threads: Any) -> None:
     torch_threads(2)
-    found: list[list[tuple[int, int]]] = []
+    results: list[list[tuple[int, int]]] = []
 
     def work(i: int) -> list[tuple[int, int]]:
         inner: list[tuple[int, int]] = []
         run_parallel(lambda j: (j, torch.get_num_threads()), range(50), inner.append)
         return inner
 
-    run_parallel(work, range(4), found.append)
-    assert found == [[(j, 1) for j in range(50)]] * 4
+    run_parallel(work, range(4), results.append)
+    assert results == [[(j, 1) for j in range(50)]] * 4
     # With one task, the other thread is idle and runs some of its nested tasks.
     met, names = threading.Barrier(2), set()
 

@@ -64,15 +64,10 @@ def make_trainer(samples: Samples, k: int, d: int, e: int, candidates: str = "of
     return ClosedForm(LLGAE(k, d, e).to(samples.device), samples, seed=SEED, candidates=candidates)
 
 
-def count_operations(N: int, D: int, K: int, E: int) -> float:
-    """Return the operations of a pass: 2 N D K E to assign the samples and 2 N D E for the update."""
-    return 2.0 * N * D * E * (K + 1)
-
-
 def measure_iteration(task: Task) -> Iterator[Row]:
     """Compare a training iteration with the machine's matrix product."""
     run = pass_over(task.train, random_components(K, task.train.D, E, task.train.rows(slice(1))))
-    needed = count_operations(task.train.N, task.train.D, K, E)
+    needed = 2.0 * task.train.N * task.train.D * E * (K + 1)  # operations: K to assign the samples, 1 for the update
     # In pairs, because the speed of a shared machine drifts; each measured pass follows another one, as in training.
     pairs = []
     for _ in range(11):

@@ -83,8 +83,7 @@ def _run_collective(collective, tensor: Tensor, *arguments) -> None:  # type: ig
         collective(rows, *arguments)
     except RuntimeError as error:  # of gloo and NCCL, for a process that is dead or does not respond
         reason = str(error).partition("\n")[0]
-        raise ProcessLostError(
-            f"rank {rank()} of {world_size()}: another process died or does not respond ({reason})"
-        ) from None
+        who = f"rank {rank()} of {world_size()}"
+        raise ProcessLostError(f"{who}: another process died or does not respond ({reason})") from None
     if rows is not tensor:
         tensor.copy_(rows)

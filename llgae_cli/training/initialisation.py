@@ -34,7 +34,6 @@ from llgae_cli.training.statistics import (
     collect_in_shards,
     collect_soft_statistics,
     even_chunk_size,
-    single_tile_scorer,
     sum_over_shards,
     update_components,
 )
@@ -122,12 +121,13 @@ class Subset:
 
     def collect_soft_statistics(self, components: Components, temperature: float) -> Statistics:
         """Return the statistics of a pass with soft assignments."""
-        score = single_tile_scorer(components, self.workspace)
+        K, _, E = components.U.shape
+        score = Scorer(components, self.workspace, columns=K * (E + 1))  # a single tile
 
         def collect(low: int, high: int) -> Statistics:
             return collect_soft_statistics(self.chunks(low, high), components, temperature, score)
 
-        return sum_over_shards(collect, 0, len(self.x), score.K, self.on_cpu, SHARD_ROWS)
+        return sum_over_shards(collect, 0, len(self.x), K, self.on_cpu, SHARD_ROWS)
 
 
 @dataclass
@@ -166,25 +166,19 @@ class Restarts:
         """
         self.K, self.E, self.moves = K, E, moves if K > 1 else 0
         on_cpu = x.device.type == "cpu"
-        coordinates = run_single_threaded(
-            lambda: principal_coordinates(x, n_coordinates(E, x.shape[1]), generator), on_cpu
-        )
-        self.coordinates = coordinates
+        d = n_coordinates(E, x.shape[1])
+        self.coordinates = coordinates = run_single_threaded(lambda: principal_coordinates(x, d, generator), on_cpu)
         self.subset = Subset(run_single_threaded(lambda: coordinates.project(x), on_cpu), neighbours)
-        projected: list[Tensor] = []
-        self.outside = 0.0  # sum of squares of the larger subset outside the principal coordinates
+        projected: list[tuple[Tensor, float]] = []
 
         def project(chunk: Callable[[], Tensor]) -> tuple[Tensor, float]:
             rows = chunk()
             y = coordinates.project(rows)
             return y, coordinates.squared_residual(rows, y)
 
-        def add(result: tuple[Tensor, float]) -> None:
-            projected.append(result[0])
-            self.outside += result[1]
-
-        run_parallel(project, more, add, parallel and on_cpu)
-        self.larger_subset = Subset(torch.cat(projected), neighbours)
+        run_parallel(project, more, projected.append, parallel and on_cpu)
+        self.larger_subset = Subset(torch.cat([y for y, _ in projected]), neighbours)
+        self.outside = sum(squared for _, squared in projected)  # sum of |x|^2 outside the principal coordinates
         if shrinkage == "auto":
             y = self.larger_subset.x
             shrinkage = choose_strength(y, seed_components(y, K, E, generator), generator)

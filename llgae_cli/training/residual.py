@@ -70,30 +70,24 @@ class ResidualClosedForm:
         self.finished = False
 
     def initialise(self) -> None:
-        """Initialise the first level."""
-        self._initialise_level()
+        """Initialise the next level; the first one before the first epoch."""
+        if len(self.trainers) > 1:
+            logger.info("level %d of %d", self.started + 1, len(self.trainers))
+        self.trainers[self.started].initialise()
+        self.started += 1
 
     def use_best_restart(self) -> bool:
         """Return False: restarts of an interrupted initialisation are not kept."""
         return False
 
     def epoch(self) -> EpochRecord:
-        """Run one pass over all rows, and initialise a level where one is due; `train_mean_l2` is of the levels so far.
-
-        Once all levels are fitted, `train_mean_l2` is the model's own.
-        """
+        """Run one pass over all rows; `train_mean_l2` is of the levels so far: in the end, the model's own."""
         return self._fit_level() if self.fitted < len(self.trainers) else self._update_level()
-
-    def _initialise_level(self) -> None:
-        if len(self.trainers) > 1:
-            logger.info("level %d of %d", self.started + 1, len(self.trainers))
-        self.trainers[self.started].initialise()
-        self.started += 1
 
     def _fit_level(self) -> EpochRecord:
         """Run one pass for the first level that is not fitted yet."""
         if self.started == self.fitted:
-            self._initialise_level()
+            self.initialise()
         trainer = self.trainers[self.fitted]
         record = trainer.epoch()
         if trainer.finished:
@@ -140,9 +134,8 @@ class ResidualClosedForm:
         distributed.sum_([self.squared_residual])
         self.objective = float(self.squared_residual) / self.samples.N
         if not math.isfinite(self.objective):
-            raise RunError(
-                f"the mean L2 became {self.objective / self.model.D} before the update of level {self.turn + 1}"
-            )
+            mean_l2 = self.objective / self.model.D
+            raise RunError(f"the mean L2 became {mean_l2} before the update of level {self.turn + 1}")
 
     def _target(self, i: int, components: Components) -> Callable[[Tensor], Tensor]:
         """Return the function from x (n, D) to x minus the parts of the levels other than i.

@@ -22,8 +22,6 @@ from llgae_cli.training.scoring import Scorer, Workspace, project_each
 
 SHARDS, SHARD_ROWS = 16, 3000  # a pass is divided into at most so many shards, of at least so many rows
 
-Chunks = Callable[[int, int], Iterable[Tensor]]  # chunks(low, high): samples low ... high - 1, chunks (n, D)
-
 
 @dataclass
 class Statistics:
@@ -91,14 +89,9 @@ class Statistics:
         return [self.product, self.latent, self.count, self.scatter, self.distortion]
 
     @property
-    def n(self) -> float:
-        """Number of samples."""
-        return float(self.count.double().sum())
-
-    @property
     def objective(self) -> float:
         """Mean over the samples of the squared residual summed over pixels; divide by D for the mean L2."""
-        return float(self.distortion.sum()) / self.n
+        return float(self.distortion.sum()) / float(self.count.double().sum())
 
 
 def collect_statistics(
@@ -146,7 +139,7 @@ def collect_statistics(
 
 
 def collect_in_shards(
-    chunks: Chunks,
+    chunks: Callable[[int, int], Iterable[Tensor]],
     low: int,
     high: int,
     components: Components,
@@ -157,7 +150,10 @@ def collect_in_shards(
     parallel: bool,
     shard_rows: int = SHARD_ROWS,
 ) -> tuple[Statistics, Tensor | None]:
-    """Return `collect_statistics` of samples low ... high - 1 by `sum_over_shards`, and their assignments if asked."""
+    """Return the statistics of samples low ... high - 1, from `sum_over_shards`, and their assignments if asked.
+
+    `chunks(a, b)` returns samples a ... b - 1 in chunks.
+    """
     k = torch.empty(high - low, dtype=torch.int64, device=components.mu.device) if assign else None
 
     def collect(first: int, last: int) -> Statistics:
@@ -250,23 +246,16 @@ def accumulate(
                 statistics.scatter[j].addmm_(y_j.T, y_j)
 
 
-def single_tile_scorer(components: Components, workspace: Workspace | None = None) -> Scorer:
-    """Return a scorer with all components in one tile, as `collect_soft_statistics` needs it."""
-    K, _, E = components.U.shape
-    return Scorer(components, workspace, columns=K * (E + 1))
-
-
 def collect_soft_statistics(
-    chunks: Iterable[Tensor], components: Components, temperature: float, score: Scorer | None = None
+    chunks: Iterable[Tensor], components: Components, temperature: float, score: Scorer
 ) -> Statistics:
     """Return the statistics of all chunks x (n, D) with soft assignments r = softmax_k(-distance / temperature).
 
     This is the E-step of deterministic annealing. It costs twice as much as `collect_statistics`, because every sample
-    counts for every component. `distortion` is that of the nearest component.
+    counts for every component. `distortion` is that of the nearest component. `score` has a single tile.
 
     Source: Rose, Deterministic annealing for clustering, Proc. IEEE 86 (1998).
     """
-    score = score or single_tile_scorer(components)
     statistics = Statistics.zeros(components)
     K, _, E = components.U.shape
     z0 = project_each(components.U, components.mu)

@@ -75,14 +75,14 @@ def test_the_gradient_is_that_of_the_loss_through_the_steps_or_at_their_end(asce
     assert model.decoder.network is not None
     weight = model.decoder.network.out.weight  # type: ignore[union-attr]
     assert isinstance(weight, torch.nn.Parameter) and weight.grad is not None
-    way = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     values = []
     for step in (1e-6, -1e-6):
         with torch.no_grad():
-            weight += step * way
+            weight += step * direction
             values.append((model.loss(x) if ascent == "through" else (x - model.decode(code)).square().mean()).item())
-            weight -= step * way
-    assert float((weight.grad * way).sum()) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
+            weight -= step * direction
+    assert float((weight.grad * direction).sum()) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
 
 
 def test_initialised_from_an_llgae_it_keeps_the_component_and_latents_have_unit_variance() -> None:

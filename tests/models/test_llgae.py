@@ -54,13 +54,13 @@ def name_of(case: dict) -> str:
 def test_the_loss_of_the_collapse_equals_the_loops_in_value_and_gradient(
     a_model: Callable[..., LLGAE], X: Tensor, case: dict
 ) -> None:
-    found = []
+    results = []
     for inference in ("loop", "collapse"):
         model = a_model(inference, **case)
         loss = model.loss(X)
         loss.backward()
-        found.append((loss.detach(), model.mu.grad, model.W.grad))
-    for one, other in zip(*found, strict=True):
+        results.append((loss.detach(), model.mu.grad, model.W.grad))
+    for one, other in zip(*results, strict=True):
         scale = float(other.abs().max()) if other.numel() else 1.0
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10 * scale)
 

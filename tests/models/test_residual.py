@@ -111,13 +111,13 @@ def test_one_level_is_llgae(
 
 @pytest.mark.parametrize("trainer", ["closed-form", "gradient"])
 def test_one_level_is_trained_as_llgae(trainer: str) -> None:
-    data, found = blobs(300), []
+    data, results = blobs(300), []
     for extra in ({"model": "llgae"}, {"model": "residual", "levels": 1}):
         config = Config(K=3, embed_dim=2, trainer=trainer, seed=5, moves=2, restarts=2, batch_size=50, **extra)
         model = build_model(config, (data.D,))
-        found.append((run(build_trainer(config, model, data, (data.D,)), 4), list(model.parameters())))
-    assert found[0][0] == found[1][0]
-    assert all(map(torch.equal, found[0][1], found[1][1]))
+        results.append((run(build_trainer(config, model, data, (data.D,)), 4), list(model.parameters())))
+    assert results[0][0] == results[1][0]
+    assert all(map(torch.equal, results[0][1], results[1][1]))
 
 
 # ---- Codes
@@ -148,20 +148,20 @@ def test_without_sweeps_each_level_takes_the_best_component_for_what_is_left(
 
 
 @pytest.mark.parametrize("L", [2, 3])
-def test_sweeps_never_raise_the_residual_and_end_where_no_level_alone_can_lower_it(
+def test_sweeps_never_raise_the_residual_and_end_where_no_single_level_can_lower_it(
     a_model: Callable[..., Residual], X: Tensor, L: int
 ) -> None:
     models = [a_model(L, sweeps) for sweeps in (0, 1, 2, 5, 80)]
-    found = [squared(model, X) for model in models]
-    for before, after in itertools.pairwise(found):
+    results = [squared(model, X) for model in models]
+    for before, after in itertools.pairwise(results):
         assert (after <= before + 1e-9).all()
-    assert found[1].sum() < 0.99 * found[0].sum()
+    assert results[1].sum() < 0.99 * results[0].sum()
     code = models[-1].encode(X)
     for i, level in enumerate(models[-1].levels):
         parts = [one.decode(own) for one, own in zip(models[-1].levels, models[-1].split(code), strict=True)]
         others = sum(part for j, part in enumerate(parts) if j != i)
         every, _ = solve_level((X - others).detach(), level)
-        torch.testing.assert_close(every.min(1).values, found[-1], rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(every.min(1).values, results[-1], rtol=1e-6, atol=1e-8)
 
 
 def test_all_pairs_of_components_with_joint_least_squares_bound_the_residual_from_below(
@@ -174,10 +174,10 @@ def test_all_pairs_of_components_with_joint_least_squares_bound_the_residual_fro
         W = torch.cat([first.W[i], second.W[j]], 1).detach().numpy()
         b = np.linalg.lstsq(W, (X.numpy() - mu).T, rcond=None)[0]
         best = torch.minimum(best, (X - torch.tensor(mu + (W @ b).T)).square().sum(1))
-    found = squared(model, X)
-    assert (found >= best - 1e-9).all()
-    assert (found < best * (1 + 1e-3) + 1e-6).float().mean() > 0.3  # and reach it for many a sample
-    assert found.sum() < 1.5 * best.sum()
+    results = squared(model, X)
+    assert (results >= best - 1e-9).all()
+    assert (results < best * (1 + 1e-3) + 1e-6).float().mean() > 0.3  # and reach it for many samples
+    assert results.sum() < 1.5 * best.sum()
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
@@ -238,10 +238,10 @@ def test_codes_in_a_file_decode_to_the_models_own_mean_l2(tmp_path: Path) -> Non
     data = blobs()
     trainer = level_trainer(data, 3, dtype=torch.float32)
     run(trainer, 12)
-    said = write_codes(trainer.model, data, tmp_path / "codes.npz")
+    reported = write_codes(trainer.model, data, tmp_path / "codes.npz")
     x_hat = torch.cat(list(codes.decoded(trainer.model, codes.CodesFile(tmp_path / "codes.npz", trainer.model))))
-    found = float((data.rows(slice(None)) - x_hat.detach()).square().mean())
-    assert said == pytest.approx(metrics.mean_l2(trainer.model, data), rel=1e-6) == pytest.approx(found, rel=1e-5)
+    results = float((data.rows(slice(None)) - x_hat.detach()).square().mean())
+    assert reported == pytest.approx(metrics.mean_l2(trainer.model, data), rel=1e-6) == pytest.approx(results, rel=1e-5)
     assert dict(np.load(tmp_path / "codes.npz"))["s"].shape == (data.N, 2)
 
 
@@ -279,15 +279,15 @@ def test_the_objective_never_rises_and_is_the_models_own(L: int, K: int, E: int,
     trainer.initialise()
     last, refits = math.inf, 0
     for _ in range(60):
-        said = trainer.epoch()["train_mean_l2"]
-        assert said <= last * (1 + 1e-12)
+        reported = trainer.epoch()["train_mean_l2"]
+        assert reported <= last * (1 + 1e-12)
         if trainer.fitted == L and refits < 30:
             refits += 1
             own = float(squared(trainer.model, data.rows(slice(None), dtype=DOUBLE)).mean()) / data.D
-            assert own <= said * (1 + 1e-9)  # the pass that ends the last level does not sweep
+            assert own <= reported * (1 + 1e-9)  # the pass that ends the last level does not sweep
             if refits > 1:
-                assert own == pytest.approx(said, rel=1e-9)
-        last = said
+                assert own == pytest.approx(reported, rel=1e-9)
+        last = reported
         if trainer.finished:
             break
     assert trainer.finished and refits > 1
@@ -295,10 +295,10 @@ def test_the_objective_never_rises_and_is_the_models_own(L: int, K: int, E: int,
 
 def test_a_level_more_is_better_and_sums_of_points_are_found() -> None:
     data = blobs()
-    found = [run(level_trainer(data, L, E=0, sweeps=2, restarts=4, moves=10))[-1] for L in (1, 2, 3)]
-    assert found[0] > 2 * found[1] > 2 * found[2]
+    results = [run(level_trainer(data, L, E=0, sweeps=2, restarts=4, moves=10))[-1] for L in (1, 2, 3)]
+    assert results[0] > 2 * results[1] > 2 * results[2]
     noise = float(np.mean(0.7 ** (2 * np.arange(12))))
-    assert found[1] < 1.1 * noise  # 3 x 3 points from 3 + 3
+    assert results[1] < 1.1 * noise  # 3 x 3 points from 3 + 3
 
 
 def test_an_update_that_raises_the_objective_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,19 +340,19 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit() -> None:
 
 
 def test_training_in_chunks_agrees_with_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+    results = []
     for rows in (1000, 97):
         monkeypatch.setattr(closed_form_module, "chunk_rows", lambda K, D, rows=rows: rows)
-        found.append(run(level_trainer(blobs(), 2, tol=1e-6), 12)[-1])
-    assert found[0] == pytest.approx(found[1], rel=1e-7)
+        results.append(run(level_trainer(blobs(), 2, tol=1e-6), 12)[-1])
+    assert results[0] == pytest.approx(results[1], rel=1e-7)
 
 
 def test_an_offset_common_to_all_samples_costs_no_digits() -> None:
-    found = []
+    results = []
     for offset in (0.0, 1e6):
         data = Samples(blobs().rows(slice(None), dtype=DOUBLE) + offset, None, "none")
-        found.append(run(level_trainer(data, 2, tol=1e-3), 12)[-1])
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+        results.append(run(level_trainer(data, 2, tol=1e-3), 12)[-1])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
 def parts(model: Residual) -> Iterator[tuple[Tensor, Tensor]]:

@@ -143,7 +143,7 @@ def test_a_pass_that_is_not_finite_ends_the_run_with_its_number() -> None:
     trainer = ClosedForm(LLGAE(5, 30, 3), Samples(x, centring="none"), seed=1, restarts=1, moves=0)
     trainer.initialise()
     trainer.epoch()
-    trainer.candidate = lambda statistics: Components(trainer.components.mu * math.nan, trainer.components.U)  # type: ignore[method-assign]
+    trainer.next_components = lambda statistics: Components(trainer.components.mu * math.nan, trainer.components.U)  # type: ignore[method-assign]
     with pytest.raises(RunError, match="mean L2 became nan in pass 2"):
         trainer.epoch()
 

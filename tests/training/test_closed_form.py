@@ -138,8 +138,8 @@ def test_subspaces_is_solved_to_its_known_optimum(subspaces: Task) -> None:
 def test_the_gradient_trainer_comes_near_the_optimum_of_one_component(subspaces: Task) -> None:
     data = subspaces.train.part(0, 1000)
     best = run(closed_form(data, 1, 3, torch.float32))[-1]
-    found = run(gradient(data, 1, 3, lr=0.1, optimizer="adam"), 25)
-    assert best * 0.999 < found[-1] < best * 1.05 < found[0]
+    results = run(gradient(data, 1, 3, lr=0.1, optimizer="adam"), 25)
+    assert best * 0.999 < results[-1] < best * 1.05 < results[0]
 
 
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "sgd"])
@@ -229,15 +229,15 @@ def test_degenerate_data_gives_a_finite_model_with_orthonormal_bases(name: str, 
     U = trainer.components.U
     torch.testing.assert_close(U.mT @ U, torch.eye(E).expand(K, E, E), atol=1e-5, rtol=0)
     reached = metrics.mean_l2(trainer.model, samples(X))
-    assert 0 <= reached <= X.var(0).mean() * 1.01 + 1e-10  # never worse than the mean alone
+    assert 0 <= reached <= X.var(0).mean() * 1.01 + 1e-10  # never worse than the mean
 
 
 @pytest.mark.parametrize("offset", [1e4, 1e6])
 def test_an_offset_common_to_all_samples_costs_no_digits(offset: float) -> None:
     X = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32) + np.float32(offset)
     trainer = closed_form(Samples(X, None, "none"), 3, 2, torch.float32)
-    said = run(trainer, 5)[-1]
-    assert said == pytest.approx(metrics.mean_l2(trainer.model, Samples(X, None, "none")), rel=1e-2)
+    reported = run(trainer, 5)[-1]
+    assert reported == pytest.approx(metrics.mean_l2(trainer.model, Samples(X, None, "none")), rel=1e-2)
 
 
 def test_a_diverged_training_reports_epoch_and_step() -> None:
@@ -259,13 +259,13 @@ def test_chunks_of_any_size_agree(size: int) -> None:
 
 
 def test_training_in_chunks_agrees_with_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+    results = []
     for rows in (1000, 17):
         monkeypatch.setattr(closed_form_module, "chunk_rows", lambda K, D, rows=rows: rows)
-        found.append(
+        results.append(
             run(closed_form(samples(cloud()), 4, 2), 10)[-1]
         )  # rounding may decide whether one more pass gains
-    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    assert results[0] == pytest.approx(results[1], rel=1e-9)
 
 
 def test_chunks_stay_within_bounds() -> None:
@@ -325,18 +325,18 @@ def test_the_seed_gives_the_order_of_samples_and_each_epoch_has_its_own() -> Non
     data = samples(np.arange(12.0, dtype=np.float32).reshape(6, 2))
     trainer = gradient(data, 1, 0, batch_size=1)
     trainer.initialise()
-    seen: list[list[int]] = []
+    recorded: list[list[int]] = []
     whole = data.rows(slice(None))
 
     def loss(x: Tensor) -> Tensor:
-        seen[-1].append(int((whole == x).all(1).nonzero()))
+        recorded[-1].append(int((whole == x).all(1).nonzero()))
         return LLGAE.loss(trainer.model, x)
 
     trainer.model.loss = loss  # type: ignore[method-assign]
     for _ in range(3):
-        seen.append([])
+        recorded.append([])
         trainer.epoch()
-    assert all(sorted(order) == list(range(6)) for order in seen) and len({tuple(order) for order in seen}) > 1
+    assert all(sorted(order) == list(range(6)) for order in recorded) and len({tuple(order) for order in recorded}) > 1
 
 
 # ---- The gauge: closed-form models under the source's own inference
@@ -347,13 +347,13 @@ def test_the_seed_gives_the_order_of_samples_and_each_epoch_has_its_own() -> Non
 def test_a_closed_form_model_has_one_mean_l2_under_every_inference(subspaces: Task, beta: float, alpha: float) -> None:
     trainer = closed_form(subspaces.train.part(0, 1500), 4, 3, torch.float32, alpha=alpha, beta=beta)
     run(trainer, 3)
-    found = {}
+    results = {}
     for inference in ("loop", "collapse", "least-squares"):
         for T in (1, 5, 40):
             model = LLGAE(4, subspaces.train.D, 3, beta=beta, n_step=T, alpha=alpha, inference=inference)
             model.load_state_dict(trainer.model.state_dict())
-            found[inference, T] = metrics.mean_l2(model, subspaces.test)
-    assert list(found.values()) == pytest.approx([found["loop", 1]] * len(found), rel=1e-6)
+            results[inference, T] = metrics.mean_l2(model, subspaces.test)
+    assert list(results.values()) == pytest.approx([results["loop", 1]] * len(results), rel=1e-6)
 
 
 def test_a_gaussian_prior_leaves_its_share_of_the_latent_behind() -> None:

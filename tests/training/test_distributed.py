@@ -89,12 +89,12 @@ def test_processes_with_uneven_shares_equal_one(
         lines = [line.split() for line in out.splitlines() if line.startswith(trainer)]
         assert len(lines) == processes and sum(line[1] != "None" for line in lines) == 1  # only rank 0 writes
         (path,) = (tmp_path / trainer).iterdir()
-        found, one = load(path), single_process[trainer]
+        results, one = load(path), single_process[trainer]
         assert one.checkpoint is not None
-        assert found.mean_l2 == pytest.approx(one.mean_l2, rel=1e-5)
-        assert found.train_mean_l2 == pytest.approx(one.train_mean_l2, rel=1e-5)
-        assert {float(line[2]) for line in lines} == {found.mean_l2}  # every process holds the same model
-        history, expected = found.history, load(one.checkpoint).history
+        assert results.mean_l2 == pytest.approx(one.mean_l2, rel=1e-5)
+        assert results.train_mean_l2 == pytest.approx(one.train_mean_l2, rel=1e-5)
+        assert {float(line[2]) for line in lines} == {results.mean_l2}  # every process holds the same model
+        history, expected = results.history, load(one.checkpoint).history
         assert [row["train_mean_l2"] for row in history] == pytest.approx(
             [row["train_mean_l2"] for row in expected], rel=1e-5
         )

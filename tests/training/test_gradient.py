@@ -99,12 +99,12 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted_bit_for_bit(kind: str
     options = {"one_cycle": 4, "average": 0.9, "weight_decay": 0.01, "mirrored": SHAPE}
     make = an_llgae if kind == "llgae" else a_deep_llgae
     whole, cut = make(), make()
-    trainer, begun = a_trainer(whole, **options), a_trainer(cut, **options)
+    trainer, interrupted = a_trainer(whole, **options), a_trainer(cut, **options)
     for _ in range(4):
         trainer.epoch()
     for _ in range(2):
-        begun.epoch()
-    state, held = as_in_a_file(begun.state_dict()), as_in_a_file(cut.state_dict())
+        interrupted.epoch()
+    state, held = as_in_a_file(interrupted.state_dict()), as_in_a_file(cut.state_dict())
     again = make()
     resumed = Gradient(again, SAMPLES, **{**DEFAULT, **options})  # type: ignore[arg-type]
     again.load_state_dict(held)
@@ -126,14 +126,14 @@ def test_half_of_the_images_are_mirrored_left_to_right(shape: tuple[int, ...]) -
 
 def test_training_uses_the_mirror_images() -> None:
     x = SAMPLES.rows(slice(None))
-    mirrored, seen = x.view(-1, *SHAPE).flip(2).flatten(1), []
+    mirrored, recorded = x.view(-1, *SHAPE).flip(2).flatten(1), []
     model = an_llgae()
     trainer = a_trainer(model, mirrored=SHAPE)
     loss = model.loss
-    model.loss = lambda x: seen.append(x) or loss(x)  # type: ignore
+    model.loss = lambda x: recorded.append(x) or loss(x)  # type: ignore
     trainer.epoch()
-    n = int(sum((one == mirrored).all(1).any() for one in torch.cat(seen)))
-    assert len(torch.cat(seen)) == 200 and 70 < n < 130
+    n = int(sum((one == mirrored).all(1).any() for one in torch.cat(recorded)))
+    assert len(torch.cat(recorded)) == 200 and 70 < n < 130
 
 
 def test_noise_is_added_to_the_input_and_not_to_the_target() -> None:

@@ -1,4 +1,4 @@
-"""Initialisation: k-means++ seeds, annealing, split-merge moves, passes, and the way back into all coordinates."""
+"""Initialisation: k-means++ seeds, annealing, split-merge moves, passes, and the map back into all coordinates."""
 
 import math
 
