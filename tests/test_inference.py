@@ -128,7 +128,7 @@ def test_map_and_function_agree(problem: Problem, kind: str, alpha: float) -> No
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("share", [*SHARES, math.inf])
 @pytest.mark.parametrize("T", [1, 2, 5])
-def test_folded_distances_are_the_explicit_residuals(problem: Problem, T: int, share: float, alpha: float) -> None:
+def test_distances_equal_the_squared_residuals(problem: Problem, T: int, share: float, alpha: float) -> None:
     x, mu, W = problem(9)
     W[1, :, 1] = W[1, :, 0]  # one component without full rank
     kind = "least-squares" if math.isinf(share) else "collapse"
@@ -141,7 +141,7 @@ def test_folded_distances_are_the_explicit_residuals(problem: Problem, T: int, s
     close(infer.relative_distances(x, mu, A, s) + x.square().sum(1, keepdim=True), expected)
 
 
-def test_signs_keep_the_distance_right_where_the_steps_diverge(
+def test_where_the_steps_diverge_some_signs_are_negative(
     problem: Problem,
 ) -> None:
     W = problem(10)[2]
@@ -166,7 +166,7 @@ def test_the_gauge_is_exact_for_every_number_of_steps(problem: Problem, alpha: f
 
 
 @pytest.mark.parametrize("kind", infer.INFERENCES)
-def test_no_latent_dimensions(problem: Problem, kind: str) -> None:
+def test_without_latents_distances_are_those_from_the_offsets(problem: Problem, kind: str) -> None:
     x, mu, W = problem(12, E=0)
     assert infer.INFERENCES[kind](x, mu, W, 0.1, 5, 1.0).shape == (7, 3, 0)
     G = W.mT @ W

@@ -113,7 +113,7 @@ def test_initialised_from_an_llgae_it_keeps_the_component_and_latents_have_unit_
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (5, 7), (9, 6, 3), (4, 4)])
-def test_networks_take_images_of_any_sides(shape: tuple[int, ...]) -> None:
+def test_networks_accept_images_of_any_size(shape: tuple[int, ...]) -> None:
     n = 1
     for side in shape:
         n *= side
@@ -140,7 +140,7 @@ def test_the_losses_of_the_ordinary_and_the_denoising_autoencoder_are_their_defi
     assert torch.allclose(model.denoising_loss(x, x + 1), (x - model.decode(model.encode(x + 1))).square().mean())
 
 
-def test_the_jacobian_is_the_slope_of_the_decoder() -> None:
+def test_the_jacobian_is_the_derivative_of_the_decoder() -> None:
     for model in (a_network("conv"), a_network("mlp")):
         at = Code(torch.tensor([0, 2]), torch.randn(2, E, generator=torch.Generator().manual_seed(8)).double())
         J = model.jacobian(at)

@@ -113,7 +113,7 @@ def test_an_offset_that_all_samples_share_costs_no_digits(
     assert (model.encode(x + 4096).k == expected).float().mean() > 0.95
 
 
-def test_components_that_lose_have_no_gradient(a_model: Callable[..., LLGAE], X: Tensor) -> None:
+def test_components_without_samples_have_no_gradient(a_model: Callable[..., LLGAE], X: Tensor) -> None:
     model = a_model()
     with torch.no_grad():
         model.mu[2] += 1000
@@ -124,7 +124,7 @@ def test_components_that_lose_have_no_gradient(a_model: Callable[..., LLGAE], X:
 
 
 @pytest.mark.parametrize("inference", ["loop", "collapse", "least-squares"])
-def test_a_tie_goes_to_one_component_alone(a_model: Callable[..., LLGAE], X: Tensor, inference: str) -> None:
+def test_of_equal_components_only_one_counts(a_model: Callable[..., LLGAE], X: Tensor, inference: str) -> None:
     model = a_model(inference, K=2)
     with torch.no_grad():
         model.mu[1], model.W[1] = model.mu[0], model.W[0]

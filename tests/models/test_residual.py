@@ -218,9 +218,7 @@ def test_the_gradient_is_the_derivative_through_every_round(
 
 
 @pytest.mark.parametrize("inference", ["collapse", "least-squares"])
-def test_the_gradient_of_the_last_choice_in_the_sample_is_the_derivative(
-    a_level: Callable[..., LLGAE], X: Tensor, inference: str
-) -> None:
+def test_the_gradient_in_the_sample_is_the_derivative(a_level: Callable[..., LLGAE], X: Tensor, inference: str) -> None:
     level = a_level(0, inference)
     assert torch.autograd.gradcheck(level.loss, [X[:6].clone().requires_grad_()])
 
@@ -293,7 +291,7 @@ def test_the_objective_never_rises_and_is_the_models_own(L: int, K: int, E: int,
     assert trainer.finished and refits > 1
 
 
-def test_a_level_more_is_better_and_sums_of_points_are_found() -> None:
+def test_more_levels_are_better_and_recover_sums_of_points() -> None:
     data = blobs()
     results = [run(level_trainer(data, L, E=0, sweeps=2, restarts=4, moves=10))[-1] for L in (1, 2, 3)]
     assert results[0] > 2 * results[1] > 2 * results[2]
@@ -317,15 +315,15 @@ def test_an_update_that_raises_the_objective_is_undone(monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit() -> None:
+def test_a_resumed_run_equals_one_that_was_not_interrupted_bit_for_bit() -> None:
     data = blobs()
-    undisturbed = level_trainer(data, 2, dtype=torch.float32)
-    undisturbed.initialise()
+    whole_run = level_trainer(data, 2, dtype=torch.float32)
+    whole_run.initialise()
     states: list[tuple] = []
     records = []
-    while not undisturbed.finished:
-        states.append(copy.deepcopy((undisturbed.model.state_dict(), undisturbed.state_dict())))
-        records.append(undisturbed.epoch())
+    while not whole_run.finished:
+        states.append(copy.deepcopy((whole_run.model.state_dict(), whole_run.state_dict())))
+        records.append(whole_run.epoch())
     refitting = next(i for i, state in enumerate(states) if state[1]["fitted"] == 2)
     assert 0 < refitting < len(states) - 3
     for first in (0, 1, refitting - 1, refitting, refitting + 2):
@@ -373,7 +371,7 @@ def test_bases_are_in_the_gauge_and_in_order() -> None:
             assert spread[0] > spread[1] * 0.98  # codes of the last round, near those of the last update
 
 
-def test_the_shrinkage_trainer_ends_too() -> None:
+def test_training_with_shrinkage_converges() -> None:
     assert len(run(level_trainer(blobs(), 2, shrinkage=5.0, tol=2e-3))) < 100
 
 

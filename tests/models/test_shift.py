@@ -161,7 +161,7 @@ def test_the_code_is_the_best_of_all_components_and_shifts(
 
 
 @pytest.mark.parametrize("shape", [GREY, COLOUR])
-def test_a_decoded_image_is_the_rolled_one(
+def test_a_decoded_image_is_shifted_circularly(
     normal: Callable[..., Tensor], a_model: Callable[..., Shift], shape: tuple[int, ...]
 ) -> None:
     model, b = a_model(shape), normal(4, 9, 2)
@@ -196,7 +196,7 @@ def test_the_loop_and_its_collapse_give_the_same_code_even_where_steps_diverge(
         torch.testing.assert_close(one.b, other.b, rtol=1e-9, atol=1e-9)
 
 
-def test_a_sample_moved_within_the_window_costs_no_more(
+def test_a_shift_within_the_window_does_not_raise_the_residual(
     a_model: Callable[..., Shift], seen_by: Callable[..., Tensor]
 ) -> None:
     model, wide = a_model((6, 7), 0), a_model((6, 7), 2)
@@ -279,12 +279,12 @@ def test_training_with_shifts_explains_shifted_pictures() -> None:
     assert results[1] < 0.1 * results[0]
 
 
-def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit() -> None:
+def test_a_resumed_run_equals_one_that_was_not_interrupted_bit_for_bit() -> None:
     data = pictures()
-    model, undisturbed = closed_form(data, 1, dtype=torch.float32)
-    run(undisturbed, 2)
-    state = copy.deepcopy((model.state_dict(), undisturbed.state_dict()))
-    expected = [undisturbed.epoch() for _ in range(3)]
+    model, whole_run = closed_form(data, 1, dtype=torch.float32)
+    run(whole_run, 2)
+    state = copy.deepcopy((model.state_dict(), whole_run.state_dict()))
+    expected = [whole_run.epoch() for _ in range(3)]
     again, resumed = closed_form(data, 1, dtype=torch.float32)
     again.load_state_dict(state[0])
     resumed.load_state_dict(state[1])

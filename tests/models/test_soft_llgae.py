@@ -101,7 +101,7 @@ def test_the_ascent_on_the_embedding_never_lowers_the_likelihood() -> None:
     assert squared[2].sum().item() < squared[0].sum().item()
 
 
-def test_chunks_agree_and_no_samples_are_fine() -> None:
+def test_chunks_agree_and_no_samples_give_no_codes() -> None:
     for gate_dim in (0, 2):
         model, x = a_model("least-squares", gate_dim=gate_dim), samples()
         whole, parts = model.encode(x), torch.cat([model.encode(part).b for part in x.split(7)])

@@ -135,7 +135,7 @@ def test_subspaces_is_solved_to_its_known_optimum(subspaces: Task) -> None:
 
 
 @pytest.mark.slow
-def test_the_gradient_trainer_comes_near_the_optimum_of_one_component(subspaces: Task) -> None:
+def test_the_gradient_trainer_converges_to_the_optimum_of_one_component(subspaces: Task) -> None:
     data = subspaces.train.part(0, 1000)
     best = run(closed_form(data, 1, 3, torch.float32))[-1]
     results = run(gradient(data, 1, 3, lr=0.1, optimizer="adam"), 25)
@@ -193,7 +193,7 @@ def test_a_pass_that_gains_nothing_is_undone_and_ends_the_run() -> None:
 # ---- Dangers
 
 
-def test_empty_components_are_repaired_and_none_is_worse_for_it() -> None:
+def test_empty_components_are_repaired_without_raising_the_objective() -> None:
     X = cloud(300, 6)
     trainer = closed_form(samples(X), 6, 1)
     centres = X[:6].copy()
@@ -297,17 +297,17 @@ def test_one_seed_gives_the_same_bits_and_another_seed_others(which: int) -> Non
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(which: int, epochs: int) -> None:
+def test_a_resumed_run_equals_one_that_was_not_interrupted_bit_for_bit(which: int, epochs: int) -> None:
     data = samples(cloud().astype(np.float32))
-    undisturbed, resumed = list(trainers(data, 3))[which], list(trainers(data, 3))[which]
-    run(undisturbed, epochs)
-    state = copy.deepcopy((undisturbed.model.state_dict(), undisturbed.state_dict()))
-    expected = [undisturbed.epoch() for _ in range(3)]
+    whole_run, resumed = list(trainers(data, 3))[which], list(trainers(data, 3))[which]
+    run(whole_run, epochs)
+    state = copy.deepcopy((whole_run.model.state_dict(), whole_run.state_dict()))
+    expected = [whole_run.epoch() for _ in range(3)]
     resumed.model.load_state_dict(state[0])
     resumed.load_state_dict(state[1])
     assert [resumed.epoch() for _ in range(3)] == expected
-    assert all(map(torch.equal, weights(undisturbed), weights(resumed)))
-    assert resumed.finished == undisturbed.finished
+    assert all(map(torch.equal, weights(whole_run), weights(resumed)))
+    assert resumed.finished == whole_run.finished
 
 
 def test_a_resumed_repair_draws_the_same_rows() -> None:
@@ -356,7 +356,7 @@ def test_a_closed_form_model_has_one_mean_l2_under_every_inference(subspaces: Ta
     assert list(results.values()) == pytest.approx([results["loop", 1]] * len(results), rel=1e-6)
 
 
-def test_a_gaussian_prior_leaves_its_share_of_the_latent_behind() -> None:
+def test_a_gaussian_prior_shrinks_the_latents_by_its_share() -> None:
     X, beta = torch.tensor(cloud()), 0.1
     trainer = closed_form(samples(cloud()), 1, 3, alpha=1.0, beta=beta)
     run(trainer)

@@ -113,7 +113,7 @@ def test_principal_coordinates_are_those_of_pca() -> None:
     assert some.squared_residual(x, y) == pytest.approx(float(rest), rel=1e-9)
 
 
-def test_the_squared_residual_keeps_its_digits_where_almost_nothing_is_left() -> None:
+def test_the_squared_residual_keeps_its_digits_where_it_is_almost_zero() -> None:
     V = orthonormalise(draw(0, 1, D, 3))[0]
     x = 1e4 * draw(1, 200, 3) @ V.T + 1e-4 * draw(2, 200, D)
     coordinates = Coordinates(torch.zeros(D, dtype=DOUBLE), V)
@@ -230,7 +230,7 @@ def test_a_move_replaces_two_components_and_keeps_the_others() -> None:
         assert same.count(False) == 2 and is_orthonormal(moved.U)
 
 
-def test_more_moves_never_raise_the_objective_and_repair_a_bad_start() -> None:
+def test_more_moves_never_raise_the_objective_and_repair_a_bad_initialisation() -> None:
     x = planes()
     bad = Components(x.mean(0) + 0.01 * draw(7, K, D), orthonormalise(draw(8, K, D, E)))  # all in one place
     objectives = [

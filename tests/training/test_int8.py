@@ -130,7 +130,7 @@ def test_either_scorer_chooses_the_same_components_with_and_without_vnni(
 
 
 @pytest.mark.parametrize("flag", [False, True])
-def test_bytes_pay_on_a_cpu_that_multiplies_them_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, flag: bool) -> None:
+def test_bytes_are_faster_only_on_a_cpu_with_the_instructions(monkeypatch: pytest.MonkeyPatch, flag: bool) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: flag, raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(int8, "products_are_exact", lambda: True)
