@@ -1,10 +1,9 @@
 """CPU threads: how many this process may use, and independent tasks that run in parallel, one thread each.
 
-Torch has two ways to use several cores. OpenMP splits one operation among threads that synchronise at its end: where
-one of them has lost its core to another process, the others wait for it, thousands of times a second. Work in pieces
-that take milliseconds therefore runs in a thread pool of our own, with one OpenMP thread in each (`run_parallel`):
-its threads synchronise once a pass. For the remaining operations, OpenMP's threads sleep while they wait
-(`set_wait_policy`).
+By default torch uses several cores through OpenMP, which splits one operation among threads that synchronise at its
+end. Where one of them has lost its core to another process, the others wait for it, thousands of times a second. Tasks
+that take milliseconds therefore run in a pool of our own (`run_parallel`), whose threads have one OpenMP thread each
+and synchronise once a pass. For the remaining operations, OpenMP's threads sleep while they wait (`set_wait_policy`).
 """
 
 import math

@@ -22,7 +22,7 @@ from llgae_cli.training.shortlists import NEIGHBOURS, WORTHWHILE_K, Shortlists
 from llgae_cli.training.shrinkage import update_with_shrinkage
 from llgae_cli.training.state import read_count, read_indices, read_number, read_tensor
 from llgae_cli.training.statistics import Statistics, collect_in_shards, even_chunk_size, latent_covariance
-from llgae_cli.training.trainer import EpochRecord
+from llgae_cli.training.trainer import EpochRecord, Trainer
 
 SUBSET_ROWS, SUBSET_ROWS_EACH = 12_000, 100  # rows that restarts work on: so many, or so many a component
 FINAL_ROWS = 30_000  # rows of the last passes of a restart
@@ -33,7 +33,7 @@ CHUNK_VALUES = 1 << 22  # values in a chunk, at most: 16 MB
 Target = Callable[[Components], Callable[[Tensor], Tensor]]
 
 
-class ClosedForm:
+class ClosedForm(Trainer):
     """Alternates assignment and update until a pass lowers the objective by less than the share `tol`.
 
     The objective never rises: an update that does not lower it is undone and ends the run. The model is written in the

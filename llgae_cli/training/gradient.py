@@ -16,7 +16,7 @@ from llgae_cli.tasks import Samples
 from llgae_cli.training import distributed
 from llgae_cli.training.closed_form import ClosedForm
 from llgae_cli.training.state import load_optimizer, read_count, read_tensor
-from llgae_cli.training.trainer import EpochRecord
+from llgae_cli.training.trainer import EpochRecord, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ INITIAL_ROWS = 10_000  # rows from which a model is initialised
 RISE, RISE_FROM = 0.15, 0.1  # one-cycle: share of the steps in which the rate rises, and its first value over its peak
 
 
-class Gradient:
+class Gradient(Trainer):
     """Stochastic gradient descent on the mean L2, over all parameters together.
 
     Each epoch visits all samples once, in an order drawn from the seed. Raises RunError with the epoch and the step
@@ -40,7 +40,6 @@ class Gradient:
     """
 
     finished = False  # runs for as many epochs as the config gives
-    exact = True
 
     def __init__(
         self,
@@ -99,10 +98,6 @@ class Gradient:
     def steps_per_epoch(self) -> int:
         """Number of mini-batches in an epoch."""
         return math.ceil(self.samples.N / self.batch_size)
-
-    def use_best_restart(self) -> bool:
-        """Return False: an interrupted initialisation is not kept."""
-        return False
 
     def epoch(self) -> EpochRecord:
         """Run one pass in mini-batches; `train_mean_l2` is the mean over the pass, while the parameters change."""

@@ -17,12 +17,12 @@ from llgae_cli.training.closed_form import ClosedForm
 from llgae_cli.training.components import Components
 from llgae_cli.training.state import read_count
 from llgae_cli.training.statistics import Statistics, latent_covariance
-from llgae_cli.training.trainer import EpochRecord
+from llgae_cli.training.trainer import EpochRecord, Trainer
 
 logger = logging.getLogger(__name__)
 
 
-class ResidualClosedForm:
+class ResidualClosedForm(Trainer):
     """Fits each level to the residual of the others.
 
     First, level l is initialised and trained as an LLGAE of x minus the parts of levels 1 ... l - 1, until a pass gains
@@ -32,8 +32,6 @@ class ResidualClosedForm:
     The objective, the model's own, never rises: an update lowers it for the codes that it was computed from, and is
     undone where the new codes raise it. Residuals are computed chunk by chunk.
     """
-
-    exact = True
 
     def __init__(
         self,
@@ -75,10 +73,6 @@ class ResidualClosedForm:
             logger.info("level %d of %d", self.started + 1, len(self.trainers))
         self.trainers[self.started].initialise()
         self.started += 1
-
-    def use_best_restart(self) -> bool:
-        """Return False: restarts of an interrupted initialisation are not kept."""
-        return False
 
     def epoch(self) -> EpochRecord:
         """Run one pass over all rows; `train_mean_l2` is of the levels so far: in the end, the model's own."""

@@ -12,13 +12,17 @@ class EpochRecord(TypedDict, total=False):
 
 
 class Trainer(Protocol):
-    """Improves a model in place: `initialise` or `load_state_dict` once, then `epoch` until `finished`."""
+    """Improves a model in place: `initialise` or `load_state_dict` once, then `epoch` until `finished`.
+
+    The defaults are for trainers without shortlists and without restarts that can be kept.
+    """
 
     finished: bool
 
     @property
     def exact(self) -> bool:
         """Whether `train_mean_l2` scores all components; false where shortlists make it an upper bound."""
+        return True
 
     def initialise(self) -> None:
         """Set the parameters of the model before the first epoch."""
@@ -28,6 +32,7 @@ class Trainer(Protocol):
 
         `state_dict` then holds the complete restarts, and `initialise` after `load_state_dict` runs the others.
         """
+        return False
 
     def epoch(self) -> EpochRecord:
         """Run one pass over the training samples and update the model."""
