@@ -146,7 +146,7 @@ def _restore_order(parts: list[Tensor], order: Tensor) -> Tensor:
 class _SquaredResidual(torch.autograd.Function):
     """Computes sum_i |r_i|^2 - c_i^T Q_k c_i with r = x - mu_k and c = W_k^T r, with gradients in mu, W, Q and x.
 
-    They are written out, because autograd's overhead, for every component, is three times the arithmetic:
+    The gradients are written out, because autograd's overhead a component is three times the arithmetic:
         dQ_k = -sum c c^T,   dW_k = -2 sum r (Q_k c)^T,   dmu_k = -2 (sum r - W_k Q_k sum c),   dx = 2 (r - W_k Q_k c)
     """
 
@@ -177,9 +177,7 @@ class _SquaredResidual(torch.autograd.Function):
         for j, (r_j, Qc_j) in enumerate(zip(r.split(ctx.counts), Qc.split(ctx.counts), strict=True)):
             if len(r_j) and E:
                 torch.mm(r_j.T, Qc_j, out=dW[j])
-        winners = torch.nn.functional.one_hot(k, K).to(
-            r.dtype
-        )  # (n, K); one product sums over the rows of each component
+        winners = torch.nn.functional.one_hot(k, K).to(r.dtype)  # (n, K); a product sums over a component's rows
         inside = (W @ (winners.T @ Qc)[:, :, None])[:, :, 0]
         dmu = winners.T @ r - inside
         dx = None

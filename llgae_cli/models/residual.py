@@ -48,7 +48,7 @@ class Residual(Model):
         self.levels[0].load_state_dict(affine.state_dict())
 
     def step_limit(self) -> float:
-        """Return the least of the levels'."""
+        """Return the least step limit of the levels."""
         return min(level.step_limit() for level in self.levels)
 
     def step_size_problem(self) -> str | None:
