@@ -148,9 +148,9 @@ def acquire(lock: RunLock, patience: float) -> None:
     dead.
     """
     began, announced = time.monotonic(), False
-    while not distributed.agreed(distributed.rank() == 0 and lock.attempt()):
+    while not distributed.any_process(distributed.rank() == 0 and lock.attempt()):
         waited = time.monotonic() - began
-        if distributed.agreed(waited > max(patience, LOCK_POLL)):
+        if distributed.any_process(waited > max(patience, LOCK_POLL)):
             who = lock.holder or "another process"
             raise InputError(
                 f"{printable(lock.path.parent, 300)}: {who} is already training this config ({lock.subject}) here; "
@@ -180,7 +180,7 @@ def run_epochs(run: Run, on_epoch: OnEpoch) -> None:
     config = run.config
     if run.done == 0:
         with timed(run):
-            run.trainer.start()
+            run.trainer.initialise()
     warn_of_divergence(run.model)
     while not run.finished:
         with timed(run):
@@ -326,7 +326,7 @@ def measure_snapshot(run: Run, snapshot: Snapshot) -> float:
 
 def save_interrupted(run: Run) -> Path | None:
     """Save what an interrupted run has: its last complete epoch, else the best initialisation that was done."""
-    if run.done == 0 and run.trainer.keep_start():
+    if run.done == 0 and run.trainer.use_best_restart():
         run.snapshot = take_snapshot(run)
     if run.snapshot is None:
         logger.warning("nothing was saved: the run was interrupted before its first epoch was complete")

@@ -15,7 +15,7 @@ from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Decode
 from llgae_cli.storage import Checkpoint
 from llgae_cli.tasks import Samples
 from llgae_cli.threads import limit_threads
-from llgae_cli.training import ClosedForm, Gradient, Levels, Trainer, moved_back
+from llgae_cli.training import ClosedForm, Gradient, ResidualClosedForm, Trainer, undo_shifts
 
 ALWAYS_BUILT = 4096  # sizes up to this are built without comparing them with the tensors first
 LARGEST = 1e34  # more than the mean L2 of the largest values that a task accepts
@@ -87,14 +87,14 @@ def _build_closed_form(config: Config, model: LLGAE, samples: Samples) -> Closed
     return ClosedForm(model, samples, candidates=config.candidates, **_common_options(config))
 
 
-def _build_closed_form_residual(config: Config, model: Residual, samples: Samples) -> Levels:
+def _build_closed_form_residual(config: Config, model: Residual, samples: Samples) -> ResidualClosedForm:
     _refuse_candidates(config)
-    return Levels(model, samples, **_common_options(config))
+    return ResidualClosedForm(model, samples, **_common_options(config))
 
 
 def _build_closed_form_shift(config: Config, model: Shift, samples: Samples) -> ClosedForm:
     _refuse_candidates(config)
-    return ClosedForm(model.affine, samples, view=moved_back(model), **_common_options(config))
+    return ClosedForm(model.affine, samples, target=undo_shifts(model), **_common_options(config))
 
 
 def _common_options(config: Config) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The latent b of a sample under each component: three ways to climb the likelihood, side by side.
+"""The latent b of a sample under each component, by three methods: the loop, its collapse, and least squares.
 
 All maximise l(b) = -1/2 |x - mu - W b|^2 - alpha/2 |b|^2 from b = 0. With c = W^T (x - mu), G = W^T W and
-H = G + alpha I each answer is linear in c, so two of the three are a matrix P with b = P c:
+H = G + alpha I every result is linear in c, and two of the methods compute the matrix P with b = P c:
 
     loop            b(t) = b(t-1) + beta (W^T (x - mu - W b(t-1)) - alpha b(t-1)),   t = 1 ... T
     collapse        P = beta * sum_{t<T} (I - beta H)^t
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def loop(x: Tensor, mu: Tensor, W: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
-    """b(T) with shape (n, K, E), step by step as the source defines it. Holds (n, K, D) residuals: the oracle."""
+    """Return b(T), shape (n, K, E), step by step as the source defines it; needs memory for (n, K, D) residuals."""
     b = x.new_zeros(len(x), W.shape[0], W.shape[2])
     for _ in range(n_step):
         residual = x[:, None] - mu - torch.einsum("kde,nke->nkd", W, b)
@@ -27,32 +27,31 @@ def loop(x: Tensor, mu: Tensor, W: Tensor, beta: float, n_step: int, alpha: floa
 
 
 def collapse(x: Tensor, mu: Tensor, W: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
-    """b(T) with shape (n, K, E) through the collapsed steps: equal to `loop` up to rounding, at no cost in T."""
-    P = collapsed_map(W.mT @ W, beta, n_step, alpha)
-    return torch.einsum("kef,nkf->nke", P, correlations(x, mu, W))
+    """Return b(T), shape (n, K, E), through the map P: equal to `loop` up to rounding, at a cost independent of T."""
+    return torch.einsum("kef,nkf->nke", collapse_map(W.mT @ W, beta, n_step, alpha), correlations(x, mu, W))
 
 
 def least_squares(x: Tensor, mu: Tensor, W: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
-    """argmax_b l(b) with shape (n, K, E): least squares (alpha = 0, minimum norm) or ridge. beta, n_step unused."""
-    P = least_squares_map(W.mT @ W, beta, n_step, alpha)
-    return torch.einsum("kef,nkf->nke", P, correlations(x, mu, W))
+    """Return argmax_b l(b), shape (n, K, E): least squares (alpha = 0, of least norm) or ridge; beta, n_step unused."""
+    return torch.einsum("kef,nkf->nke", least_squares_map(W.mT @ W, beta, n_step, alpha), correlations(x, mu, W))
 
 
 INFERENCES = {"loop": loop, "collapse": collapse, "least-squares": least_squares}
 
 
 def correlations(x: Tensor, mu: Tensor, W: Tensor) -> Tensor:
-    """C = W_k^T (x - mu_k) for all k, shape (n, K, E), from one matrix product and no array of shape (n, K, D)."""
+    """Return c = W_k^T (x - mu_k) for all k, shape (n, K, E), from one matrix product without an (n, K, D) array."""
     K, D, E = W.shape
     offsets = torch.einsum("kd,kde->ke", mu, W)
     return (x @ W.permute(1, 0, 2).reshape(D, K * E)).unflatten(1, (K, E)) - offsets
 
 
-def collapsed_map(G: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
-    """P = beta * sum_{t<T} (I - beta H)^t with shape (K, E, E), H = G + alpha I; b(T) = P c.
+def collapse_map(G: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
+    """Return P = beta * sum_{t<T} (I - beta H)^t, shape (K, E, E), with H = G + alpha I; then b(T) = P c.
 
-    The series S_T is doubled, S_2t = S_t + M^t S_t with M = I - beta H, so it takes log2 T products, divides by no
-    eigenvalue (beta h -> 0 is harmless) and has a gradient where eigenvalues coincide, unlike one through `eigh`.
+    The series is summed by doubling, S_2t = S_t + M^t S_t with M = I - beta H. It takes about log2 T products and
+    divides by no eigenvalue, so beta h -> 0 is harmless. Unlike a sum by `eigh`, it has a gradient where eigenvalues
+    coincide.
     """
     eye = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
     M = eye - beta * (G + alpha * eye)
@@ -65,25 +64,24 @@ def collapsed_map(G: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
 
 
 def least_squares_map(G: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
-    """P = (G + alpha I)^+ with shape (K, E, E); directions without length stay at b = 0. beta and n_step unused."""
+    """Return P = (G + alpha I)^+, shape (K, E, E); b is 0 along directions of zero length. beta, n_step unused."""
     eye = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
     H, overflow = _finite(G + alpha * eye)
     return torch.linalg.pinv(H, hermitian=True) + overflow
 
 
-MAPS = {"loop": collapsed_map, "collapse": collapsed_map, "least-squares": least_squares_map}
+MAPS = {"loop": collapse_map, "collapse": collapse_map, "least-squares": least_squares_map}
 
 
 def gain(P: Tensor, G: Tensor) -> Tensor:
-    """Q = 2P - PGP with shape (K, E, E): inference lowers |x - mu|^2 by c^T Q c, whatever found P."""
+    """Return Q = 2P - PGP, shape (K, E, E): |x - mu - W P c|^2 = |x - mu|^2 - c^T Q c for every symmetric P."""
     return 2 * P - P @ G @ P
 
 
-def folded(W: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
-    """Bases A (K, D, E) and signs s (K, E) with c^T Q c = sum_e s_e (A_e^T (x - mu))^2.
+def fold(W: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return bases A (K, D, E) and signs s (K, E) with c^T Q c = sum_e s_e (A_e^T (x - mu))^2.
 
-    s is +1 wherever beta * max(h) <= 2, as in all runs that converge; the signs keep the score right beyond it.
-    A is NaN where Q is not finite.
+    All s are +1 where beta * max(h) <= 2, as in all runs that converge. A is NaN where Q is not finite.
     """
     Q, overflow = _finite((Q + Q.mT) / 2)
     q, V = torch.linalg.eigh(Q)
@@ -91,14 +89,17 @@ def folded(W: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest(x: Tensor, mu: Tensor, W: Tensor, Q: Tensor, exact_map: Callable[[Tensor], Tensor]) -> Tensor:
-    """k(x) = argmin_k |x - mu_k - W_k b_k(T)|^2 with shape (n,), for Q from `gain`; the first of equally near ones.
+    """Return k(x) = argmin_k |x - mu_k - W_k b_k(T)|^2, shape (n,), for Q from `gain`; the first of equal ones.
 
-    From differences of squares; where those have lost their digits, from float64, with P from `exact_map` of W^T W.
+    Distances are differences of squares. Where those have lost their digits, they are computed in float64 from the
+    residuals, with P = exact_map(W^T W). The origin is the mean of the mu_k, so that an offset common to all samples
+    costs no digits: |x|^2 may be 1e8 times the distances.
     """
-    seen, apart = _seen_from_mean(x, mu)
-    distances = relative_distances(seen, apart, *folded(W, Q))
+    origin = mu.mean(0)
+    centred = x - origin
+    distances = relative_distances(centred, mu - origin, *fold(W, Q))
     best, k = distances.min(1)
-    squared = torch.linalg.vector_norm(seen, dim=1).square_()
+    squared = torch.linalg.vector_norm(centred, dim=1).square_()
     lost = has_lost_digits(best + squared, squared).nonzero()[:, 0]
     if len(lost):
         allowed = within_rounding(distances[lost], squared[lost])
@@ -107,47 +108,36 @@ def nearest(x: Tensor, mu: Tensor, W: Tensor, Q: Tensor, exact_map: Callable[[Te
     return k
 
 
-def distances(x: Tensor, mu: Tensor, A: Tensor, s: Tensor) -> Tensor:
-    """|x - mu_k - W_k b_k(T)|^2 - |x - m|^2 with shape (n, K), A and s from `folded`; m is the mean of the mu_k.
-
-    Operations: one (n, D) by (D, K(E + 1)) product, 2 n D K (E + 1). |x - m|^2 is the same for every k and left out.
-    Seen from m, an offset that all share costs no digits: |x|^2 may be 1e8 times the distances that are compared.
-    """
-    return relative_distances(*_seen_from_mean(x, mu), A, s)
-
-
-def _seen_from_mean(x: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
-    m = mu.mean(0)
-    return x - m, mu - m
-
-
 def relative_distances(x: Tensor, mu: Tensor, A: Tensor, s: Tensor) -> Tensor:
-    """|x - mu_k - W_k b_k(T)|^2 - |x|^2 with shape (n, K)."""
+    """Return |x - mu_k - W_k b_k(T)|^2 - |x|^2, shape (n, K), with A and s from `fold`.
+
+    Operations: 2 n D K (E + 1), in matrix products. |x|^2 is the same for every k and left out.
+    """
     squares = correlations(x, mu, A).square_()
     lowered = squares.sum(2) if bool((s > 0).all()) else (squares * s).sum(2)
     return mu.square().sum(1) - 2 * x @ mu.T - lowered
 
 
 def has_lost_digits(distance: Tensor, squared: Tensor) -> Tensor:
-    """Whether the least squared distance (n,) is so far below |x|^2, `squared` (n,), that rounding may decide who wins.
+    """Return where the least squared distance (n,) is so far below |x|^2, `squared` (n,), that rounding may decide k.
 
-    A difference of squares is off by some eps |x|^2. From |x|^2 = 256 distances on (float32), that can be more than
-    1e-4 of the distance.
+    A difference of squares has an error of about eps |x|^2. Where |x|^2 exceeds 256 distances (in float32), that may be
+    more than 1e-4 of the distance.
     """
     return distance < 2.0**15 * torch.finfo(distance.dtype).eps * squared
 
 
 def within_rounding(distances: Tensor, squared: Tensor) -> Tensor:
-    """Which of the components (n, K) may be the nearest, given differences of squares and |x|^2 (n,)."""
+    """Return which components may be the nearest, (n, K), given differences of squares (n, K) and |x|^2 (n,)."""
     slack = 2.0**7 * torch.finfo(distances.dtype).eps * squared
     return distances <= (distances.min(1).values + slack)[:, None]
 
 
 def choose_exactly(x: Tensor, mu: Tensor, W: Tensor, allowed: Tensor, P: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The nearest k (n,) of the components that `allowed` (n, K) has for each of x (n, D), and the squared distance.
+    """Return the nearest k (n,) among the components `allowed` (n, K) for x (n, D), and the squared distance (n,).
 
-    From explicit residuals in float64, x - mu_k - W_k P_k W_k^T (x - mu_k); P None: the identity, for orthonormal W.
-    The first of equally near ones wins.
+    Distances come from the residuals x - mu_k - W_k P_k W_k^T (x - mu_k) in float64. P None is the identity, for
+    orthonormal W. Of equally near components the first is chosen.
     """
     wide = torch.float32 if x.device.type == "mps" else torch.float64  # Apple's GPU has no float64
     lowest, k = x.new_full((len(x),), torch.inf, dtype=wide), torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -163,7 +153,7 @@ def choose_exactly(x: Tensor, mu: Tensor, W: Tensor, allowed: Tensor, P: Tensor 
 
 
 def step_limit(W: Tensor, alpha: float) -> float:
-    """The largest stable step size, 2 / max eigenvalue of H over all components.
+    """Return the largest stable step size, 2 / max eigenvalue of H over all components.
 
     Infinity where W is zero or E = 0; zero where W^T W is not finite.
     """
@@ -177,18 +167,19 @@ def step_limit(W: Tensor, alpha: float) -> float:
 
 
 def gauge(U: Tensor, beta: float, alpha: float) -> Tensor:
-    """W = U sqrt(1/beta - alpha) for orthonormal U (K, D, E): beta H = I, so b(T) = beta c for every T >= 1.
+    """Return W = U sqrt(1/beta - alpha) for orthonormal U (K, D, E): beta H = I, so b(T) = beta c for every T >= 1.
 
-    With alpha = 0 that is least squares: W b(T) = U U^T (x - mu). With alpha > 0 it is ridge, and
-    W b(T) = (1 - alpha beta) U U^T (x - mu). Needs alpha beta < 1.
+    With alpha = 0 that is least squares, W b(T) = U U^T (x - mu). With alpha > 0 it is ridge regression,
+    W b(T) = (1 - alpha beta) U U^T (x - mu). alpha beta must be below 1.
     """
     return U * (1 / beta - alpha) ** 0.5
 
 
 def _finite(M: Tensor) -> tuple[Tensor, Tensor]:
-    """M (K, E, E) with zeros for each matrix that is not finite, and (K, 1, 1): NaN for those, 0 for the others.
+    """Return M (K, E, E) with zeros for each matrix that is not finite, and (K, 1, 1): NaN for those, 0 for the others.
 
-    LAPACK raises on such a matrix, for all components at once; as NaN it reaches the loss, which is checked.
+    LAPACK would raise for all components because of one such matrix. The NaN, added to the result, reaches the loss,
+    which is checked.
     """
-    sound = M.isfinite().all(-1).all(-1)[:, None, None]
-    return torch.where(sound, M, 0.0), torch.where(sound, 0.0, torch.nan).to(M.dtype)
+    finite = M.isfinite().all(-1).all(-1)[:, None, None]
+    return torch.where(finite, M, 0.0), torch.where(finite, 0.0, torch.nan).to(M.dtype)

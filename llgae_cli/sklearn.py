@@ -1,4 +1,4 @@
-"""The model as a scikit-learn estimator, trained in closed form: for pipelines, grid searches, arrays in memory.
+"""LLGAE as a scikit-learn estimator, trained in closed form: for arrays in memory, pipelines and grid searches.
 
 Needs the extra `[sklearn]`. Imports in this package are absolute, so `sklearn` below is scikit-learn itself.
 """
@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llgae_cli.threads import limited_threads, set_waiting
+from llgae_cli.threads import limited_threads, set_wait_policy
 
-if "torch" not in sys.modules:  # later it would have no effect here, and one on every process started from here
-    set_waiting()
+if "torch" not in sys.modules:  # later it would have no effect here, but one on child processes
+    set_wait_policy()
 
 import torch
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ except ImportError as error:
 
 CHUNK = 2048
 DTYPES = [np.float64, np.float32]
-# Parameters that are a number or a word: the words, the number's type, the least number.
+# Parameters that are a number or a word: the words, the type of the number, the least number.
 NUMBER_OR_WORD: dict[str, tuple[tuple[str, ...], type, int]] = {
     "n_init": (("auto",), Integral, 1),
     "moves": (("auto",), Integral, 0),
@@ -45,39 +45,39 @@ NUMBER_OR_WORD: dict[str, tuple[tuple[str, ...], type, int]] = {
 }
 
 
-# Not a ClusterMixin: scikit-learn's contract for those is to find blobs, and where n_components is n_features, any one
+# Not a ClusterMixin: scikit-learn's checks expect those to separate blobs, but with n_components = n_features every
 # subspace holds all samples.
 class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """K affine subspaces of E dimensions, and each sample's projection onto the nearest: a mixture of PCA.
+    """Mixture of PCA: K affine subspaces of E dimensions, and the projection of each sample onto the nearest.
 
         minimise  sum_i |x_i - x_hat_i|^2,   x_hat = mu_k + U_k b,   b = U_k^T (x - mu_k),
                                              k     = argmin_k |x - mu_k - U_k U_k^T (x - mu_k)|^2
 
-    The code of a sample is (k, b). The two sizes are spelled as in the two estimators that this one lies between:
-    `LLGAE(n_clusters=1, n_components=E)` is `PCA(n_components=E)`, `LLGAE(n_clusters=K, n_components=0)` is
-    `KMeans(n_clusters=K)`. Note that `n_components` is thus E, while the rest of this package calls k the component.
+    The code of a sample is (k, b). The names of the sizes are those of the two special cases:
+    `LLGAE(n_clusters=1, n_components=E)` is `PCA(n_components=E)`, and `LLGAE(n_clusters=K, n_components=0)` is
+    `KMeans(n_clusters=K)`. Note that `n_components` is thus E, while in the rest of this package k is the component.
 
-    Samples are taken as they are: unlike the command line, nothing subtracts each sample's own mean. Training is in
-    X's own type where that is float32 or float64, else in float64, and on the CPU. X may be memory-mapped.
+    Samples are used unchanged: unlike the command line, the estimator does not subtract each sample's own mean.
+    Training is on the CPU, in the type of X where that is float32 or float64, else in float64. X may be memory-mapped.
 
-    Passes use as many threads as torch does, `torch.set_num_threads`, but no more than there are cores for this
-    process. Where other processes share the cores, set OMP_WAIT_POLICY=passive before anything imports torch; importing
-    this module first does so.
+    Passes use as many threads as torch (`torch.set_num_threads`), but at most the number of cores for this process.
+    Where other processes share the cores, set OMP_WAIT_POLICY=passive before anything imports torch, or import this
+    module first, which does so.
 
     Args:
         n_clusters: K, how many subspaces; at most the number of samples.
         n_components: E, dimensions of each; 0 to the number of features.
-        max_iter: passes over the samples, at most, after the starts.
+        max_iter: maximum number of passes over the samples after the initialisation.
         tol: stop after a pass that lowers the objective by no more than this share of it.
-        n_init: starts, of which the best goes on; "auto" is 4, and 1 beyond 16 clusters. Where there are more samples,
-            starts and moves see 12,000 of them, or 100 for each cluster.
-        moves: attempts, at most, to improve each start by removing one subspace and splitting another; "auto" is 60,
-            and 0 beyond 64 clusters. Eight in a row that fail end them.
-        candidates: how many neighbours of a sample's subspace are scored for it in a pass, besides that one; "off" all
-            there are, "auto" 23 from 100 clusters on. Saves time at hundreds of clusters, and is approximate.
-        shrinkage: strength of a prior that draws each subspace towards its neighbours', in samples; "auto" chooses it
-            on held-out samples (10 are needed). Helps where clusters hold few samples each.
-        random_state: an int, a RandomState or None, as everywhere in scikit-learn. torch's own generator is not used.
+        n_init: number of restarts, of which the best is used; "auto" is 4, and 1 beyond 16 clusters. Restarts use
+            12,000 of the samples, or 100 for each cluster where that is more.
+        moves: maximum number of split-merge moves of a restart, each of which removes one subspace and splits another;
+            "auto" is 60, and 0 beyond 64 clusters. A restart stops after 12 moves without success in a row.
+        candidates: number of neighbours of a sample's subspace that are scored for it in a pass, besides that one;
+            "off" scores all, "auto" is 23 from 100 clusters on. Saves time at hundreds of clusters, and is approximate.
+        shrinkage: strength of a prior that shrinks the scatter of each subspace toward its neighbours', in samples;
+            "auto" chooses it on held-out samples (10 are needed). Useful where clusters have few samples each.
+        random_state: an int, a RandomState or None, as in all of scikit-learn. torch's global generator is not used.
 
     Attributes:
         means_: mu, shape (n_clusters, n_features), in the unit of X.
@@ -85,8 +85,8 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             of largest magnitude positive.
         labels_: k of each training sample, shape (n_samples,).
         mean_l2_: mean over training samples and features of (x - x_hat)^2, in squared units of X.
-        n_iter_: passes taken.
-        n_features_in_: features of a sample.
+        n_iter_: number of passes.
+        n_features_in_: number of features.
         feature_names_in_: their names, where X had any.
 
     Sources: CATSMILE-1022 (the model); see `training.closed_form` for the training.
@@ -116,9 +116,9 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None) -> "LLGAE":
-        """Find the subspaces for X (n_samples, n_features); y is not used.
+        """Fit the subspaces to X (n_samples, n_features); y is not used.
 
-        Warns (ConvergenceWarning) when max_iter ends the training, and when a cluster is left without samples. Raises
+        Warns (ConvergenceWarning) when max_iter ends the training, and when a cluster has no samples. Raises
         ValueError for NaN, infinities, values beyond 1e15 or all too small to square, fewer samples than clusters,
         fewer features than components, and parameters out of their range; TypeError for those of another type and for
         sparse X.
@@ -136,7 +136,7 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         samples = _samples(X)
         if 0 < max(X.max(), -X.min()) < 1e4 * float(np.finfo(X.dtype).tiny) ** 0.5:
             raise ValueError(f"X: all values are so small that their squares vanish in {X.dtype}; scale X.")
-        model = _blank(int(self.n_clusters), n_features, int(self.n_components), X.dtype)
+        model = _empty_model(int(self.n_clusters), n_features, int(self.n_components), X.dtype)
         trainer = ClosedForm(
             model,
             samples,
@@ -149,7 +149,7 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         )
         self.n_iter_ = 0
         with limited_threads():
-            trainer.start()
+            trainer.initialise()
             while self.n_iter_ < self.max_iter and not trainer.finished:
                 trainer.epoch()
                 self.n_iter_ += 1
@@ -158,28 +158,28 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
         self.means_: NDArray[Any] = model.mu.detach().numpy().copy()
         self.bases_: NDArray[Any] = model.W.detach().numpy().copy()
-        self.labels_, self.mean_l2_ = self._assigned(samples)  # of the subspaces as returned, as `predict` has them
+        self.labels_, self.mean_l2_ = self._assign(samples)  # of the final subspaces, as in `predict`
         used = len(np.unique(self.labels_))
         if used < self.n_clusters:
             self._warn(f"only {used} of n_clusters={self.n_clusters} hold samples: fewer may describe X as well")
         return self
 
     def transform(self, X: Any) -> NDArray[Any]:
-        """The codes of X (n_samples, n_features), shape (n_samples, 1 + n_components).
+        """Return the codes of X (n_samples, n_features), shape (n_samples, 1 + n_components).
 
         Column 0 is k, a whole number; the others are b = U_k^T (x - mu_k), coordinates in the unit of X within
-        subspace k. A b of one subspace and a b of another have no relation: a step that follows in a pipeline should
-        take column 0 for a category. `inverse_transform(transform(X))` is the reconstruction.
+        subspace k. The b of different subspaces are not related: the next step of a pipeline should treat column 0 as a
+        category. `inverse_transform(transform(X))` is the reconstruction.
         """
         samples = self._new_samples(X)
         codes: NDArray[Any] = np.empty((samples.N, self._n_features_out), self.means_.dtype)
-        for here, _, _, code in self._coded(samples):
+        for here, _, _, code in self._encode(samples):
             codes[here, 0] = code.k
             codes[here, 1:] = code.b
         return codes
 
     def inverse_transform(self, X: Any) -> NDArray[Any]:
-        """x_hat = mu_k + U_k b of codes as `transform` returns them, shape (n_samples, n_features).
+        """Return x_hat = mu_k + U_k b, shape (n_samples, n_features), of codes as `transform` returns them.
 
         Raises ValueError where there are not 1 + n_components columns or the first is not one of 0 .. n_clusters - 1.
         """
@@ -199,23 +199,23 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         return x_hat
 
     def predict(self, X: Any) -> NDArray[np.int64]:
-        """The subspace nearest to each of X (n_samples, n_features), shape (n_samples,)."""
-        return self._assigned(self._new_samples(X))[0]
+        """Return the index of the nearest subspace for X (n_samples, n_features), shape (n_samples,)."""
+        return self._assign(self._new_samples(X))[0]
 
     def fit_predict(self, X: Any, y: Any = None) -> NDArray[np.int64]:
-        """`fit(X)`, and then `labels_`."""
+        """Call `fit(X)` and return `labels_`."""
         return self.fit(X).labels_
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Minus the mean L2 of X (n_samples, n_features), in squared units of X: higher is better, 0 is perfect.
+        """Return minus the mean L2 of X (n_samples, n_features), in squared units of X: higher is better, 0 is perfect.
 
-        A larger n_components nearly always scores higher, on held-out samples too: a longer code tells more. A larger
+        A larger n_components nearly always scores higher, on held-out samples too, because the code is longer. A larger
         n_clusters can over-fit, so a grid search over it has an optimum.
         """
-        return -self._assigned(self._new_samples(X))[1]
+        return -self._assign(self._new_samples(X))[1]
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
-        """`llgae_k`, `llgae_b0`, `llgae_b1` ...; input_features is only checked against the names seen in `fit`."""
+        """Return `llgae_k`, `llgae_b0`, `llgae_b1` ...; input_features is only compared with the names in `fit`."""
         super().get_feature_names_out(input_features)
         return np.array(["llgae_k", *(f"llgae_b{e}" for e in range(self._n_features_out - 1))], dtype=object)
 
@@ -245,24 +245,24 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         return _samples(validate_data(self, X, dtype=DTYPES, reset=False))
 
     def _model(self) -> models.LLGAE:
-        # Made anew each time: the fitted state is arrays alone, which pickle and joblib share between processes.
+        # Built for each call: the fitted state is only arrays, which pickle and joblib share between processes.
         K, D, E = self.bases_.shape
-        model = _blank(K, D, E, self.means_.dtype)
+        model = _empty_model(K, D, E, self.means_.dtype)
         model.load_state_dict({"mu": torch.tensor(self.means_), "W": torch.tensor(self.bases_)})
         return model
 
     @torch.no_grad()
-    def _coded(self, samples: Samples) -> Iterator[tuple[slice, Tensor, models.LLGAE, Code]]:
-        """Chunks of samples x (n, D) with their codes, and the model that made them."""
+    def _encode(self, samples: Samples) -> Iterator[tuple[slice, Tensor, models.LLGAE, Code]]:
+        """Yield slices of the rows with their samples x (n, D), the model, and their codes."""
         model = self._model()
         for here, x in samples.chunks(CHUNK, dtype=model.mu.dtype):
             yield here, x, model, model.encode(x)
 
     @torch.no_grad()
-    def _assigned(self, samples: Samples) -> tuple[NDArray[np.int64], float]:
-        """The nearest subspaces k (n,), and the mean L2."""
+    def _assign(self, samples: Samples) -> tuple[NDArray[np.int64], float]:
+        """Return the nearest subspaces k (n,), and the mean L2."""
         labels, total = np.empty(samples.N, np.int64), 0.0
-        for here, x, model, code in self._coded(samples):
+        for here, x, model, code in self._encode(samples):
             labels[here] = code.k
             total += float(model.residual(x, code).square_().sum(1).double().sum())
         return labels, total / samples.N / samples.D
@@ -272,7 +272,7 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
 
 def _samples(X: NDArray[Any]) -> Samples:
-    """X as it is; ValueError where its squares would leave float32's range."""
+    """Return X as samples, without centring. Raises ValueError where squares would exceed the range of float32."""
     samples = Samples(X, centring="none", origin="X")
     try:
         samples.check_finite()
@@ -281,6 +281,6 @@ def _samples(X: NDArray[Any]) -> Samples:
     return samples
 
 
-def _blank(K: int, D: int, E: int, dtype: Any) -> models.LLGAE:
-    """A model to fill, in the gauge W = U: with beta = 1, one step of the ascent is exact (see `inference.gauge`)."""
+def _empty_model(K: int, D: int, E: int, dtype: Any) -> models.LLGAE:
+    """Return a model of zeros in the gauge W = U: with beta = 1, one ascent step is exact (`inference.gauge`)."""
     return models.LLGAE(K, D, E, beta=1.0, n_step=1).to(torch.from_numpy(np.empty(0, dtype)).dtype)

@@ -1,9 +1,9 @@
-"""CPU threads: how many this process may use, and independent pieces of work side by side, a thread each.
+"""CPU threads: how many this process may use, and independent tasks that run in parallel, one thread each.
 
-Two kinds of threads do the arithmetic. OpenMP splits one operation of torch among threads that meet at its end; where
-one of them has lost its core to another process, the others wait for it, thousands of times a second. Pieces of work
-that take milliseconds are therefore run by threads of our own, each with one OpenMP thread (`run_side_by_side`): they
-meet once a pass. For the operations that are left, OpenMP's threads sleep while they wait (`set_waiting`).
+By default torch uses several cores through OpenMP, which splits one operation among threads that synchronise at its
+end. Where one of them has lost its core to another process, the others wait for it, thousands of times a second. Tasks
+that take milliseconds therefore run in a pool of our own (`run_parallel`), whose threads have one OpenMP thread each
+and synchronise once a pass. For the remaining operations, OpenMP's threads sleep while they wait (`set_wait_policy`).
 """
 
 import math
@@ -19,42 +19,42 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # each says how OpenMP's threads wait
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # variables that control how OpenMP's threads wait
 
 
 class CancelledError(Exception):
-    """Work that `run_side_by_side` has given up, because another piece failed or a signal came."""
+    """Raised in a task of `run_parallel` that is cancelled, because another task failed or a signal arrived."""
 
 
-class _Here(threading.local):
-    """What a thread of the pool knows of its piece of work: the events that cancel it. None in any other thread."""
+class _Current(threading.local):
+    """The events that cancel the task of the current thread; empty in a thread that runs no task."""
 
     cancelled: tuple[threading.Event, ...] = ()
 
 
-_here = _Here()
-_pool: tuple[int, int, ThreadPoolExecutor] | None = None  # process number, threads, the pool
+_current = _Current()
+_pool: tuple[int, int, ThreadPoolExecutor] | None = None  # process id, number of threads, the pool
 _pool_lock = threading.Lock()
 
 
-def set_waiting() -> None:
-    """Let OpenMP's threads sleep, not spin, while they wait. Call before torch is imported; a user's own choice holds.
+def set_wait_policy() -> None:
+    """Make OpenMP's threads sleep while they wait, unless the user has set a policy. Call before torch is imported.
 
-    A thread that spins takes the core from the thread it waits for, if the two share one: a pass then takes up to
-    twenty times as long, for the whole life of the process.
+    By default they spin. A thread that spins takes the core from the thread it waits for, if the two share one: a pass
+    then takes up to twenty times as long, for the whole life of the process.
     """
     if not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def usable_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPU cores that this process may use: its affinity, and the quota of its control group (a container's limit)."""
+    """Return the number of cores this process may use: by its affinity and its control group (a container's limit)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, _quota(groups))))
 
 
 def _quota(root: Path) -> float:
-    """Cores' worth of time that the control group may take, infinity where there is no limit or no Linux."""
+    """Return the number of cores that the control group may use; infinity without a limit, and outside Linux."""
     with suppress(OSError, ValueError, IndexError, ZeroDivisionError):
         limit, period = (root / "cpu.max").read_text().split()[:2]  # version 2
         return math.inf if limit == "max" else int(limit) / int(period)
@@ -65,7 +65,7 @@ def _quota(root: Path) -> float:
 
 
 def limit_threads(threads: int = 0) -> None:
-    """Let torch use that many threads; 0: its own choice, but no more than `usable_cores` unless a user said so."""
+    """Set the number of torch's threads; 0: its default, but at most `usable_cores` unless OMP_NUM_THREADS is set."""
     import torch
 
     if threads == 0 and not os.environ.get("OMP_NUM_THREADS"):
@@ -76,7 +76,7 @@ def limit_threads(threads: int = 0) -> None:
 
 @contextmanager
 def limited_threads() -> Iterator[None]:
-    """`limit_threads` for the length of a block, in a process that is somebody else's."""
+    """Apply `limit_threads` within a block, and restore the number after it."""
     import torch
 
     before = torch.get_num_threads()
@@ -88,29 +88,29 @@ def limited_threads() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def run_side_by_side(
-    work: Callable[[Item], Result], items: Sequence[Item], take: Callable[[Result], None], parallel: bool = True
+def run_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], consume: Callable[[Result], None], parallel: bool = True
 ) -> None:
-    """Call take(work(item)) for every item, in their order; `work` runs in as many threads as torch may use.
+    """Call consume(work(item)) for every item, in their order; `work` runs in as many threads as torch may use.
 
-    Each `work` has one OpenMP thread, so that what it computes does not depend on how many run side by side. It should
-    call `check_cancelled` every few milliseconds. `take` runs in the calling thread. What either raises ends all of
-    it: the other pieces are cancelled and waited for.
+    Each `work` has one OpenMP thread, so that its result does not depend on the number of threads. It should call
+    `check_cancelled` every few milliseconds. `consume` runs in the calling thread. An exception in either cancels all
+    other tasks, waits for them, and is raised.
 
-    Called from within `work`, it does the pieces itself, in this thread, but for those that idle threads take. With
-    `parallel` false, as for work on a GPU or work that shares buffers, it does all of them itself.
+    A call from within `work` runs its tasks in the same thread, except for those that idle threads start first. With
+    `parallel` false, as for work on a GPU or with shared buffers, all tasks run in the calling thread.
     """
     import torch
 
-    inner = bool(_here.cancelled)
+    inner = bool(_current.cancelled)
     threads = _pool[1] if inner and _pool is not None else torch.get_num_threads()
     if not parallel or threads == 1 or (inner and len(items) == 1):
         for item in items:
-            take(work(item))
+            consume(work(item))
         return
     with _pool_lock:
         pool = _pool_of(threads)
-    cancelled = *_here.cancelled, threading.Event()
+    cancelled = *_current.cancelled, threading.Event()
     waiting = iter(items)
     running: deque[tuple[Item, Future[Result]]] = deque()
 
@@ -124,41 +124,41 @@ def run_side_by_side(
             item, future = running.popleft()
             result = work(item) if inner and future.cancel() else future.result()
             submit(1)
-            take(result)
+            consume(result)
     finally:
         cancelled[-1].set()
         wait([future for _, future in running if not future.cancel()])
 
 
-def run_alone(work: Callable[[], Result], parallel: bool = True) -> Result:
-    """Return work(), run on one OpenMP thread: it rounds alike, however many threads there are.
+def run_single_threaded(work: Callable[[], Result], parallel: bool = True) -> Result:
+    """Return work(), run with one OpenMP thread: its rounding does not depend on the number of threads.
 
-    For what is too small to share out, such as the decompositions between two passes.
+    For work that is too small to be divided, such as the decompositions between two passes.
     """
-    found: list[Result] = []
-    run_side_by_side(lambda _: work(), (None,), found.append, parallel)
-    return found[0]
+    results: list[Result] = []
+    run_parallel(lambda _: work(), (None,), results.append, parallel)
+    return results[0]
 
 
 def check_cancelled() -> None:
-    """Raise CancelledError where this thread's piece of work is no longer wanted."""
-    if any(event.is_set() for event in _here.cancelled):
+    """Raise CancelledError where the task of this thread is cancelled."""
+    if any(event.is_set() for event in _current.cancelled):
         raise CancelledError
 
 
 def _run(work: Callable[[Item], Result], item: Item, cancelled: tuple[threading.Event, ...]) -> Result:
-    _here.cancelled = cancelled
+    _current.cancelled = cancelled
     try:
         check_cancelled()
         return work(item)
     finally:
-        _here.cancelled = ()
+        _current.cancelled = ()
 
 
 def _pool_of(threads: int) -> ThreadPoolExecutor:
-    """A pool of that many threads, kept for the next call: its threads keep their buffers.
+    """Return a pool of that many threads, the same one as in the last call if possible: its threads keep their buffers.
 
-    One of another size, which another thread may still be using, ends with its last reference.
+    A pool of another size, which another thread may still use, ends with its last reference.
     """
     global _pool
     if _pool is None or _pool[:2] != (os.getpid(), threads):  # threads do not survive a fork
@@ -167,14 +167,14 @@ def _pool_of(threads: int) -> ThreadPoolExecutor:
         ready = threading.Barrier(threads + 1)
 
         def begin() -> None:
-            torch.set_num_threads(1)  # of this thread, and of every thread that has not asked yet ...
-            torch.get_num_threads()  # ... which is why this one asks now
+            torch.set_num_threads(1)  # also the default of threads that have not read theirs yet; restored below
+            torch.get_num_threads()  # reads it
             ready.wait()
 
         pool = ThreadPoolExecutor(threads, "llgae")
-        begun = [pool.submit(begin) for _ in range(threads)]
+        started = [pool.submit(begin) for _ in range(threads)]
         ready.wait()
-        wait(begun)
+        wait(started)
         torch.set_num_threads(threads)
         _pool = os.getpid(), threads, pool
     return _pool[2]

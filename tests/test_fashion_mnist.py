@@ -1,4 +1,4 @@
-"""The known numbers on the real data: when these do not come out, the data or the mathematics is another."""
+"""The known numbers on the real data: where they differ, the data or the mathematics has changed."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_one_component_is_pca(fashion_mnist: Task) -> None:
     assert (config.K, config.embed_dim) == (1, 20)
     model = LLGAE(1, 784, 20)
     trainer = ClosedForm(model, fashion_mnist.train, seed=config.seed, tol=config.tol)
-    trainer.start()
+    trainer.initialise()
     while not trainer.finished:
         trainer.epoch()
     assert metrics.mean_l2(model, fashion_mnist.test) == pytest.approx(1207.98, rel=1e-4)
@@ -36,7 +36,7 @@ def test_one_component_is_pca(fashion_mnist: Task) -> None:
 def test_a_few_closed_form_passes_beat_the_source_document(fashion_mnist: Task) -> None:
     model = LLGAE(11, 784, 20)
     trainer = ClosedForm(model, fashion_mnist.train, seed=28, restarts=1, moves=0)
-    trainer.start()
+    trainer.initialise()
     train = [trainer.epoch()["train_mean_l2"] for _ in range(3)]
     evaluation = metrics.measure(model, fashion_mnist.test, fashion_mnist.peak).metrics
     assert train == sorted(train, reverse=True)
@@ -44,11 +44,11 @@ def test_a_few_closed_form_passes_beat_the_source_document(fashion_mnist: Task) 
     assert metrics.mean_l2(model, fashion_mnist.train) == pytest.approx(train[-1], rel=1e-5)
 
 
-def test_the_sources_trainer_learns_from_its_first_epoch(fashion_mnist: Task) -> None:
+def test_the_trainer_of_the_source_document_learns_in_its_first_epoch(fashion_mnist: Task) -> None:
     few = fashion_mnist.train.part(0, 12_000)
     model = LLGAE(11, 784, 20, beta=0.01, n_step=5)
     trainer = Gradient(model, few, seed=28, optimizer="rmsprop", lr=1e-3, batch_size=280)
-    trainer.start()
+    trainer.initialise()
     before = metrics.mean_l2(model, fashion_mnist.test)
     running = trainer.epoch()["train_mean_l2"]
     after = metrics.mean_l2(model, fashion_mnist.test)

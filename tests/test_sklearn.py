@@ -26,8 +26,7 @@ from sklearn.utils.estimator_checks import (
     parametrize_with_checks,
 )
 
-from llgae_cli import storage
-from llgae_cli import experiment, models
+from llgae_cli import experiment, models, storage
 from llgae_cli.config import read_config
 from llgae_cli.models import Code
 from llgae_cli.sklearn import LLGAE
@@ -65,7 +64,7 @@ def test_scikit_learns_own_checks(estimator: LLGAE, check: Any) -> None:
 
 @pytest.mark.parametrize("E", [0, 1])
 def test_scikit_learns_checks_of_a_clusterer(E: int) -> None:
-    several = {"n_init": 4, "moves": 20}  # with a single start, it would be the seed's luck that is tested
+    several = {"n_init": 4, "moves": 20}  # with one restart, the result would depend on the seed
     check_clustering("LLGAE", quick(3, E, **several))
     check_clusterer_compute_labels_predict("LLGAE", quick(3, E, **several))
 
@@ -127,7 +126,7 @@ def test_code_reconstruction_and_score_are_the_formulas(dtype: type, E: int) -> 
     assert ours.mean_l2_ == pytest.approx(-score, rel=1e-4)
 
 
-def test_the_command_lines_model_rebuilds_the_same(tmp_path: Path) -> None:
+def test_the_model_of_the_command_line_gives_the_same_reconstruction(tmp_path: Path) -> None:
     X = planes(400).astype(np.float32)
     np.save(tmp_path / "x.npy", X)
     (tmp_path / "c.yaml").write_text(
@@ -149,7 +148,7 @@ def test_the_command_lines_model_rebuilds_the_same(tmp_path: Path) -> None:
     np.testing.assert_allclose(ours.inverse_transform(codes), theirs.decode(Code(*code)).detach(), atol=1e-4)
 
 
-# ---- What it does in scikit-learn's company
+# ---- Together with scikit-learn
 
 
 def test_a_pipeline_ends_in_a_classifier(digits: tuple[np.ndarray, np.ndarray]) -> None:
@@ -163,7 +162,7 @@ def test_a_pipeline_ends_in_a_classifier(digits: tuple[np.ndarray, np.ndarray]) 
     assert rebuilt.shape == X.shape and np.square(X - rebuilt).mean() < np.square(X - X.mean(0)).mean()
 
 
-def test_grid_search_takes_the_best_held_out_score() -> None:
+def test_grid_search_selects_the_best_held_out_score() -> None:
     X = planes()
     search = GridSearchCV(quick(1, 1, n_init=4), {"n_clusters": [1, 3], "n_components": [0, 1, 2]}, cv=3).fit(X)
     assert search.best_params_ == {"n_clusters": 3, "n_components": 2}
@@ -171,7 +170,7 @@ def test_grid_search_takes_the_best_held_out_score() -> None:
     assert search.best_score_ == pytest.approx(np.mean(folds)) and search.best_score_ > -(0.2**2)
 
 
-def test_same_seed_same_result_and_nobody_elses_state_is_touched() -> None:
+def test_same_seed_same_result_and_no_global_state_changes() -> None:
     X, before = planes(), (torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled())
     kept, drawn = X.copy(), np.random.get_state()[1].copy()
     one, two = LLGAE(3, 2, random_state=5).fit(X), LLGAE(3, 2, random_state=5).fit(X)
@@ -185,7 +184,7 @@ def test_same_seed_same_result_and_nobody_elses_state_is_touched() -> None:
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == before[1:]
 
 
-def test_a_fitted_estimator_is_arrays_alone_and_travels(tmp_path: Path) -> None:
+def test_a_fitted_estimator_consists_of_arrays_and_can_be_pickled(tmp_path: Path) -> None:
     X = planes()
     ours = quick(3, 2).fit(X)
     assert not any(isinstance(value, torch.Tensor | torch.nn.Module) for value in vars(ours).values())
@@ -208,18 +207,18 @@ def test_pandas_out() -> None:
 
 
 def test_every_parameter_reaches_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
+    recorded: dict[str, Any] = {}
 
     def spy(model: models.LLGAE, samples: Samples, **options: Any) -> ClosedForm:
-        seen.update(options, K=model.K, E=model.E)
+        recorded.update(options, K=model.K, E=model.E)
         return ClosedForm(model, samples, **options)
 
     monkeypatch.setattr("llgae_cli.sklearn.ClosedForm", spy)
     ours = LLGAE(3, 2, tol=0.5, n_init=2, moves=1, candidates=2, shrinkage=3.0, random_state=0).fit(planes())
-    seed = seen.pop("seed")
-    assert seen == {"K": 3, "E": 2, "tol": 0.5, "restarts": 2, "moves": 1, "candidates": 2, "shrinkage": 3.0}
+    seed = recorded.pop("seed")
+    assert recorded == {"K": 3, "E": 2, "tol": 0.5, "restarts": 2, "moves": 1, "candidates": 2, "shrinkage": 3.0}
     ours.set_params(random_state=1).fit(planes())
-    assert seen["seed"] != seed
+    assert recorded["seed"] != seed
 
 
 # ---- What it refuses, and what it warns of
@@ -268,7 +267,7 @@ def test_data_that_cannot_be_right_is_refused() -> None:
             ours.inverse_transform([[k, 0.0]])
 
 
-def test_an_early_end_and_idle_clusters_are_told() -> None:
+def test_an_early_end_and_empty_clusters_are_warned_of() -> None:
     X = np.random.default_rng(0).normal(size=(2000, 10))
     with pytest.warns(ConvergenceWarning, match="not converged after max_iter=1 passes"):
         assert quick(3, 1, max_iter=1, tol=0, random_state=1).fit(X).n_iter_ == 1
@@ -278,7 +277,7 @@ def test_an_early_end_and_idle_clusters_are_told() -> None:
 
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 def test_a_perfect_fit_ends_in_float32_too(offset: float) -> None:
-    """What is left of the objective is rounding, which must not keep the passes going."""
+    """Only rounding is left of the objective, which must not cause further passes."""
     X = (np.random.default_rng(0).normal(size=(200, 20)) + offset).astype(np.float32)
     ours = quick(200, 0).fit(X)
     assert 0 <= ours.mean_l2_ <= (np.finfo(np.float32).eps * np.abs(X).max()) ** 2

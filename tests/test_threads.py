@@ -1,6 +1,7 @@
-"""Work side by side: in order, one OpenMP thread each, the same on any number of threads, and ended by what fails."""
+"""Tasks in parallel: in order, one OpenMP thread each, with results independent of threads, and cancelled by errors."""
 
 import itertools
+import logging
 import os
 import subprocess
 import sys
@@ -17,10 +18,10 @@ from llgae_cli import threads
 from llgae_cli.errors import Interrupted
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
-from llgae_cli.threads import CancelledError, check_cancelled, run_side_by_side
+from llgae_cli.threads import CancelledError, check_cancelled, run_parallel
 from llgae_cli.training import ClosedForm
-from llgae_cli.training.initialisation import StartSearch
-from llgae_cli.training.statistics import even, shards
+from llgae_cli.training.initialisation import Restarts
+from llgae_cli.training.statistics import even_chunk_size, split_into_shards
 
 pytestmark = pytest.mark.numeric
 
@@ -34,29 +35,29 @@ def torch_threads() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_results_come_in_order_and_each_piece_has_one_openmp_thread(torch_threads: Any, count: int) -> None:
+def test_results_are_in_order_and_each_task_has_one_openmp_thread(torch_threads: Any, count: int) -> None:
     torch_threads(count)
-    found: list[tuple[int, int]] = []
-    run_side_by_side(lambda i: (i, torch.get_num_threads()), range(20), found.append)
-    assert found == [(i, 1) for i in range(20)]
+    results: list[tuple[int, int]] = []
+    run_parallel(lambda i: (i, torch.get_num_threads()), range(20), results.append)
+    assert results == [(i, 1) for i in range(20)]
     assert torch.get_num_threads() == count
 
 
-def test_pieces_do_run_at_the_same_time(torch_threads: Any) -> None:
+def test_tasks_run_at_the_same_time(torch_threads: Any) -> None:
     torch_threads(3)
     met = threading.Barrier(3)
-    run_side_by_side(lambda i: met.wait(60), range(3), lambda result: None)
+    run_parallel(lambda i: met.wait(60), range(3), lambda result: None)
 
 
-def test_what_fails_ends_the_others(torch_threads: Any) -> None:
+def test_an_error_cancels_the_other_tasks(torch_threads: Any) -> None:
     torch_threads(2)
-    begun, cancelled = threading.Event(), []
+    started, cancelled = threading.Event(), []
 
     def work(i: int) -> None:
         if i == 0:
-            begun.wait(60)
+            started.wait(60)
             raise ZeroDivisionError
-        begun.set()
+        started.set()
         try:
             while True:
                 check_cancelled()
@@ -65,33 +66,33 @@ def test_what_fails_ends_the_others(torch_threads: Any) -> None:
             raise
 
     with pytest.raises(ZeroDivisionError):
-        run_side_by_side(work, range(9), lambda result: None)
-    assert 1 in cancelled and set(cancelled) <= {1, 2, 3}  # what was at work, or next in line; the others never began
+        run_parallel(work, range(9), lambda result: None)
+    assert 1 in cancelled and set(cancelled) <= {1, 2, 3}  # those that ran, or were next; the others never started
 
 
-def test_work_within_work_is_done_in_place_and_by_idle_threads(torch_threads: Any) -> None:
+def test_nested_tasks_run_in_the_same_thread_and_in_idle_ones(torch_threads: Any) -> None:
     torch_threads(2)
-    found: list[list[tuple[int, int]]] = []
+    results: list[list[tuple[int, int]]] = []
 
     def work(i: int) -> list[tuple[int, int]]:
         inner: list[tuple[int, int]] = []
-        run_side_by_side(lambda j: (j, torch.get_num_threads()), range(50), inner.append)
+        run_parallel(lambda j: (j, torch.get_num_threads()), range(50), inner.append)
         return inner
 
-    run_side_by_side(work, range(4), found.append)
-    assert found == [[(j, 1) for j in range(50)]] * 4
-    # With one piece of work, the other thread is idle and takes some of what is within it.
+    run_parallel(work, range(4), results.append)
+    assert results == [[(j, 1) for j in range(50)]] * 4
+    # With one task, the other thread is idle and runs some of its nested tasks.
     met, names = threading.Barrier(2), set()
 
     def meet(j: int) -> None:
         names.add(threading.current_thread().name)
         met.wait(60)
 
-    run_side_by_side(lambda i: run_side_by_side(meet, range(2), lambda _: None), [0], lambda _: None)
+    run_parallel(lambda i: run_parallel(meet, range(2), lambda _: None), [0], lambda _: None)
     assert len(names) == 2
 
 
-def test_what_fails_within_work_ends_all_of_it(torch_threads: Any) -> None:
+def test_an_error_in_a_nested_task_cancels_all(torch_threads: Any) -> None:
     torch_threads(2)
 
     def fail(j: int) -> None:
@@ -100,9 +101,9 @@ def test_what_fails_within_work_ends_all_of_it(torch_threads: Any) -> None:
         check_cancelled()
 
     with pytest.raises(ZeroDivisionError):
-        run_side_by_side(lambda i: run_side_by_side(fail, range(9), lambda _: None), range(3), lambda _: None)
+        run_parallel(lambda i: run_parallel(fail, range(9), lambda _: None), range(3), lambda _: None)
     done: list[int] = []
-    run_side_by_side(lambda i: i, range(5), done.append)
+    run_parallel(lambda i: i, range(5), done.append)
     assert done == list(range(5))
 
 
@@ -118,54 +119,61 @@ def trainer(array: np.ndarray, **options: Any) -> ClosedForm:
     return ClosedForm(LLGAE(4, array.shape[1], 2), Samples(array, centring="none"), **options)
 
 
-def test_training_does_not_depend_on_the_number_of_threads(torch_threads: Any) -> None:
-    array, found = cloud(13_000), []
+def test_training_does_not_depend_on_the_number_of_threads(torch_threads: Any, messages: list[str]) -> None:
+    array, results = cloud(13_000), []
     for count in (1, 2, 3):
         torch_threads(count)
-        one, said = trainer(array), []
-        one.start(said.append)
-        found.append((said, [one.epoch()["train_mean_l2"] for _ in range(3)]))
-    assert found[0] == found[1] == found[2]
-    assert len(found[0][0]) == 3
+        messages.clear()
+        one = trainer(array)
+        one.initialise()
+        results.append((list(messages), [one.epoch()["train_mean_l2"] for _ in range(3)]))
+    assert results[0] == results[1] == results[2]
+    assert len(results[0][0]) == 3
 
 
 @pytest.mark.parametrize("done", [1, 2])
 @pytest.mark.parametrize("count", [1, 2])
-def test_starts_that_are_done_survive_an_interrupt(
-    torch_threads: Any, monkeypatch: pytest.MonkeyPatch, done: int, count: int
+def test_complete_restarts_survive_an_interrupt(
+    torch_threads: Any, monkeypatch: pytest.MonkeyPatch, messages: list[str], done: int, count: int
 ) -> None:
     torch_threads(count)
     array = cloud(3000)
     whole, first, second = (trainer(array) for _ in range(3))
-    expected: list[str] = []
-    whole.start(expected.append)
-    assert not first.keep_start()
-    said: list[str] = []
+    whole.initialise()
+    expected = list(messages)
+    assert len(expected) == 3 and not first.use_best_restart()
+    messages.clear()
 
-    def note(message: str) -> None:
-        said.append(message)
-        if len(said) == done:
-            raise Interrupted(2)
+    class Interrupting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if len(messages) == done:
+                raise Interrupted(2)
 
-    with pytest.raises(Interrupted):
-        first.start(note)
-    assert first.keep_start()
+    handler = Interrupting()
+    package = logging.getLogger("llgae_cli")
+    package.addHandler(handler)
+    try:
+        with pytest.raises(Interrupted):
+            first.initialise()
+    finally:
+        package.removeHandler(handler)
+    assert first.use_best_restart()
     model = first.model
     assert bool(model.mu.any()) and bool(model.W.any())
-    made = []
-    attempt = StartSearch.attempt
-    monkeypatch.setattr(StartSearch, "attempt", lambda self, seed: made.append(seed) or attempt(self, seed))
+    seeds = []
+    run_one = Restarts.run_one
+    monkeypatch.setattr(Restarts, "run_one", lambda self, seed: seeds.append(seed) or run_one(self, seed))
     second.load_state_dict(first.state_dict())
-    second.start(said.append)
-    assert len(made) == 3 - done and said == expected
+    second.initialise()
+    assert len(seeds) == 3 - done and messages == expected
     for _ in range(3):
         assert whole.epoch() == second.epoch()
 
 
 @pytest.mark.parametrize("n", [0, 1, 5999, 6000, 60_000, 10**6])
 @pytest.mark.parametrize("K", [1, 1000])
-def test_shards_cover_all_rows_and_are_many_only_where_rows_are(n: int, K: int) -> None:
-    parts = shards(7, 7 + n, K)
+def test_shards_cover_all_rows_and_have_a_least_size(n: int, K: int) -> None:
+    parts = split_into_shards(7, 7 + n, K)
     assert parts[0][0] == 7 and parts[-1][1] == 7 + n
     assert all(one[1] == other[0] for one, other in itertools.pairwise(parts))
     assert len(parts) in (1, 2, 4, 8, 16) and (len(parts) == 1 or n / len(parts) >= max(3000, 8 * K))
@@ -173,25 +181,25 @@ def test_shards_cover_all_rows_and_are_many_only_where_rows_are(n: int, K: int) 
 
 @pytest.mark.parametrize(("n", "most", "size"), [(0, 5, 1), (5, 5, 5), (6, 5, 3), (10, 4, 4), (9, 4, 3), (3, 10, 3)])
 def test_chunks_leave_no_small_rest(n: int, most: int, size: int) -> None:
-    assert even(n, most) == size
+    assert even_chunk_size(n, most) == size
 
 
-def test_waiting_threads_sleep_unless_a_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_threads_sleep_unless_the_user_set_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in threads.WAITING:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    threads.set_waiting()
+    threads.set_wait_policy()
     assert "OMP_WAIT_POLICY" not in os.environ
     monkeypatch.delenv("GOMP_SPINCOUNT")
-    threads.set_waiting()
+    threads.set_wait_policy()
     assert os.environ["OMP_WAIT_POLICY"] == "passive"
 
 
-def test_the_entry_point_sets_it_before_torch_is_imported() -> None:
+def test_the_entry_point_sets_the_policy_before_torch_is_imported() -> None:
     code = (
         "import sys, os, llgae_cli.threads as t\n"
-        "before = t.set_waiting\n"
-        "t.set_waiting = lambda: (before(), print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY']))\n"
+        "before = t.set_wait_policy\n"
+        "t.set_wait_policy = lambda: (before(), print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY']))\n"
         "sys.argv = ['llgae', '--version']\n"
         "from llgae_cli.__main__ import main\n"
         "main()"

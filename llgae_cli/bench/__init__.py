@@ -1,4 +1,4 @@
-"""Speed, as ratios in one run on one machine: against its own matrix product, the plain loop, the peers."""
+"""Benchmarks: times as ratios, on one machine in one run, to its matrix product, the plain loop, and scikit-learn."""
 
 from llgae_cli.bench.benchmarks import BENCHES, Row, run_benches
 

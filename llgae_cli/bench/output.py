@@ -1,4 +1,4 @@
-"""A benchmark's figures as a file and as a picture."""
+"""The results of benchmarks as a file and as a picture."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ GROWTHS = {"growth over K": "K, components", "growth over E": "E, latent dimensi
 
 
 def save(document: dict[str, Any], folder: Path) -> None:
-    """Write bench.json, and bench.png where growth was measured, into `folder`."""
+    """Write bench.json into `folder`, and bench.png where growth was measured."""
     with replacing(folder / "bench.json") as temporary:
         temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     curves = {name: [row for row in document["rows"] if row["bench"] == name and row["at"] is not None]

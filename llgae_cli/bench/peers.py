@@ -1,4 +1,4 @@
-"""What a user would reach for otherwise, written as those users write it: scikit-learn's own clusters and PCAs."""
+"""The methods to compare with: clusters and PCAs of scikit-learn, as its users combine them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ Array = NDArray[np.float32]
 
 
 def clustered_pca(cluster: Any, E: int) -> Callable[[Array], Callable[[Array], float]]:
-    """Cluster, then one PCA in each cluster; a test sample goes to the subspace that rebuilds it best."""
+    """Return a fit of one PCA in each cluster; test samples are assigned to the PCA with the least residual."""
 
     def fit(x: Array) -> Callable[[Array], float]:
         labels = cluster.fit_predict(x)
@@ -20,7 +20,7 @@ def clustered_pca(cluster: Any, E: int) -> Callable[[Array], Callable[[Array], f
 
 
 def lloyd_vqpca(K: int, E: int, tol: float, seed: int) -> Callable[[Array], Callable[[Array], float]]:
-    """Assign to the PCA that rebuilds a sample best, refit all PCAs; until a round gains less than the share `tol`."""
+    """Return a fit that alternates assignment and PCAs until a round gains less than the share `tol`."""
 
     def fit(x: Array) -> Callable[[Array], float]:
         rng = np.random.default_rng(seed)

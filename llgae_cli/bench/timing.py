@@ -1,4 +1,4 @@
-"""Timing, and the machine's own rate."""
+"""Timing, and the speed and memory of the machine."""
 
 import platform
 import statistics
@@ -10,13 +10,13 @@ import torch
 
 
 def median_seconds(work: Callable[[], object], repeats: int = 7) -> float:
-    """Median wall seconds of `work()` after one warm-up."""
+    """Return the median wall seconds of `work()`, after one warm-up call."""
     work()
     return statistics.median(seconds(work) for _ in range(repeats))
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall seconds of one `work()`, the device's queue included."""
+    """Return the wall seconds of one `work()`, including work queued on the device."""
     _synchronise()
     began = time.perf_counter()
     work()
@@ -30,13 +30,13 @@ def _synchronise() -> None:
 
 
 def sgemm_rate(device: torch.device, n: int = 2048) -> float:
-    """Floating-point operations a second of a float32 product of two n x n matrices: the limit we count against."""
+    """Return the operations a second of a float32 product of two n x n matrices: the limit to compare with."""
     a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
     return 2 * n**3 / median_seconds(lambda: a @ b, 11)
 
 
 def machine(device: torch.device) -> str:
-    """The machine in words."""
+    """Return the name of the processor or GPU, and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -48,7 +48,7 @@ def machine(device: torch.device) -> str:
 
 
 def peak_memory() -> int:
-    """Bytes of resident memory that this process has held at most."""
+    """Return the peak resident memory of this process, in bytes."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""The family: each model has encode(x) -> code, decode(code) -> x_hat and loss(x) -> mean L2."""
+"""The models; each has encode(x) -> code, decode(code) -> x_hat and loss(x) -> mean L2."""
 
 from llgae_cli.models.autoencoder import Autoencoder
 from llgae_cli.models.base import Code, Model

@@ -1,4 +1,4 @@
-"""The ordinary autoencoder, to compare with: an encoder network, a decoder network; with noise, the denoising one."""
+"""The ordinary and the denoising autoencoder, for comparison: an encoder network and a decoder network."""
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +8,17 @@ from llgae_cli.models.networks import Network
 
 
 class Autoencoder(Model):
-    """b = encoder(x), x_hat = mu + decoder(b): trained end to end on the mean L2, codes without components (K = 1).
+    """Autoencoder b = encoder((x - mu) / unit), x_hat = mu + unit * decoder(b), without components (K = 1).
 
-    Trained to rebuild x from x plus noise it is the denoising autoencoder (Vincent et al., 2008), which the source
-    document contrasts itself with. mu (D,) begins at the mean; `unit`, about the standard deviation of a value, keeps
-    what the networks see and make near one.
+    With `denoising_loss` it is the denoising autoencoder (Vincent et al., 2008), which the source document compares its
+    model with. Parameters: the networks and mu (D,), initially the mean of the samples. `unit` is about the standard
+    deviation of a value, so that the networks work with numbers of about one.
     """
 
     unit: Tensor
 
     def __init__(self, encoder: Network, decoder: Network, D: int, E: int, lower_precision: bool = False):
-        """`lower_precision`: the networks' products in bfloat16, but never in `decode`."""
+        """`lower_precision`: compute the products of the networks in bfloat16, except in `decode`."""
         super().__init__()
         self.lower_precision = lower_precision
         self.K, self.D, self.E = 1, D, E
@@ -28,7 +28,7 @@ class Autoencoder(Model):
 
     @torch.no_grad()
     def initialise(self, rows: Tensor, generator: torch.Generator) -> None:
-        """Random networks; mu and unit from `rows` (m, D)."""
+        """Draw random networks; set mu and unit from `rows` (m, D)."""
         self.mu.copy_(rows.mean(0))
         self.unit.copy_(rows.std(correction=0).clamp(min=1e-6))
         self.encoder.initialise(generator)
@@ -36,18 +36,22 @@ class Autoencoder(Model):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Code:
-        """Code with k = 0 and b = encoder(x), shape (n, E)."""
+        """Return codes with k = 0 and b (n, E), for x (n, D)."""
         with self._precision(x):
             return Code(self._k(x), self._b(x))
 
     def decode(self, code: Code) -> Tensor:
-        """x_hat = mu + decoder(b), shape (n, D)."""
+        """Return x_hat = mu + unit * decoder(b), shape (n, D)."""
         return self.mu + self.unit * self.decoder(code.k, code.b).to(self.unit)
 
-    def loss(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Mean L2 of x (n, D) rebuilt from `seen`, which is x unless it is a noisy copy."""
+    def loss(self, x: Tensor) -> Tensor:
+        """Return the mean L2 of x (n, D)."""
+        return self.denoising_loss(x, x)
+
+    def denoising_loss(self, x: Tensor, noisy: Tensor) -> Tensor:
+        """Return the mean L2 of x (n, D) reconstructed from `noisy`, x plus noise."""
         with self._precision(x):
-            b = self._b(x if seen is None else seen)
+            b = self._b(noisy)
             return (x - self.decode(Code(self._k(x), b))).square().sum() / x.numel()
 
     def _precision(self, x: Tensor) -> torch.autocast:

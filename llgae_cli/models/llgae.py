@@ -1,4 +1,4 @@
-"""LLGAE: K affine subspaces mu_k + W_k b; the code (k, b) is found by climbing the likelihood, not by a network."""
+"""LLGAE: K affine subspaces mu_k + W_k b; the code (k, b) comes from ascent on the likelihood, not from a network."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ class LLGAE(Model):
         k     = argmin_k |x - mu_k - W_k b_k|^2
         x_hat = mu_k + W_k b_k
 
-    Parameters mu (K, D) and W (K, D, E). `inference` names how b is found: see `inference.INFERENCES`.
+    Parameters mu (K, D) and W (K, D, E). `inference` is the method that computes b: see `inference.INFERENCES`.
     """
 
     mu: nn.Parameter
@@ -39,18 +39,18 @@ class LLGAE(Model):
 
     @torch.no_grad()
     def initialise(self, rows: Tensor, generator: torch.Generator) -> None:
-        """mu_k = the first K rows, random samples; W uniform in +-1/sqrt(D), the usual linear layer's."""
+        """Set mu to the first K rows, which are random samples, and W uniform in +-1/sqrt(D), as in a linear layer."""
         self.mu.copy_(rows[: self.K])
         W = torch.rand(self.W.shape, generator=generator) * 2 - 1
         self.W.copy_(W / nn.init.calculate_gain("linear") / self.D**0.5)
 
     @torch.no_grad()
-    def begin_from(self, affine: "LLGAE", rows: Tensor, generator: torch.Generator) -> None:
-        """Take over mu and W."""
+    def initialise_from(self, affine: "LLGAE", rows: Tensor, generator: torch.Generator) -> None:
+        """Copy mu and W."""
         self.load_state_dict(affine.state_dict())
 
     def step_limit(self) -> float:
-        """2 / max eigenvalue of W^T W + alpha; infinity for least squares, which takes no steps."""
+        """Return 2 / max eigenvalue of W^T W + alpha; infinity for least squares, which takes no steps."""
         if self.inference == "least-squares":
             return float("inf")
         return infer.step_limit(self.W.detach(), self.alpha)
@@ -65,11 +65,11 @@ class LLGAE(Model):
         )
 
     def jacobian(self, at: Code) -> Tensor:
-        """W_k, shape (m, D, E)."""
+        """Return W_k, shape (m, D, E)."""
         return self.W.detach()[at.k]
 
     def maps(self) -> tuple[Tensor, Tensor]:
-        """P and Q, each (K, E, E): b = P c, and |x - mu - W b|^2 = |x - mu|^2 - c^T Q c, for c = W^T (x - mu)."""
+        """Return P, Q (K, E, E): b = P c and |x - mu - W b|^2 = |x - mu|^2 - c^T Q c, for c = W^T (x - mu)."""
         G = self.W.mT @ self.W
         P = self._map(G)
         return P, infer.gain(P, G)
@@ -79,9 +79,9 @@ class LLGAE(Model):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Code:
-        """The code of x (n, D): k (n,) and b (n, E)."""
+        """Return the code of x (n, D): k (n,) and b (n, E)."""
         if self.inference == "loop":
-            b, squared = self.every(x)
+            b, squared = self.encode_all(x)
             k = squared.argmin(1)
             return Code(k, b[torch.arange(len(x), device=x.device), k])
         P, Q = self.maps()
@@ -89,64 +89,64 @@ class LLGAE(Model):
         return Code(k, self.encode_in(x, k, P))
 
     def encode_in(self, x: Tensor, k: Tensor, P: Tensor | None = None) -> Tensor:
-        """The latents b (n, E) of x (n, D) in the given components k (n,); differentiable."""
+        """Return the latents b (n, E) of x (n, D) in the given components k (n,); differentiable."""
         P = self.maps()[0] if P is None else P
         order, groups = self._groups(k)
         parts = [(x[rows] - self.mu[j]) @ self.W[j] @ P[j].T for j, rows in groups]
-        return _put_back(parts, order)
+        return _restore_order(parts, order)
 
     def decode(self, code: Code) -> Tensor:
-        """x_hat = mu_k + W_k b, shape (n, D)."""
+        """Return x_hat = mu_k + W_k b, shape (n, D)."""
         order, groups = self._groups(code.k)
         parts = [torch.addmm(self.mu[j], code.b[rows], self.W[j].T) for j, rows in groups]
-        return _put_back(parts, order)
+        return _restore_order(parts, order)
 
     def residual(self, x: Tensor, code: Code) -> Tensor:
-        """(x - mu_k) - W_k b, shape (n, D)."""
+        """Return (x - mu_k) - W_k b, shape (n, D)."""
         order, groups = self._groups(code.k)
         parts = [torch.addmm(x[rows] - self.mu[j], code.b[rows], self.W[j].T, alpha=-1) for j, rows in groups]
-        return _put_back(parts, order)
+        return _restore_order(parts, order)
 
     def loss(self, x: Tensor, k: Tensor | None = None) -> Tensor:
-        """Mean L2 of x (n, D): mean over samples and pixels of the squared residual; differentiable in mu, W and x.
+        """Return the mean L2 of x (n, D); differentiable in mu, W and x.
 
-        k is chosen without gradient, or given, and the gradient passes through the winner alone: through its T steps,
-        inside the (E, E) matrix Q, and through no other component.
+        k is chosen without gradient, or given. The gradient passes only through the component k, including its T steps,
+        which the (E, E) matrix Q contains.
         """
         if self.inference == "loop":
-            every = self.every(x)[1]
-            return (every.min(1).values if k is None else every.gather(1, k[:, None])).sum() / x.numel()
+            squared = self.encode_all(x)[1]
+            return (squared.min(1).values if k is None else squared.gather(1, k[:, None])).sum() / x.numel()
         _, Q = self.maps()
         if k is None:
             with torch.no_grad():
                 k = infer.nearest(x, self.mu, self.W, Q, self._map)
-        return _WinnersResidual.apply(self.mu, self.W, Q, x, k) / x.numel()
+        return _SquaredResidual.apply(self.mu, self.W, Q, x, k) / x.numel()
 
-    def every(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The source's own way, no short cut: b (n, K, E) and squared residuals (n, K) of all components."""
+    def encode_all(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return b (n, K, E) and squared residuals (n, K) under all components, by the loop of the source document."""
         b = infer.loop(x, self.mu, self.W, self.beta, self.n_step, self.alpha)
         x_hat = self.mu + torch.einsum("kde,nke->nkd", self.W, b)
         return b, (x[:, None] - x_hat).square().sum(2)
 
     def _groups(self, k: Tensor) -> tuple[Tensor, list[tuple[int, Tensor]]]:
-        """The rows sorted by component, and the components in use, each with the rows that chose it."""
+        """Return the rows sorted by component, and for each component in use its index and rows."""
         order = torch.argsort(k)
         counts = torch.bincount(k, minlength=self.K).tolist()
         used = [(j, rows) for j, rows in enumerate(order.split(counts)) if len(rows)]
-        return order, used or [(0, order)]  # no rows at all: still a part, which has the right width
+        return order, used or [(0, order)]  # without rows, one empty part of the right width
 
 
-def _put_back(parts: list[Tensor], order: Tensor) -> Tensor:
-    """The rows of all parts, which follow `order`, in the samples' own order: one copy, however many parts."""
+def _restore_order(parts: list[Tensor], order: Tensor) -> Tensor:
+    """Return the rows of all parts, sorted by `order`, in the original order, with one copy."""
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
     return torch.cat(parts).index_select(0, inverse)
 
 
-class _WinnersResidual(torch.autograd.Function):
-    """sum_i |r_i|^2 - c_i^T Q_k c_i with r = x - mu_k and c = W_k^T r, at the given k; gradients in mu, W, Q, x.
+class _SquaredResidual(torch.autograd.Function):
+    """Computes sum_i |r_i|^2 - c_i^T Q_k c_i with r = x - mu_k and c = W_k^T r, with gradients in mu, W, Q and x.
 
-    By hand, because autograd's record of a few operations for each component costs three times their arithmetic:
+    The gradients are written out, because autograd's overhead a component is three times the arithmetic:
         dQ_k = -sum c c^T,   dW_k = -2 sum r (Q_k c)^T,   dmu_k = -2 (sum r - W_k Q_k sum c),   dx = 2 (r - W_k Q_k c)
     """
 
@@ -165,7 +165,7 @@ class _WinnersResidual(torch.autograd.Function):
                 torch.mm(c_j.T, c_j, out=second[j])
         ctx.save_for_backward(W, Q, r, c, k, second, order)
         ctx.counts = counts
-        # A perfect fit may end below zero by rounding.
+        # By rounding, the residual of a perfect fit may come out slightly negative.
         return (torch.linalg.vector_norm(r, dim=1).square().sum() - (Q * second).sum()).clamp(min=0)
 
     @staticmethod
@@ -177,11 +177,11 @@ class _WinnersResidual(torch.autograd.Function):
         for j, (r_j, Qc_j) in enumerate(zip(r.split(ctx.counts), Qc.split(ctx.counts), strict=True)):
             if len(r_j) and E:
                 torch.mm(r_j.T, Qc_j, out=dW[j])
-        winners = torch.nn.functional.one_hot(k, K).to(r.dtype)  # (n, K): sums over a component's rows, as one product
-        lowered = (W @ (winners.T @ Qc)[:, :, None])[:, :, 0]
-        dmu = winners.T @ r - lowered
+        winners = torch.nn.functional.one_hot(k, K).to(r.dtype)  # (n, K); a product sums over a component's rows
+        inside = (W @ (winners.T @ Qc)[:, :, None])[:, :, 0]
+        dmu = winners.T @ r - inside
         dx = None
         if ctx.needs_input_grad[3]:
             parts = zip(r.split(ctx.counts), Qc.split(ctx.counts), W, strict=True)
-            dx = 2 * upstream * _put_back([r_j - Qc_j @ W_j.T for r_j, Qc_j, W_j in parts], order)
+            dx = 2 * upstream * _restore_order([r_j - Qc_j @ W_j.T for r_j, Qc_j, W_j in parts], order)
         return -2 * upstream * dmu, -2 * upstream * dW, -upstream * second, dx, None

@@ -12,15 +12,15 @@ COARSE = 4  # a convolutional network's coarsest grid has a quarter of the image
 
 
 class Network(nn.Module):
-    """What the networks share: their sizes, and random weights from a generator."""
+    """Base of the networks: their sizes, and random weights from a generator."""
 
     def __init__(self, K: int, E: int, shape: tuple[int, ...], width: int, channels: int):
-        """For K components, E latents, samples of a shape; `width` of dense layers, `channels` of convolutions."""
+        """Build for K components, E latents, samples of a shape, dense layers of a width, convolutions of channels."""
         super().__init__()
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Weights uniform in +-1/sqrt(inputs); residual branches and modulation zero."""
+        """Draw weights uniform in +-1/sqrt(inputs); set residual branches and modulation to zero."""
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 module.weight.copy_(torch.randn(module.weight.shape, generator=generator) / 2)
@@ -29,14 +29,14 @@ class Network(nn.Module):
                 bound = max(1, math.prod(module.weight.shape[1:])) ** -0.5
                 for parameter in (module.weight, module.bias):
                     parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
-        for part in [part for block in self.modules() if isinstance(block, Block) for part in block.quiet]:
+        for part in [part for block in self.modules() if isinstance(block, Block) for part in block.zero_layers]:
             assert part.bias is not None
             part.weight.zero_()
             part.bias.zero_()
 
 
 class MLPDecoder(Network):
-    """(k, b) -> D values through two hidden layers of `width`; k enters by an embedding."""
+    """Network (k, b) -> D values with two hidden layers of `width`; k enters by an embedding."""
 
     def __init__(self, K: int, E: int, shape: tuple[int, ...], width: int, channels: int):
         super().__init__(K, E, shape, width, channels)
@@ -46,13 +46,13 @@ class MLPDecoder(Network):
         self.out = nn.Linear(width, math.prod(shape))
 
     def forward(self, k: Tensor, b: Tensor) -> Tensor:
-        """Values of about unit size, shape (n, D)."""
+        """Return values of about unit size, shape (n, D)."""
         h = functional.silu(self.first(b) + self.k(k))
         return self.out(functional.silu(self.second(h)))
 
 
 class MLPEncoder(Network):
-    """(k, x) -> b through two hidden layers of `width`."""
+    """Network (k, x) -> b with two hidden layers of `width`; k enters by an embedding."""
 
     def __init__(self, K: int, E: int, shape: tuple[int, ...], width: int, channels: int):
         super().__init__(K, E, shape, width, channels)
@@ -62,16 +62,16 @@ class MLPEncoder(Network):
         self.out = Linear(width, E)
 
     def forward(self, k: Tensor, x: Tensor) -> Tensor:
-        """Latents b, shape (n, E), for x (n, D) of about unit size."""
+        """Return latents b (n, E), for x (n, D) of about unit size."""
         h = functional.silu(self.first(x) + self.k(k))
         return self.out(functional.silu(self.second(h)))
 
 
 class ConvDecoder(Network):
-    """(k, b) -> an image: dense layers to a coarse grid, then residual blocks, at a quarter and at half the side.
+    """Network (k, b) -> image: dense layers, then residual blocks at a quarter and at half of the image's side.
 
-    Every block of the coarse grid is modulated, scale and shift of each channel, by the dense layers; what is finer
-    than half the side comes out of the last convolution's channels, by pixel shuffle.
+    The dense layers also modulate the blocks: they give the scale and shift of each channel. The last convolution is at
+    half the side, and pixel shuffle makes the full image of its channels.
     """
 
     def __init__(self, K: int, E: int, shape: tuple[int, ...], width: int, channels: int):
@@ -87,10 +87,10 @@ class ConvDecoder(Network):
         self.up = nn.Conv2d(coarse, 4 * channels, 1)
         self.fine = Block(channels, width)
         self.out = nn.Conv2d(channels, 4 * self.colours, 3, padding=1)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as images: nothing is copied
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the layout of images: no copies
 
     def forward(self, k: Tensor, b: Tensor) -> Tensor:
-        """Values of about unit size, shape (n, D)."""
+        """Return values of about unit size, shape (n, D)."""
         z = functional.silu(self.first(b) + self.k(k))
         z = functional.silu(self.second(z))
         h = self.spread(z).unflatten(1, (*self.grid, -1)).permute(0, 3, 1, 2)  # (n, C, h, w), channels last in memory
@@ -98,12 +98,12 @@ class ConvDecoder(Network):
             h = block(h, z)
         h = functional.pixel_shuffle(self.up(h), 2).contiguous(memory_format=torch.channels_last)
         h = functional.pixel_shuffle(self.out(functional.silu(self.fine(h, z))), 2)
-        h = h[:, :, : self.shape[0], : self.shape[1]]  # sides that are no multiple of four were rounded up
+        h = h[:, :, : self.shape[0], : self.shape[1]]  # the grid is rounded up where a side is not a multiple of four
         return h.permute(0, 2, 3, 1).flatten(1)
 
 
 class ConvEncoder(Network):
-    """(k, x) -> b: residual blocks at half the side and at a quarter of it, then dense layers."""
+    """Network (k, x) -> b: residual blocks at half and at a quarter of the image's side, then dense layers."""
 
     def __init__(self, K: int, E: int, shape: tuple[int, ...], width: int, channels: int):
         super().__init__(K, E, shape, width, channels)
@@ -120,7 +120,7 @@ class ConvEncoder(Network):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, k: Tensor, x: Tensor) -> Tensor:
-        """Latents b, shape (n, E), for x (n, D) of about unit size."""
+        """Return latents b (n, E), for x (n, D) of about unit size."""
         z = self.k(k)
         image = x.view(len(x), *self.shape, self.colours).permute(0, 3, 1, 2)
         short = [COARSE * cells - side for cells, side in zip(self.grid, self.shape, strict=True)]
@@ -132,16 +132,16 @@ class ConvEncoder(Network):
 
 
 class Linear(nn.Linear):
-    """Linear layer that may have no inputs or no outputs, for E = 0; torch's own warns of it."""
+    """Linear layer that may have no inputs or no outputs, for E = 0, where that of torch warns."""
 
     def reset_parameters(self) -> None:
-        """As in torch, where there is something to draw."""
+        """Draw the weights as torch does, if there are any."""
         if self.weight.numel():
             super().reset_parameters()
 
 
 class Block(nn.Module):
-    """h + conv(silu(scale * conv(silu(h)) + shift)): a residual block, scale and shift of each channel from z."""
+    """Residual block h + conv(silu((1 + scale) * conv(silu(h)) + shift)); scale and shift of each channel from z."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -150,12 +150,12 @@ class Block(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
     @property
-    def quiet(self) -> tuple[nn.Linear, nn.Conv2d]:
-        """The layers that are zero at first: the block then hands on what it is given."""
+    def zero_layers(self) -> tuple[nn.Linear, nn.Conv2d]:
+        """Layers that are initially zero: the block is then the identity."""
         return self.modulation, self.second
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
-        """The same shape (n, channels, height, width), for z (n, width)."""
+        """Return a tensor of the shape of h (n, channels, height, width), for z (n, width)."""
         scale, shift = self.modulation(z)[:, :, None, None].chunk(2, 1)
         g = torch.addcmul(shift, self.first(functional.silu(h)), 1 + scale)
         return h + self.second(functional.silu(g))
@@ -166,7 +166,7 @@ ENCODERS: dict[str, type[Network]] = {"mlp": MLPEncoder, "conv": ConvEncoder}
 
 
 def sides(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width of an image's shape. Raises InputError for plain vectors."""
+    """Return height and width of the shape of an image. Raises InputError for plain vectors."""
     if len(shape) < 2:
         raise InputError(
             f"decoder: conv is for images, and samples are plain vectors of {shape[0]} values; mlp takes them"
@@ -175,5 +175,5 @@ def sides(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def colours(shape: tuple[int, ...]) -> int:
-    """Values of a pixel."""
+    """Return the number of values of a pixel."""
     return shape[2] if len(shape) == 3 else 1

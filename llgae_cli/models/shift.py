@@ -1,4 +1,4 @@
-"""Shift LLGAE: the code also says where in the image the component is drawn."""
+"""Shift LLGAE: the code also holds a shift of the image."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,30 +15,30 @@ MOST_PLACES = 1 << 25  # shifts times values: two tables of 256 MB
 
 
 class Shift(Model):
-    """LLGAE whose images may be moved by up to `window` pixels each way: the "position" of the source's discussion.
+    """LLGAE of images that are shifted by up to `window` pixels: the "position" of the source document's discussion.
 
         x_hat = S_{dy,dx} (mu_k + W_k b),    dy, dx in -window ... window
 
-    S is the circular shift: what leaves the image on one side comes back on the other. It is orthogonal, so that
-    |x - S y| = |S^-1 x - y|: a sample is moved back and coded as in LLGAE, the closed form included. With zeros filled
-    in instead, S would have no inverse, and what a shift pushes out of the image would be lost to mu and W. Images
-    whose border is one colour, as Fashion-MNIST's, hardly tell the two apart.
+    S is the circular shift: values that leave the image on one side enter it on the other. It is orthogonal, so that
+    |x - S y| = |S^-1 x - y|: the shift of a sample is undone, and the result encoded as in LLGAE, in training too. A
+    shift that fills in zeros has no inverse, and mu and W would lose the values outside the image. For images with a
+    border of one colour, as in Fashion-MNIST, the two hardly differ.
 
-    Every shift is tried, with the components moved instead of the samples: 2 D K (E + 1) operations a sample and shift,
-    in one matrix product. Correlation by FFT takes some 2.5 D log2 D + 4 D operations for each of the K (E + 1) vectors
-    whatever the window, at D = 784 fewer than 14 shifts do (window 2 has 25). But its transforms write K (E + 1) D
-    numbers a sample and wait for memory: at window 1 and K = 11, E = 20 it took 80 times as long, so that it would win
-    from some 700 shifts on (window 13). Nobody's window is as wide, so the products are all there is.
+    Every shift is scored, with shifted components in place of shifted samples: 2 D K (E + 1) operations a sample and
+    shift, in one matrix product. Correlation by FFT takes about 2.5 D log2 D + 4 D operations for each of the K (E + 1)
+    vectors for any window: at D = 784, fewer than the products of 14 shifts (window 2 has 25). But its transforms write
+    K (E + 1) D numbers a sample and are limited by memory: at window 1, K = 11 and E = 20 it took 80 times as long, so
+    that it would be faster from about 700 shifts on (window 13). Such windows are not used.
 
     Parameters: `affine`, an LLGAE. Code: its k and b, and the symbols (dy, dx) + window.
     """
 
-    places: Tensor  # (M, D): places[i][d] is where value d of a sample moved by shifts[i] comes from
-    back: Tensor  # (M, D): the inverses
-    shifts: Tensor  # (M, 2): dy, dx; the smallest first, for it wins a tie
+    places: Tensor  # (M, D): value d of S x is value places[i][d] of x, for the shift S = shifts[i]
+    inverse_places: Tensor  # (M, D): the same for S^-1
+    shifts: Tensor  # (M, 2): dy, dx; the smallest first, because the first of equally good shifts is used
 
     def __init__(self, affine: LLGAE, shape: tuple[int, ...], window: int):
-        """`shape`: (H, W) or (H, W, 3), of an image; 2 window + 1 is at most H and W."""
+        """Build for images of shape (H, W) or (H, W, 3), with 2 window + 1 at most H and W."""
         super().__init__()
         self.affine, self.window = affine, window
         self.K, self.D, self.E = affine.K, affine.D, affine.E
@@ -48,73 +48,73 @@ class Shift(Model):
             )
         self.symbols = (2 * window + 1, 2 * window + 1)
         steps = sorted(itertools.product(range(-window, window + 1), repeat=2), key=lambda d: d[0] ** 2 + d[1] ** 2)
-        grid = torch.arange(self.D, device="cpu").view(shape)  # also where a model is built for its sizes alone
-        for name, sign in (("places", 1), ("back", -1)):
-            moved = [grid.roll((sign * dy, sign * dx), (0, 1)).flatten() for dy, dx in steps]
-            self.register_buffer(name, torch.stack(moved), persistent=False)
+        grid = torch.arange(self.D, device="cpu").view(shape)  # on the CPU wherever the model is built
+        for name, sign in (("places", 1), ("inverse_places", -1)):
+            shifted = [grid.roll((sign * dy, sign * dx), (0, 1)).flatten() for dy, dx in steps]
+            self.register_buffer(name, torch.stack(shifted), persistent=False)
         self.register_buffer("shifts", torch.tensor(steps), persistent=False)
 
     def initialise(self, rows: Tensor, generator: torch.Generator) -> None:
-        """As LLGAE's."""
+        """Draw random parameters, as those of LLGAE."""
         self.affine.initialise(rows, generator)
 
-    def begin_from(self, affine: LLGAE, rows: Tensor, generator: torch.Generator) -> None:
-        """Take mu and W from a trained LLGAE, with every shift 0."""
+    def initialise_from(self, affine: LLGAE, rows: Tensor, generator: torch.Generator) -> None:
+        """Copy mu and W from a trained LLGAE, whose samples had no shift."""
         self.affine.load_state_dict(affine.state_dict())
 
     def step_limit(self) -> float:
-        """As LLGAE's: a shift changes no length."""
+        """Return that of LLGAE: a shift changes no length."""
         return self.affine.step_limit()
 
     def step_size_problem(self) -> str | None:
-        """As LLGAE's."""
+        """Return that of LLGAE."""
         return self.affine.step_size_problem()
 
     def jacobian(self, at: Code) -> Tensor:
-        """S W_k, shape (m, D, E)."""
+        """Return S W_k, shape (m, D, E)."""
         W = self.affine.jacobian(at)
         return W.gather(1, self.places[self._which(at)][:, :, None].expand_as(W))
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Code:
-        """The code of x (n, D): k (n,), b (n, E) and s (n, 2), dy + window and dx + window."""
+        """Return the code of x (n, D): k (n,), b (n, E) and s (n, 2), dy + window and dx + window."""
         k, which = nearest(self._distances(x))
-        return Code(k, self.affine.encode_in(self.moved_back(x, which), k), self.shifts[which] + self.window)
+        return Code(k, self.affine.encode_in(self.undo_shift(x, which), k), self.shifts[which] + self.window)
 
     def decode(self, code: Code) -> Tensor:
-        """x_hat = S (mu_k + W_k b), shape (n, D)."""
+        """Return x_hat = S (mu_k + W_k b), shape (n, D)."""
         return self.affine.decode(code).gather(1, self.places[self._which(code)])
 
     def residual(self, x: Tensor, code: Code) -> Tensor:
-        """S (S^-1 x - mu_k - W_k b), shape (n, D)."""
+        """Return S (S^-1 x - mu_k - W_k b), shape (n, D)."""
         which = self._which(code)
-        return self.affine.residual(self.moved_back(x, which), code).gather(1, self.places[which])
+        return self.affine.residual(self.undo_shift(x, which), code).gather(1, self.places[which])
 
     def loss(self, x: Tensor) -> Tensor:
-        """Mean L2 of x (n, D), the shift and k chosen without gradient; differentiable in mu and W."""
+        """Return the mean L2 of x (n, D); shift and k are chosen without gradient; differentiable in mu and W."""
         with torch.no_grad():
             k, which = nearest(self._distances(x))
-        return self.affine.loss(self.moved_back(x, which), k)
+        return self.affine.loss(self.undo_shift(x, which), k)
 
-    def moved_back(self, x: Tensor, which: Tensor) -> Tensor:
-        """S^-1 x (n, D) for the shift `which` (n,) of each sample."""
-        return x.gather(1, self.back[which])
+    def undo_shift(self, x: Tensor, which: Tensor) -> Tensor:
+        """Return S^-1 x (n, D), where `which` (n,) are the indices of the shifts."""
+        return x.gather(1, self.inverse_places[which])
 
     def _distances(self, x: Tensor) -> Iterator[Tensor]:
-        """|x - S x_hat_k|^2 for one shift after the other, (n, K) each, up to a number that is the same for all."""
+        """Return |x - x_hat_k|^2 for each shift in turn, shape (n, K), up to a constant that all shifts share."""
         if self.affine.inference == "loop":
-            for back in self.back:
-                yield self.affine.every(x[:, back])[1]
+            for places in self.inverse_places:
+                yield self.affine.encode_all(x[:, places])[1]
             return
         mu, W = self.affine.mu, self.affine.W
-        A, s = infer.folded(W, self.affine.maps()[1])
-        m = mu.mean(0)[self.places].mean(0)  # seen from here, a common offset costs no digits
+        A, s = infer.fold(W, self.affine.maps()[1])
+        m = mu.mean(0)[self.places].mean(0)  # with this origin, an offset common to all samples costs no digits
         x = x - m
         for places in self.places:
             yield infer.relative_distances(x, mu[:, places] - m, A[:, places], s)
 
     def _which(self, code: Code) -> Tensor:
-        """The index (n,) of each code's shift."""
+        """Return the index (n,) of the shift of each code."""
         assert code.s is not None
         side = 2 * self.window + 1
         at = self.shifts + self.window
@@ -124,15 +124,15 @@ class Shift(Model):
 
 
 def nearest(distances: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
-    """The best component k (n,) and the index of the best shift (n,), from one (n, K) after the other.
+    """Return the best component k (n,) and the index of the best shift (n,), from the distances (n, K) of each shift.
 
-    Holds two of them at a time, however many shifts there are. A tie goes to the earlier one.
+    Only two shifts' distances are in memory at a time. Of equally good shifts the first is returned.
     """
     lowest, k = next(distances).min(1)
     which = torch.zeros_like(k)
     for i, distance in enumerate(distances, 1):
-        here, k_here = distance.min(1)
-        better = here < lowest
-        lowest, k = torch.where(better, here, lowest), torch.where(better, k_here, k)
+        of_shift, k_of_shift = distance.min(1)
+        better = of_shift < lowest
+        lowest, k = torch.where(better, of_shift, lowest), torch.where(better, k_of_shift, k)
         which = torch.where(better, i, which)
     return k, which

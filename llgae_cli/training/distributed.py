@@ -1,4 +1,4 @@
-"""Reductions over the processes of a torchrun; with one process each is the identity."""
+"""Reductions over the processes of a torchrun; with one process they do nothing."""
 
 import os
 from collections.abc import Iterable
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from llgae_cli.errors import ProcessLostError
 
-PATIENCE = timedelta(minutes=5)  # a rank that stays silent longer is taken for dead
+PATIENCE = timedelta(minutes=5)  # a process that does not respond for longer counts as dead
 
 
 def join(device: torch.device) -> bool:
-    """Join the group that torchrun announces in the environment, if it does: NCCL for CUDA, else gloo.
+    """Join the process group that torchrun describes in the environment, by NCCL for CUDA and gloo otherwise.
 
-    Returns whether a group was joined here; who joined leaves. A process can join once: torch hands a second group
-    the addresses of the first.
+    Returns whether a group was joined; the caller then calls `leave`. A process can join only once, because torch would
+    give a second group the addresses of the first.
     """
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         return False
@@ -31,43 +31,43 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def active() -> bool:
-    """Whether this process is one of several."""
+def is_active() -> bool:
+    """Return whether this process is one of several."""
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank() -> int:
-    """This process's number; rank 0 alone writes and speaks."""
+    """Return the index of this process; only rank 0 writes files and messages."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
-    """How many processes share the work."""
+def world_size() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def share(N: int) -> tuple[int, int]:
-    """The rows [start, stop) of this process: contiguous, sizes differ by one at most."""
-    return N * rank() // world(), N * (rank() + 1) // world()
+    """Return the range [low, high) of the N rows that this process works on; sizes differ by one at most."""
+    return N * rank() // world_size(), N * (rank() + 1) // world_size()
 
 
 def sum_(tensors: Iterable[Tensor]) -> None:
-    """Add each tensor up over the processes, in place."""
-    if active():
+    """Sum each tensor over the processes, in place."""
+    if is_active():
         for tensor in tensors:
-            _in_order(dist.all_reduce, tensor)
+            _run_collective(dist.all_reduce, tensor)
 
 
-def from_first_(tensors: Iterable[Tensor]) -> None:
-    """Overwrite each tensor with rank 0's, in place."""
-    if active():
+def broadcast_(tensors: Iterable[Tensor]) -> None:
+    """Overwrite each tensor with that of rank 0, in place."""
+    if is_active():
         for tensor in tensors:
-            _in_order(dist.broadcast, tensor, 0)
+            _run_collective(dist.broadcast, tensor, 0)
 
 
-def agreed(flag: bool) -> bool:
-    """True on every process once it is true on any."""
-    if not active():
+def any_process(flag: bool) -> bool:
+    """Return, on every process, whether the flag is true on any."""
+    if not is_active():
         return flag
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     count = torch.tensor(float(flag), device=device)
@@ -75,14 +75,15 @@ def agreed(flag: bool) -> bool:
     return bool(count > 0)
 
 
-def _in_order(collective, tensor: Tensor, *arguments) -> None:  # type: ignore[no-untyped-def]
-    # Collectives move memory as it lies. A basis from `qr` lies column by column, and where another process keeps its
-    # own row by row it would be received transposed, without an error.
+def _run_collective(collective, tensor: Tensor, *arguments) -> None:  # type: ignore[no-untyped-def]
+    # Collectives transfer memory as it lies, and a basis from `qr` may lie column by column: a process whose own lies
+    # row by row would receive it transposed, without an error.
     rows = tensor.contiguous()
     try:
         collective(rows, *arguments)
-    except RuntimeError as error:  # what gloo and NCCL raise when a peer is gone or silent
-        said = str(error).partition("\n")[0]
-        raise ProcessLostError(f"rank {rank()} of {world()}: another process died or went silent ({said})") from None
+    except RuntimeError as error:  # of gloo and NCCL, for a process that is dead or does not respond
+        reason = str(error).partition("\n")[0]
+        who = f"rank {rank()} of {world_size()}"
+        raise ProcessLostError(f"{who}: another process died or does not respond ({reason})") from None
     if rows is not tensor:
         tensor.copy_(rows)

@@ -1,11 +1,14 @@
-"""A good first set of components: the basin that a run ends in is decided here, before the first full pass.
+"""Initialisation of the components: it decides which local optimum the full passes converge to.
 
-All of it works on a sample of the rows in the leading principal coordinates, where a pass costs a hundredth:
+It works on a subset of the rows in the leading principal coordinates, where a pass costs about a hundredth of a full
+one. Every restart, with its own random seed, goes through three steps:
 
-1. annealed starts: assignments begin soft, softmax(-distance / T), and harden as T falls;
-2. split-merge moves: one component is removed and another split in two, kept where the settled objective is lower;
-   the most promising of the K (K - 1) first;
-3. the best of them on more rows goes back into all D coordinates.
+1. deterministic annealing: assignments are soft at first, softmax(-distance / T), and harden as T falls;
+2. split-merge moves: one component is removed and another one split in two, and the move is kept where the objective
+   after some passes is lower; of the K (K - 1) moves the most promising are tried first;
+3. passes over more rows.
+
+The restart with the lowest objective is mapped back into all D coordinates.
 
 Source of the moves: Ueda, Nakano, Ghahramani and Hinton, SMEM algorithm for mixture models, Neural Comp. 12 (2000).
 """
@@ -21,43 +24,42 @@ import torch
 from torch import Tensor
 
 from llgae_cli.formatting import five_digits
-from llgae_cli.threads import run_alone, run_side_by_side
-from llgae_cli.training.components import Components, Coordinates, halved, orthonormal, seeds
+from llgae_cli.threads import run_parallel, run_single_threaded
+from llgae_cli.training.components import Components, Coordinates, choose_seeds, halve, orthonormalise
 from llgae_cli.training.scoring import Scorer, Workspace
-from llgae_cli.training.shortlists import ShortLists
-from llgae_cli.training.shrinkage import chosen_strength, shrunk
+from llgae_cli.training.shortlists import Shortlists
+from llgae_cli.training.shrinkage import choose_strength, update_with_shrinkage
 from llgae_cli.training.statistics import (
     Statistics,
-    even,
-    improved,
-    soft_survey,
+    collect_in_shards,
+    collect_soft_statistics,
+    even_chunk_size,
     sum_over_shards,
-    survey,
-    whole_scorer,
+    update_components,
 )
 
 logger = logging.getLogger(__name__)
 
-ANNEAL_PASSES = 12  # more make a better start, which the moves that follow come to in less time
-ANNEAL_FROM, ANNEAL_TO = 0.35, 0.02  # temperature over the mean squared residual of the starting state
-ANNEALED_K = 64  # beyond it, cells are small and many: annealing costs minutes there and gains little
+ANNEALING_PASSES = 12  # more give a better result, which the moves that follow reach in less time
+HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE = 0.35, 0.02  # over the mean squared residual before annealing
+ANNEALED_K = 64  # with more components annealing costs minutes and gains little: cells are small and many
 SEEDED_K = 64
-SETTLE_PASSES = 12  # hard passes after a move before it is judged
-HALVE_PASSES = 8  # of the two halves of a component, on its own samples, to tell what a move promises
-PROMISING = 4  # moves tried before all components are halved anew, from other seeds
-PATIENCE = 12  # moves in a row that win nothing, after which a search ends
-JUDGE_FROM, JUDGE_MARGIN = 2, 0.02  # a move is given up after pass i while above the best by the share 0.02 / i
-SHARD_ROWS = 6000  # large ones: starts run side by side, and wait for each other at each call
-REFINE_PASSES, REFINE_TOL = 10, 1e-3
-PRINCIPAL_ROWS = 12_000  # more tell little more
-SOLVED_K = 64  # beyond this K, a full eigenproblem for every component costs more than the passes it saves
+MOVE_PASSES = 12  # hard passes after a move before it is judged
+HALF_PASSES = 8  # passes of the two halves of a component over its own samples, to estimate the gain of a move
+PROMISING_MOVES = 4  # moves tried before all components are halved anew, from other seeds
+PATIENCE = 12  # moves without success in a row that end the search
+JUDGE_FROM, JUDGE_MARGIN = 2, 0.02  # a move is rejected after pass i while above the best by the share 0.02 / i
+SHARD_ROWS = 6000  # large ones: restarts run in parallel, and wait for each other at each call
+FINAL_PASSES, FINAL_TOL = 10, 1e-3
+PRINCIPAL_ROWS = 12_000  # more rows hardly change the principal directions
+SOLVED_K = 64  # with more components an eigenproblem for each costs more than the passes it saves
 
 
 @dataclass
-class Start:
-    """What the full passes go on from: components in D coordinates, and what was learnt on the way to them.
+class Initialisation:
+    """State before the first full pass: components in D coordinates, principal coordinates, strength of shrinkage.
 
-    `strength` (): of the shrinkage, in samples.
+    `strength` () is in samples.
     """
 
     components: Components
@@ -65,75 +67,81 @@ class Start:
     strength: Tensor
 
     @classmethod
-    def blank(cls, like: Components) -> "Start":
-        """Of the same shapes, to be filled by another process."""
-        _, D, E = like.U.shape
-        new = like.mu.new_zeros
-        return cls(like.clone(), Coordinates(new(D), new(D, width(E, D))), new(()))
+    def empty(cls, components: Components) -> "Initialisation":
+        """Return one of the same shapes, to receive that of another process."""
+        _, D, E = components.U.shape
+        new = components.mu.new_zeros
+        coordinates = Coordinates(new(D), new(D, n_coordinates(E, D)))
+        return cls(components.clone(), coordinates, new(()))
 
     def tensors(self) -> list[Tensor]:
-        """All of it, for a broadcast."""
+        """Return all tensors, for a broadcast."""
         return [self.components.mu, self.components.U, self.coordinates.centre, self.coordinates.V, self.strength]
 
 
-class Sample:
-    """The rows x (n, d) that starts are tried on, and the buffers that last from pass to pass over them."""
+class Subset:
+    """The rows x (n, d) that restarts work on, with the buffers that passes over them share."""
 
     def __init__(self, x: Tensor, neighbours: int = 0):
-        """`neighbours`: of the short lists that components are scored by, 0 for none."""
-        self.x, self.workspace, self.here, self.neighbours = x, Workspace(), Coordinates.identity(x), neighbours
+        """`neighbours`: length of the shortlists that passes use, 0 for full passes."""
+        self.x, self.neighbours = x, neighbours
+        self.workspace, self.coordinates = Workspace(), Coordinates.identity(x)
         self.on_cpu = x.device.type == "cpu"
 
     def chunks(self, low: int = 0, high: int | None = None) -> Iterator[Tensor]:
-        """The rows low ... high - 1, some thousands at a time: fewer would be slowed down by calls."""
+        """Return the rows low ... high - 1 in chunks; of thousands, because smaller ones cost time in calls."""
         x = self.x[low:high]
-        return iter(x.split(even(len(x), 8192)))
+        return iter(x.split(even_chunk_size(len(x), 8192)))
 
-    def short_lists(self) -> ShortLists | None:
-        """New ones, for some passes in a row."""
+    def make_shortlists(self) -> Shortlists | None:
+        """Return new shortlists, for a sequence of passes; None where passes are full."""
         n = len(self.x)
-        return ShortLists(lambda index: self.x[index], 0, n, n, self.neighbours) if self.neighbours else None
+        return Shortlists(lambda index: self.x[index], 0, n, n, self.neighbours) if self.neighbours else None
 
-    def survey(self, components: Components, scatter: bool = False, lists: ShortLists | None = None) -> Statistics:
-        """One pass with hard assignments, with the components' scatters on request, and by short lists if begun."""
+    def collect_statistics(
+        self, components: Components, scatter: bool = False, lists: Shortlists | None = None
+    ) -> Statistics:
+        """Return the statistics of a pass; by the shortlists `lists` from their second pass on."""
         if lists is not None and lists.k is not None:
-            return lists.survey(components, self.here, self.workspace, scatter)
-        score, here = Scorer(components, self.workspace), self.here if scatter else None
-        k = torch.empty(len(self.x) if lists else 0, dtype=torch.int64, device=self.x.device)
-
-        def part(low: int, high: int) -> Statistics:
-            found: list[Tensor] | None = [] if lists else None
-            statistics = survey(self.chunks(low, high), components, here, score, found)
-            if found:
-                torch.cat(found, out=k[low:high])
-            return statistics
-
-        statistics = self._sum(part, score.K)
+            return lists.collect_statistics(components, self.coordinates, self.workspace, scatter)
+        statistics, k = collect_in_shards(
+            self.chunks,
+            0,
+            len(self.x),
+            components,
+            self.coordinates if scatter else None,
+            Scorer(components, self.workspace),
+            assign=lists is not None,
+            parallel=self.on_cpu,
+            shard_rows=SHARD_ROWS,
+        )
         if lists is not None:
             lists.k = k
         return statistics
 
-    def soft_survey(self, components: Components, temperature: float) -> Statistics:
-        """One pass with soft assignments."""
-        score = whole_scorer(components, self.workspace)
-        return self._sum(lambda low, high: soft_survey(self.chunks(low, high), components, temperature, score), score.K)
+    def collect_soft_statistics(self, components: Components, temperature: float) -> Statistics:
+        """Return the statistics of a pass with soft assignments."""
+        K, _, E = components.U.shape
+        score = Scorer(components, self.workspace, columns=K * (E + 1))  # a single tile
 
-    def _sum(self, part: Callable[[int, int], Statistics], K: int) -> Statistics:
-        return sum_over_shards(part, 0, len(self.x), K, self.on_cpu, SHARD_ROWS)
+        def collect(low: int, high: int) -> Statistics:
+            return collect_soft_statistics(self.chunks(low, high), components, temperature, score)
+
+        return sum_over_shards(collect, 0, len(self.x), K, self.on_cpu, SHARD_ROWS)
 
 
 @dataclass
-class Attempt:
-    """One start, refined: components in the principal coordinates, and the mean squared residual there."""
+class Restart:
+    """Result of one restart: components in the principal coordinates, and their mean squared residual there."""
 
     components: Components
     objective: float
 
 
-class StartSearch:
-    """Several starts from a sample of the rows, side by side, each with its own seed; the best of them is kept.
+class Restarts:
+    """Several restarts on a subset of the rows, in parallel, each with its own seed; the best one is used.
 
-    A start runs on one thread, so that what it comes to does not depend on how many cores there are.
+    A restart runs on one thread, so that its result does not depend on the number of cores.
     """
 
     def __init__(
@@ -150,115 +158,117 @@ class StartSearch:
         shrinkage: float | Literal["auto"] = 0.0,
         neighbours: int = 0,
     ):
-        """Starts are tried on the rows x (n, D), then refined on those that `more` gives, chunks (m, D).
+        """Prepare restarts on the rows x (n, D), with their last passes over the rows of `more`.
 
-        `parallel`: whether chunks may be asked for in several threads at once. `neighbours`: see `candidates`, 0 for
-        full passes.
+        more        functions that return chunks (m, D)
+        parallel    whether these may be called in several threads at once
+        neighbours  length of the shortlists, 0 for full passes
         """
         self.K, self.E, self.moves = K, E, moves if K > 1 else 0
         on_cpu = x.device.type == "cpu"
-        here = run_alone(lambda: principal_coordinates(x, width(E, x.shape[1]), generator), on_cpu)
-        self.coordinates = here
-        self.small = Sample(run_alone(lambda: here.of(x), on_cpu), neighbours)
-        projected: list[Tensor] = []
-        self.left_out = 0.0
+        d = n_coordinates(E, x.shape[1])
+        self.coordinates = coordinates = run_single_threaded(lambda: principal_coordinates(x, d, generator), on_cpu)
+        self.subset = Subset(run_single_threaded(lambda: coordinates.project(x), on_cpu), neighbours)
+        projected: list[tuple[Tensor, float]] = []
 
         def project(chunk: Callable[[], Tensor]) -> tuple[Tensor, float]:
             rows = chunk()
-            y = here.of(rows)
-            return y, here.left_out(rows, y)
+            y = coordinates.project(rows)
+            return y, coordinates.squared_residual(rows, y)
 
-        def take(found: tuple[Tensor, float]) -> None:
-            projected.append(found[0])
-            self.left_out += found[1]
-
-        run_side_by_side(project, more, take, parallel and on_cpu)
-        self.larger = Sample(torch.cat(projected), neighbours)
+        run_parallel(project, more, projected.append, parallel and on_cpu)
+        self.larger_subset = Subset(torch.cat([y for y, _ in projected]), neighbours)
+        self.outside = sum(squared for _, squared in projected)  # sum of |x|^2 outside the principal coordinates
         if shrinkage == "auto":
-            shrinkage = chosen_strength(self.larger.x, seeded(self.larger.x, K, E, generator), generator)
+            y = self.larger_subset.x
+            shrinkage = choose_strength(y, seed_components(y, K, E, generator), generator)
             logger.info("shrinkage: %g samples, chosen on held-out rows", shrinkage)
         self.shrinkage = shrinkage
         self.seeds = torch.randint(2**62, (restarts if K > 1 else 1,), generator=generator).tolist()
 
-    def run(self, attempts: list[Attempt]) -> None:
-        """Make the starts that `attempts`, of an interrupted search, does not hold yet; append each once it is done."""
+    def run(self, done: list[Restart]) -> None:
+        """Run the restarts that `done`, from an interrupted initialisation, lacks; append each result to it."""
 
-        def take(attempt: Attempt) -> None:
-            attempts.append(attempt)
-            n, D = len(self.larger.x), len(self.coordinates.centre)
-            mean_l2 = five_digits((attempt.objective + self.left_out / n) / D)
-            best = ", the best so far" if attempt is lowest(attempts) and len(attempts) > 1 else ""
-            logger.info("start %d of %d: mean L2 %s on %d rows%s", len(attempts), len(self.seeds), mean_l2, n, best)
+        def add(restart: Restart) -> None:
+            done.append(restart)
+            n, D = len(self.larger_subset.x), len(self.coordinates.centre)
+            mean_l2 = five_digits((restart.objective + self.outside / n) / D)
+            best = ", the best so far" if restart is best_restart(done) and len(done) > 1 else ""
+            logger.info("restart %d of %d: mean L2 %s on %d rows%s", len(done), len(self.seeds), mean_l2, n, best)
 
-        several = len(self.seeds) > 1 and self.small.on_cpu
-        run_side_by_side(self.attempt, self.seeds[len(attempts) :], take, parallel=several)
+        several = len(self.seeds) > 1 and self.subset.on_cpu
+        run_parallel(self.run_one, self.seeds[len(done) :], add, parallel=several)
 
-    def attempt(self, seed: int) -> Attempt:
-        """One start: annealed, improved by split-merge moves, refined on more rows."""
+    def run_one(self, seed: int) -> Restart:
+        """Return the result of one restart: annealing, split-merge moves, passes over more rows."""
         generator = torch.Generator().manual_seed(seed)
-        found = annealed(self.small, self.K, self.E, generator)
-        found = searched(self.small, found, self.moves, generator)
-        return Attempt(*settled(self.larger, found, REFINE_PASSES, tol=REFINE_TOL, shrinkage=self.shrinkage))
+        components = anneal(self.subset, self.K, self.E, generator)
+        components = search_moves(self.subset, components, self.moves, generator)
+        return Restart(
+            *run_passes(self.larger_subset, components, FINAL_PASSES, tol=FINAL_TOL, shrinkage=self.shrinkage)
+        )
 
-    def best(self, attempts: list[Attempt]) -> Start:
-        """The best of the attempts in all D coordinates."""
-        best, V = lowest(attempts).components, self.coordinates.V
+    def best(self, done: list[Restart]) -> Initialisation:
+        """Return the best restart in all D coordinates."""
+        best, V = best_restart(done).components, self.coordinates.V
         if self.K <= SOLVED_K:
-            best = solved(self.larger, best)
+            best = solve_components(self.larger_subset, best)
 
-        def unfold() -> Components:
-            return Components(self.coordinates.centre + best.mu @ V.T, orthonormal(V @ best.U))
+        def map_back() -> Components:
+            return Components(self.coordinates.centre + best.mu @ V.T, orthonormalise(V @ best.U))
 
-        components = run_alone(unfold, V.device.type == "cpu")
-        return Start(components, self.coordinates, V.new_tensor(self.shrinkage))
-
-
-def lowest(attempts: list[Attempt]) -> Attempt:
-    """The attempt with the lowest objective, the first of equal ones."""
-    return min(attempts, key=lambda attempt: attempt.objective)
+        components = run_single_threaded(map_back, V.device.type == "cpu")
+        return Initialisation(components, self.coordinates, V.new_tensor(self.shrinkage))
 
 
-def width(E: int, D: int) -> int:
-    """How many principal coordinates the starts work in: ten a latent dimension, at least 64."""
+def best_restart(done: list[Restart]) -> Restart:
+    """Return the restart with the lowest objective, the first of equal ones."""
+    return min(done, key=lambda restart: restart.objective)
+
+
+def n_coordinates(E: int, D: int) -> int:
+    """Return the number of principal coordinates that restarts work in: ten a latent dimension, at least 64."""
     return min(D, max(64, 10 * E))
 
 
 def principal_coordinates(x: Tensor, d: int, generator: torch.Generator) -> Coordinates:
-    """The mean and the d leading principal directions of x (n, D), by a few orthogonal iterations.
+    """Return the mean and the d leading principal directions of x (n, D), by a few orthogonal iterations.
 
-    Of some PRINCIPAL_ROWS of the rows.
+    Only every n-th row is used where x has more than PRINCIPAL_ROWS rows.
     """
     x = x[:: max(1, len(x) // PRINCIPAL_ROWS)]
     centre = x.mean(0)
     centred = x - centre
     V = torch.randn(x.shape[1], d, generator=generator).to(x)
     for _ in range(3):
-        V = orthonormal((centred.T @ (centred @ V))[None])[0]
-    spread = (centred @ V).T @ (centred @ V)
-    return Coordinates(centre, V @ torch.linalg.eigh(spread)[1].flip(1))
+        V = orthonormalise((centred.T @ (centred @ V))[None])[0]
+    scatter = (centred @ V).T @ (centred @ V)
+    return Coordinates(centre, V @ torch.linalg.eigh(scatter)[1].flip(1))
 
 
-def annealed(sample: Sample, K: int, E: int, generator: torch.Generator) -> Components:
-    """Components for the sample from K random rows, by soft passes of falling temperature."""
-    components = seeded(sample.x, K, E, generator)
+def anneal(subset: Subset, K: int, E: int, generator: torch.Generator) -> Components:
+    """Return components of the subset by deterministic annealing: soft passes at falling temperature."""
+    components = seed_components(subset.x, K, E, generator)
     if K == 1 or K > ANNEALED_K:
         return components
-    heat = sample.survey(components).objective
-    for i in range(ANNEAL_PASSES):
-        temperature = heat * ANNEAL_FROM * (ANNEAL_TO / ANNEAL_FROM) ** (i / (ANNEAL_PASSES - 1))
-        statistics = sample.soft_survey(components, max(temperature, 1e-30))
-        components = run_alone(partial(improved, components, statistics), sample.on_cpu)
+    scale = subset.collect_statistics(components).objective
+    cooling = LOWEST_TEMPERATURE / HIGHEST_TEMPERATURE
+    for i in range(ANNEALING_PASSES):
+        temperature = scale * HIGHEST_TEMPERATURE * cooling ** (i / (ANNEALING_PASSES - 1))
+        statistics = subset.collect_soft_statistics(components, max(temperature, 1e-30))
+        components = run_single_threaded(partial(update_components, components, statistics), subset.on_cpu)
     return components
 
 
-def seeded(x: Tensor, K: int, E: int, generator: torch.Generator) -> Components:
-    """K cells around rows of x (n, d), each with its mean and a random start for its basis.
+def seed_components(x: Tensor, K: int, E: int, generator: torch.Generator) -> Components:
+    """Return K components of the cells around K rows of x (n, d): their means, and random bases after one iteration.
 
-    Up to SEEDED_K the rows are drawn apart, one after the other; beyond, all at once, which leaves out no region.
+    Up to SEEDED_K the rows come from k-means++ seeding; beyond it they are uniform, which takes less time and misses no
+    region of the data either.
     """
     n, d = x.shape
     if K <= SEEDED_K:
-        mu = seeds(x, K, generator)
+        mu = choose_seeds(x, K, generator)
     else:
         mu = x[torch.randperm(n, generator=generator)[torch.arange(K) % n].to(x.device)]
     k = torch.cat([torch.cdist(part, mu).argmin(1) for part in x.split(4096)])
@@ -268,110 +278,115 @@ def seeded(x: Tensor, K: int, E: int, generator: torch.Generator) -> Components:
         if len(own):
             mu[j] = own.mean(0)
             U[j] = (own - mu[j]).T @ ((own - mu[j]) @ U[j])
-    return Components(mu, orthonormal(U))
+    return Components(mu, orthonormalise(U))
 
 
-def settled(
-    sample: Sample,
+def run_passes(
+    subset: Subset,
     components: Components,
     passes: int,
     *,
     tol: float = 0.0,
-    beat: float = math.inf,
+    best: float = math.inf,
     shrinkage: float = 0.0,
 ) -> tuple[Components, float]:
-    """Up to `passes` hard passes over the sample: the components, and the objective of the last ones surveyed.
+    """Return the components after up to `passes` hard passes, and their objective.
 
-    Stops once a pass lowers the objective by less than the share `tol`, or where it is not going to beat the objective
-    `beat`: of moves that did in the end, of ten, none was further above it than two thirds of the margin.
+    Stops when a pass lowers the objective by less than the share `tol`, and when the objective will not fall below
+    `best`. The margin of that decision is safe: of ten moves that succeeded, none was further above `best` than two
+    thirds of it.
     """
-    objective, lists = math.inf, sample.short_lists()
+    objective, lists = math.inf, subset.make_shortlists()
     for i in range(passes):
-        statistics = sample.survey(components, shrinkage > 0, lists)
+        statistics = subset.collect_statistics(components, shrinkage > 0, lists)
         before, objective = objective, statistics.objective
-        if (before - objective <= tol * objective and i > 0) or (
-            i >= JUDGE_FROM and objective > beat * (1 + JUDGE_MARGIN / i)
-        ):
+        converged = before - objective <= tol * objective and i > 0
+        if converged or (i >= JUDGE_FROM and objective > best * (1 + JUDGE_MARGIN / i)):
             break
-        kept = components
-        components = run_alone(partial(shrunk, kept, statistics, sample.here, shrinkage), sample.on_cpu)
-    return (components if math.isinf(objective) else kept), objective
+        measured = components
+        components = run_single_threaded(
+            partial(update_with_shrinkage, measured, statistics, subset.coordinates, shrinkage), subset.on_cpu
+        )
+    return (components if math.isinf(objective) else measured), objective
 
 
-def solved(sample: Sample, components: Components) -> Components:
-    """The optimum for the sample's assignments: mu_k the mean, U_k the E leading eigenvectors of the scatter.
+def solve_components(subset: Subset, components: Components) -> Components:
+    """Return the optimum for the subset's assignments: mu_k the mean, U_k the E leading eigenvectors of the scatter.
 
-    What many orthogonal iterations would come to; affordable in d coordinates, where eigenproblems are small.
+    Many orthogonal iterations would converge to it. In d coordinates the eigenproblems are small.
     """
-    statistics = sample.survey(components, scatter=True)
+    statistics = subset.collect_statistics(components, scatter=True)
 
     def solve() -> Components:
         E = components.U.shape[2]
-        n, moved = statistics.count[:, None, None], statistics.moved
-        covariance = statistics.scatter / n.clamp(min=1) - moved[:, :, None] * moved[:, None, :]
+        n, mean_shift = statistics.count[:, None, None], statistics.mean_shift
+        covariance = statistics.scatter / n.clamp(min=1) - mean_shift[:, :, None] * mean_shift[:, None, :]
         U = torch.linalg.eigh(covariance)[1].flip(2)[:, :, :E]
-        return Components(components.mu + moved, torch.where(n > E, U, components.U))
+        return Components(components.mu + mean_shift, torch.where(n > E, U, components.U))
 
-    return run_alone(solve, sample.on_cpu)
+    return run_single_threaded(solve, subset.on_cpu)
 
 
-def searched(sample: Sample, components: Components, moves: int, generator: torch.Generator) -> Components:
-    """Settled components, then at most `moves` tries of the most promising split-merge moves; each that wins is kept.
+def search_moves(subset: Subset, components: Components, moves: int, generator: torch.Generator) -> Components:
+    """Return the components after some passes and at most `moves` split-merge moves, each kept where it succeeds.
 
-    Ends once PATIENCE tries in a row have won nothing.
+    A move succeeds where the objective after its passes is lower. Ends after PATIENCE moves without success in a row.
     """
-    best, lowest = settled(sample, components, SETTLE_PASSES)
+    best, lowest = run_passes(subset, components, MOVE_PASSES)
     queue: list[Components] = []
     failed = 0
     for _ in range(moves):
-        queue = queue or moved(sample, best, generator)
-        if failed == PATIENCE or not queue:  # none: no component has two samples
+        queue = queue or propose_moves(subset, best, generator)
+        if failed == PATIENCE or not queue:  # there is no move where no component has two samples
             break
-        found, objective = settled(sample, queue.pop(0), SETTLE_PASSES, beat=lowest)
+        moved, objective = run_passes(subset, queue.pop(0), MOVE_PASSES, best=lowest)
         if objective < lowest:
-            best, lowest, queue, failed = found, objective, [], 0
+            best, lowest, queue, failed = moved, objective, [], 0
         else:
             failed += 1
     return best
 
 
-def moved(sample: Sample, components: Components, generator: torch.Generator) -> list[Components]:
-    """The PROMISING best split-merge moves: component a goes, its samples to their second choice, and b is halved.
+def propose_moves(subset: Subset, components: Components, generator: torch.Generator) -> list[Components]:
+    """Return the components after each of the PROMISING_MOVES best split-merge moves, the best one first.
 
-    The promise is what halving b wins, once the halves have settled on b's samples, less what a's samples lose. It is
-    a pessimist, for it lets nothing else adapt; but most of the moves that win are among the first few in its order.
+    A move removes component a, whose samples go to their second nearest component, and splits component b in two. Its
+    estimated gain is what the split wins on the samples of b after some passes, minus what the removal costs. The
+    estimate is pessimistic, because no other component adapts; but most moves that succeed have a high one.
     """
-    removal, distortion, k = looked_at(sample, components)
-    K = len(removal)
+    removal_cost, distortion, k = score_removals(subset, components)
+    K = len(removal_cost)
     halves: dict[int, Components] = {}
-    won = torch.full((K,), -math.inf)
+    split_gain = torch.full((K,), -math.inf)
     for b in range(K):
-        own = sample.x[k == b]
+        own = subset.x[k == b]
         if len(own) > 1:
-            pair = halved(own, components.U[b], generator)
-            halves[b], objective = settled(Sample(own), pair, HALVE_PASSES)
-            won[b] = float(distortion[b]) - objective * len(own)
-    promise = (won[None, :] - removal.cpu()[:, None]).fill_diagonal_(-math.inf)  # (a, b)
-    order = promise.flatten().topk(min(PROMISING, K * (K - 1))).indices.tolist()
-    return [_with_move(components, move // K, move % K, halves[move % K]) for move in order if move % K in halves]
+            pair = halve(own, components.U[b], generator)
+            halves[b], objective = run_passes(Subset(own), pair, HALF_PASSES)
+            split_gain[b] = float(distortion[b]) - objective * len(own)
+    gain = (split_gain[None, :] - removal_cost.cpu()[:, None]).fill_diagonal_(-math.inf)  # (a, b)
+    best = gain.flatten().topk(min(PROMISING_MOVES, K * (K - 1))).indices.tolist()
+    pairs = [divmod(move, K) for move in best]
+    return [_replace(components, a, b, halves[b]) for a, b in pairs if b in halves]
 
 
-def _with_move(components: Components, a: int, b: int, pair: Components) -> Components:
+def _replace(components: Components, a: int, b: int, pair: Components) -> Components:
+    """Return the components with the two of `pair` in the places of a and b."""
     new = components.clone()
     new.mu[[a, b]], new.U[[a, b]] = pair.mu, pair.U
     return new
 
 
-def looked_at(sample: Sample, components: Components) -> tuple[Tensor, Tensor, Tensor]:
-    """What removing each of K > 1 components would cost (K,), what each costs (K,), and each row's nearest one k (n,).
+def score_removals(subset: Subset, components: Components) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the increase of the distortion if component k were removed (K,), the distortions (K,), and all k (n,).
 
-    Costs are summed squared residuals.
+    Distortions are sums of squared residuals over the samples of a component. K is at least 2.
     """
-    score, x = Scorer(components, sample.workspace), sample.x
-    removal, distortion, nearest = x.new_zeros(score.K), x.new_zeros(score.K), []
-    for part in sample.chunks():
+    score, x = Scorer(components, subset.workspace), subset.x
+    cost, distortion, nearest = x.new_zeros(score.K), x.new_zeros(score.K), []
+    for part in subset.chunks():
         two, k = score.distances(part).topk(2, dim=1, largest=False)
-        removal.index_add_(0, k[:, 0], two[:, 1] - two[:, 0])
+        cost.index_add_(0, k[:, 0], two[:, 1] - two[:, 0])
         distortion.index_add_(0, k[:, 0], two[:, 0] + part.square().sum(1))
         nearest.append(k[:, 0])
-    return removal, distortion, torch.cat(nearest)
+    return cost, distortion, torch.cat(nearest)

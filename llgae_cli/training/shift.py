@@ -1,4 +1,4 @@
-"""What the components of a Shift are to explain: each sample moved back by its best shift."""
+"""The target of the components of a Shift: each sample with its best shift undone."""
 
 from collections.abc import Callable
 
@@ -6,32 +6,31 @@ from torch import Tensor
 
 from llgae_cli.models import Shift
 from llgae_cli.models.shift import nearest
-from llgae_cli.training.closed_form import View
+from llgae_cli.training.closed_form import Target
 from llgae_cli.training.components import Components
 from llgae_cli.training.scoring import Scorer
 
 
-def moved_back(model: Shift) -> View:
-    """Move samples back by the shift that is best under the components of a pass, which are then LLGAE's.
+def undo_shifts(model: Shift) -> Target:
+    """Return the target S^-1 x with the shift S that is best for x under the components of a pass.
 
-    The pass chooses k again among samples moved back and finds the same one: the best of all (k, shift). A shift is
-    orthogonal, so the next components, optimal for samples moved back, are no worse for the samples as they are, and
-    the objective never rises.
+    The pass chooses k again, among samples with their shift undone, and gets the k of the best of all (k, shift). A
+    shift is orthogonal, so components that are optimal for S^-1 x are no worse for x: the objective never rises.
     """
 
-    def view(components: Components) -> Callable[[Tensor], Tensor]:
+    def target(components: Components) -> Callable[[Tensor], Tensor]:
         mu, U = components.mu, components.U
         if not (mu.any() or U.any()):
-            return lambda x: x  # before the start: LLGAE's own
-        grey = mu.mean()  # the same everywhere in an image: no shift moves it, and it costs digits
+            return lambda x: x  # during initialisation, which is that of LLGAE
+        grey = mu.mean()  # a constant image: no shift changes it, and it would cost digits
         scorers = [Scorer(Components(mu[:, places] - grey, U[:, places])) for places in model.places]
         for score in scorers:
             score.workspace = scorers[0].workspace
 
-        def seen(x: Tensor) -> Tensor:
+        def undo(x: Tensor) -> Tensor:
             centred = x - grey
-            return model.moved_back(x, nearest(score.distances(centred) for score in scorers)[1])
+            return model.undo_shift(x, nearest(score.distances(centred) for score in scorers)[1])
 
-        return seen
+        return undo
 
-    return view
+    return target

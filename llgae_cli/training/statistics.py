@@ -1,10 +1,10 @@
-"""The one pass over the data that improves all components.
+"""One pass over the data: the sufficient statistics of all components, and the update they give.
 
-For fixed assignments and exact inference the best mu_k is the mean of component k's samples and the best span of U_k
+For fixed assignments and exact inference the best mu_k is the mean of component k's samples, and the best span of U_k
 the leading eigenvectors of their scatter S_k. One orthogonal-iteration step U_k <- orth(S_k U_k) never raises the
-objective, because S_k is positive semi-definite, and S_k U_k = sum_i (x_i - mean_k) z_i^T needs only the codes z_i
-that choosing the component computed anyway. So a pass is one matrix product for all components (2 n D K E operations)
-and one for the winners (2 n D E), and its result adds up over chunks, processes and machines.
+objective, because S_k is positive semi-definite, and S_k U_k = sum_i (x_i - mean_k) z_i^T needs only the latents z_i
+that the choice of the component has computed already. So a pass costs one matrix product for all components
+(2 n D K E operations) and one for the winners (2 n D E). Its statistics add up over chunks, processes and machines.
 
 Source of the step: orthogonal iteration, Golub and Van Loan, Matrix Computations, section 8.2.
 """
@@ -16,36 +16,32 @@ import torch
 from torch import Tensor
 
 from llgae_cli.inference import choose_exactly, has_lost_digits, within_rounding
-from llgae_cli.threads import check_cancelled, run_side_by_side
-from llgae_cli.training.components import Components, Coordinates, orthonormal
-from llgae_cli.training.scoring import (
-    Scorer,
-    Workspace,
-    projections,
-)
+from llgae_cli.threads import check_cancelled, run_parallel
+from llgae_cli.training.components import Components, Coordinates, orthonormalise
+from llgae_cli.training.scoring import Scorer, Workspace, project_each
 
-SHARDS, SHARD_ROWS = 16, 3000  # parts that a pass is cut into: at most so many, of at least so many rows
+SHARDS, SHARD_ROWS = 16, 3000  # a pass is divided into at most so many shards, of at least so many rows
 
 
 @dataclass
 class Statistics:
-    """All that a pass learns about the data; additive. Distances are squared grey levels summed over pixels.
+    """Sufficient statistics of a pass, additive over samples. Distances are squared grey levels summed over pixels.
 
-    Samples are taken relative to mu_k, the component's offset in the pass: far from the origin, sums of x itself would
-    lose their digits. z = U^T (x - mu) too. The product with z' = (z, 1, 0 ... 0) holds the sum of x - mu as well. The
-    zeros make z' a multiple of 8 long, w: products over 21 rows take a third longer than over 24.
+    Samples enter as x - mu_k, relative to the offset in the pass, and as z = U^T (x - mu): sums of x itself would lose
+    their digits far from the origin. With z' = (z, 1, 0 ... 0), of length w, one product holds (S U)^T and the sum of
+    x - mu. w is a multiple of 8, because products over 21 rows take a third longer than over 24.
     """
 
-    product: Tensor  # (K, w, D) sum of z' (x - mu)^T: (S U)^T before centring, and the sum of x - mu
+    product: Tensor  # (K, w, D) sum of z' (x - mu)^T
     latent: Tensor  # (K, E) sum of z
-    count: Tensor  # (K,) samples
-    scatter: Tensor  # (K, d, d) sum of y y^T for y = V^T (x - mu), where a pass is given coordinates; else d = 0
-    distortion: Tensor  # (K,) sum of the squared residual at the winner, float64
-    raw: Tensor  # (K, w) sum of z' over the samples that `centre` has not brought to x - mu and `latent` yet
+    count: Tensor  # (K,) number of samples
+    scatter: Tensor  # (K, d, d) sum of y y^T with y = V^T (x - mu) in given coordinates; d = 0 without them
+    distortion: Tensor  # (K,) sum of the squared residual, float64
+    raw: Tensor  # (K, w) sum of z' over the samples that entered as x; `centre` corrects `product` and `latent` by it
 
     @classmethod
     def zeros(cls, components: Components, d: int = 0) -> "Statistics":
-        """The statistics of no data, with scatters in d coordinates."""
+        """Return the statistics of no samples, with scatters in d coordinates."""
         mu, U = components.mu, components.U
         K, D, E = U.shape
         wide = torch.float32 if mu.device.type == "mps" else torch.float64  # Apple's GPU has no float64
@@ -60,71 +56,67 @@ class Statistics:
         )
 
     @property
-    def moved(self) -> Tensor:
-        """Mean of x - mu, how far each component's mean is from its offset, (K, D); zero where there is no sample."""
+    def mean_shift(self) -> Tensor:
+        """Mean of x - mu, shape (K, D): the mean of each component minus its offset; zero without samples."""
         return self.product[:, self.latent.shape[1]] / self.count.clamp(min=1e-12)[:, None]
 
     @property
     def centred_product(self) -> Tensor:
         """S U with shape (K, D, E): sum of (x - mean x)(z - mean z)^T."""
-        return self.product[:, : self.latent.shape[1]].mT - self.moved[:, :, None] * self.latent[:, None, :]
+        return self.product[:, : self.latent.shape[1]].mT - self.mean_shift[:, :, None] * self.latent[:, None, :]
 
     def centre(self, mu: Tensor) -> None:
-        """Bring what was added as x itself to x - mu, for the offsets mu (K, D) of the pass."""
+        """Correct the sums of samples that entered as x, so that they are sums of x - mu, for the pass's mu (K, D)."""
         self.product.sub_(self.raw[:, :, None] * mu[:, None, :])
         self.latent.add_(self.raw[:, : self.latent.shape[1]])
         self.raw.zero_()
 
     def add_(self, other: "Statistics") -> None:
-        """Add what a pass over other samples has learnt."""
+        """Add the statistics of other samples."""
         for mine, others in zip(self.tensors(), other.tensors(), strict=True):
             mine.add_(others)
 
-    def extended(self, workspace: Workspace, *shape: int) -> tuple[Tensor, Tensor]:
-        """The rows z' with shape (..., w), ending in (1, 0 ... 0), and the part (..., E) of it that z goes to."""
+    def extended_rows(self, workspace: Workspace, *shape: int) -> tuple[Tensor, Tensor]:
+        """Return a buffer for rows z' (..., w), which end in (1, 0 ... 0), and its part (..., E) for z."""
         E = self.latent.shape[1]
-        whole = workspace.take("extended", self.latent, *shape, self.product.shape[1])
-        whole[..., E] = 1.0
-        whole[..., E + 1 :] = 0.0
-        return whole, whole[..., :E]
+        rows = workspace.buffer("extended", self.latent, *shape, self.product.shape[1])
+        rows[..., E] = 1.0
+        rows[..., E + 1 :] = 0.0
+        return rows, rows[..., :E]
 
     def tensors(self) -> list[Tensor]:
-        """The additive tensors, for a reduction over processes."""
+        """Return the additive tensors, for a reduction over processes."""
         return [self.product, self.latent, self.count, self.scatter, self.distortion]
 
     @property
-    def n(self) -> float:
-        """Samples seen."""
-        return float(self.count.double().sum())
-
-    @property
     def objective(self) -> float:
-        """Mean over the samples of the squared residual summed over pixels (divide by D for the mean L2)."""
-        return float(self.distortion.sum()) / self.n
+        """Mean over the samples of the squared residual summed over pixels; divide by D for the mean L2."""
+        return float(self.distortion.sum()) / float(self.count.double().sum())
 
 
-def survey(
+def collect_statistics(
     chunks: Iterable[Tensor],
     components: Components,
     coordinates: Coordinates | None = None,
     score: Scorer | None = None,
-    found: list[Tensor] | None = None,
+    assignments: Tensor | None = None,
 ) -> Statistics:
-    """One pass with hard assignments: the statistics of all chunks x (n, D) at the given components.
+    """Return the statistics of all chunks x (n, D), each sample assigned to its nearest component.
 
-    With `coordinates`, the scatters in them too. `score`: a scorer of the components for what the chunks hold (see
-    `integers`); its workspace saves the next pass new buffers. The samples' components k (n,) are appended to `found`,
-    chunk by chunk.
+    coordinates  collect scatters too, in these coordinates
+    score        scorer of the components for the samples as the chunks hold them (see `int8`)
+    assignments  (N,) int64, receives the component of every sample
     """
     score = score or Scorer(components)
     statistics = Statistics.zeros(components, 0 if coordinates is None else coordinates.V.shape[1])
-    z0 = projections(components.U, components.mu)
+    z0 = project_each(components.U, components.mu)
+    done = 0
     for x in chunks:
         check_cancelled()
         distance, k, z = score.nearest(x)
         order = torch.argsort(k)
         k = k[order]
-        rows = score.taken(x, order)
+        rows = score.gather(x, order)
         squared = torch.linalg.vector_norm(rows, dim=1).square_()  # reads x once and writes n numbers
         distance = distance[order].add_(squared)
         lost = has_lost_digits(distance, squared)
@@ -139,42 +131,68 @@ def survey(
         else:
             z = z[order].sub_(z0[k])
             accumulate(statistics, components, rows, distance, k, z, score.workspace, coordinates)
-        if found is not None:
-            found.append(torch.empty_like(k).index_copy_(0, order, k))
+        if assignments is not None:
+            assignments[done : done + len(x)].index_copy_(0, order, k)
+        done += len(x)
     statistics.centre(components.mu)
     return statistics
 
 
+def collect_in_shards(
+    chunks: Callable[[int, int], Iterable[Tensor]],
+    low: int,
+    high: int,
+    components: Components,
+    coordinates: Coordinates | None,
+    score: Scorer,
+    *,
+    assign: bool,
+    parallel: bool,
+    shard_rows: int = SHARD_ROWS,
+) -> tuple[Statistics, Tensor | None]:
+    """Return the statistics of samples low ... high - 1, from `sum_over_shards`, and their assignments if asked.
+
+    `chunks(a, b)` returns samples a ... b - 1 in chunks.
+    """
+    k = torch.empty(high - low, dtype=torch.int64, device=components.mu.device) if assign else None
+
+    def collect(first: int, last: int) -> Statistics:
+        own = None if k is None else k[first - low : last - low]
+        return collect_statistics(chunks(first, last), components, coordinates, score, own)
+
+    return sum_over_shards(collect, low, high, score.K, parallel, shard_rows), k
+
+
 def sum_over_shards(
-    survey_part: Callable[[int, int], Statistics],
+    collect: Callable[[int, int], Statistics],
     low: int,
     high: int,
     K: int,
     parallel: bool = True,
     shard_rows: int = SHARD_ROWS,
 ) -> Statistics:
-    """The statistics of samples low ... high - 1, added up from parts: `survey_part(a, b)` has those of a ... b - 1.
+    """Return the statistics of samples low ... high - 1, as the sum of `collect(a, b)` over shards a ... b - 1.
 
-    Parts are surveyed side by side. The samples are cut into the same shards, and their sums added in the same order,
-    whatever the number of threads: so is the result. `parallel` false: where parts share buffers, or work on a GPU.
-    `shard_rows`: of a shard, at least.
+    Shards are processed in parallel. They and the order of the sum do not depend on the number of threads, so neither
+    does the result. `parallel` is false where shards share buffers or work on a GPU.
     """
-    whole: list[Statistics] = []
+    total: list[Statistics] = []
 
-    def take(statistics: Statistics) -> None:
-        if whole:
-            whole[0].add_(statistics)
+    def add(statistics: Statistics) -> None:
+        if total:
+            total[0].add_(statistics)
         else:
-            whole.append(statistics)
+            total.append(statistics)
 
-    run_side_by_side(lambda shard: survey_part(*shard), shards(low, high, K, shard_rows), take, parallel)
-    return whole[0]
+    shards = split_into_shards(low, high, K, shard_rows)
+    run_parallel(lambda shard: collect(*shard), shards, add, parallel)
+    return total[0]
 
 
-def shards(low: int, high: int, K: int, rows: int = SHARD_ROWS) -> list[tuple[int, int]]:
-    """Parts [a, b) of the samples low ... high - 1: 1, 2, 4, 8 or 16, of equal size, which share out among cores.
+def split_into_shards(low: int, high: int, K: int, rows: int = SHARD_ROWS) -> list[tuple[int, int]]:
+    """Return 1, 2, 4, 8 or 16 ranges [a, b) of equal size that divide low ... high - 1, each of at least `rows` rows.
 
-    Larger ones where many components make a shard's own sums expensive.
+    With many components a range has at least 8 K rows, because its statistics are large.
     """
     n, count = high - low, 1
     while count < SHARDS and n >= 2 * count * max(rows, 8 * K):
@@ -182,8 +200,8 @@ def shards(low: int, high: int, K: int, rows: int = SHARD_ROWS) -> list[tuple[in
     return [(low + n * i // count, low + n * (i + 1) // count) for i in range(count)]
 
 
-def even(n: int, most: int) -> int:
-    """The size of chunks, `most` at most, that n samples are cut into without a small rest."""
+def even_chunk_size(n: int, most: int) -> int:
+    """Return the size, at most `most`, that divides n samples into as few chunks as possible without a small rest."""
     return max(1, -(-n // max(1, -(-n // most))))
 
 
@@ -197,23 +215,23 @@ def accumulate(
     workspace: Workspace,
     coordinates: Coordinates | None = None,
 ) -> None:
-    """Add samples x (n, D) to the statistics, those of one component side by side: products are dense and contiguous.
+    """Add samples x (n, D), sorted by their component k (n,), to the statistics.
 
-    A sample has the component k (n,), from which it is at the squared distance `distance` (n,), and where its
-    projection U^T (x - mu) is `z` (n, E). Where z is None, as for samples that are far from the origin, x is replaced
-    by x - mu, and z made from that. Otherwise a call of `statistics.centre` has to follow the last chunk.
+    Sorted, the samples of one component are contiguous, and products dense. `distance` (n,) is the squared residual and
+    z (n, E) the projection U^T (x - mu). Where z is None, as for samples far from the origin, x is replaced by x - mu
+    in place and z computed from that. With z given, `statistics.centre` must be called after the last chunk.
     """
     statistics.distortion.index_add_(0, k, distance.to(statistics.distortion.dtype))
     tally = torch.bincount(k, minlength=len(statistics.count))
     counts = tally.tolist()
-    extended, own = statistics.extended(workspace, len(x))
+    extended, latent = statistics.extended_rows(workspace, len(x))
     if z is None:
-        for j, (x_j, own_j) in enumerate(zip(x.split(counts), own.split(counts), strict=True)):
+        for j, (x_j, latent_j) in enumerate(zip(x.split(counts), latent.split(counts), strict=True)):
             if len(x_j):
-                own_j.copy_(x_j.sub_(components.mu[j]) @ components.U[j])
-        statistics.latent.index_add_(0, k, own)
+                latent_j.copy_(x_j.sub_(components.mu[j]) @ components.U[j])
+        statistics.latent.index_add_(0, k, latent)
     else:
-        own.copy_(z)
+        latent.copy_(z)
         statistics.raw.index_add_(0, k, extended)  # `centre` adds it to `latent` too
     statistics.count += tally
     for j, (x_j, z_j) in enumerate(zip(x.split(counts), extended.split(counts), strict=True)):
@@ -228,33 +246,28 @@ def accumulate(
                 statistics.scatter[j].addmm_(y_j.T, y_j)
 
 
-def whole_scorer(components: Components, workspace: Workspace | None = None) -> Scorer:
-    """A scorer with all components in one tile, as `soft_survey` needs it."""
-    K, _, E = components.U.shape
-    return Scorer(components, workspace, columns=K * (E + 1))
-
-
-def soft_survey(
-    chunks: Iterable[Tensor], components: Components, temperature: float, score: Scorer | None = None
+def collect_soft_statistics(
+    chunks: Iterable[Tensor], components: Components, temperature: float, score: Scorer
 ) -> Statistics:
-    """One pass with soft assignments, softmax_k(-distance / temperature): deterministic annealing's E-step.
+    """Return the statistics of all chunks x (n, D) with soft assignments r = softmax_k(-distance / temperature).
 
-    Costs twice a hard pass: every sample counts for every component. `distortion` is still the winner's.
+    This is the E-step of deterministic annealing. It costs twice as much as `collect_statistics`, because every sample
+    counts for every component. `distortion` is that of the nearest component. `score` has a single tile.
+
     Source: Rose, Deterministic annealing for clustering, Proc. IEEE 86 (1998).
     """
-    score = score or whole_scorer(components)
     statistics = Statistics.zeros(components)
     K, _, E = components.U.shape
-    z0 = projections(components.U, components.mu)
+    z0 = project_each(components.U, components.mu)
     for x in chunks:
         check_cancelled()
-        distance, z = score.scores(0, x)
+        distance, z = score.score_tile(0, x)
         squared = torch.linalg.vector_norm(x, dim=1).square_()
         best, k = distance.min(1)
         statistics.distortion.index_add_(0, k, (best + squared).clamp_(min=0).to(statistics.distortion.dtype))
         r = torch.softmax(distance / -temperature, 1)[:, :, None]  # (n, K, 1)
-        extended, own = statistics.extended(score.workspace, len(x), K)
-        torch.sub(z, z0, out=own)
+        extended, latent = statistics.extended_rows(score.workspace, len(x), K)
+        torch.sub(z, z0, out=latent)
         extended.mul_(r)  # r z', (n, K, w)
         flat = extended.flatten(1)
         sums = flat.sum(0).unflatten(0, (K, -1))
@@ -265,21 +278,21 @@ def soft_survey(
     return statistics
 
 
-def improved(components: Components, statistics: Statistics, prior: Tensor | float = 0.0) -> Components:
-    """The next components: mu_k the mean, U_k <- orth(S_k U_k + prior_k). A component without samples stays.
+def update_components(components: Components, statistics: Statistics, prior: Tensor | float = 0.0) -> Components:
+    """Return the next components: mu_k the mean, U_k <- orth(S_k U_k + prior_k). One without samples is unchanged.
 
-    `components` are those of the pass. `prior` (K, D, E) is a further scatter's product with U_k; see `shrinkage`.
+    `components` are those of the pass. `prior` (K, D, E) is the product of a further scatter and U_k (see `shrinkage`).
     """
     SU = statistics.centred_product + prior
     SU = torch.where((statistics.count > 0)[:, None, None], SU, components.U)
-    return Components(components.mu + statistics.moved, orthonormal(SU))
+    return Components(components.mu + statistics.mean_shift, orthonormalise(SU))
 
 
 def latent_covariance(components: Components, statistics: Statistics, following: Components | None = None) -> Tensor:
-    """Covariance of z = U^T x in each component, U^T S U / n with shape (K, E, E); zero where there is no sample.
+    """Return the covariance of z = U^T x in each component, U^T S U / n with shape (K, E, E); zero without samples.
 
-    `components` are those of the pass, whose product S U holds it already. Of the `following` ones, made from it and
-    not surveyed yet, U'^T (S U) (U^T U') / n: what U tells of S, and all of it once the pass has converged.
+    `components` are those of the pass. For the `following` components, which were computed from its statistics and have
+    no pass of their own yet, the result is U'^T (S U) (U^T U') / n: exact once the passes have converged.
     """
     n = statistics.count[:, None, None].clamp(min=1)
     SU = statistics.centred_product

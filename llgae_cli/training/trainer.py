@@ -1,10 +1,10 @@
-"""What a trainer tells the experiment, and the shape that all trainers share."""
+"""The interface that all trainers share."""
 
 from typing import Any, Protocol, TypedDict
 
 
 class EpochRecord(TypedDict, total=False):
-    """One epoch's figures. `train_mean_l2`: squared grey levels per pixel."""
+    """Figures of one epoch: mean L2 in squared grey levels per pixel, components empty, and repaired so far."""
 
     train_mean_l2: float
     empty: int
@@ -12,28 +12,33 @@ class EpochRecord(TypedDict, total=False):
 
 
 class Trainer(Protocol):
-    """A trainer improves a model in place, an epoch (a pass over the samples) at a time."""
+    """Improves a model in place: `initialise` or `load_state_dict` once, then `epoch` until `finished`.
+
+    The defaults are for trainers without shortlists and without restarts that can be kept.
+    """
 
     finished: bool
 
     @property
     def exact(self) -> bool:
-        """Whether an epoch's `train_mean_l2` is the model's own, and not an upper bound from shortlists."""
+        """Whether `train_mean_l2` scores all components; false where shortlists make it an upper bound."""
+        return True
 
-    def start(self) -> None:
-        """Bring the model to its state before the first epoch."""
+    def initialise(self) -> None:
+        """Set the parameters of the model before the first epoch."""
 
-    def keep_start(self) -> bool:
-        """Put the best start found so far into the model, of a `start` that was interrupted; False where none is done.
+    def use_best_restart(self) -> bool:
+        """Set the model to the best restart of an interrupted `initialise`; return False where none is complete.
 
-        `state_dict` then holds what is done, and `start` goes on from there.
+        `state_dict` then holds the complete restarts, and `initialise` after `load_state_dict` runs the others.
         """
+        return False
 
     def epoch(self) -> EpochRecord:
-        """One pass; the model is better for it."""
+        """Run one pass over the training samples and update the model."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values from which an exact continuation is possible."""
+        """Return tensors and plain values from which a run resumes exactly, together with the model's own."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`, instead of `start`."""
+        """Resume from `state_dict`, in place of `initialise`. Raises ValueError where it does not fit."""

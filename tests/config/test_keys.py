@@ -155,7 +155,7 @@ def test_a_key_without_effect_changes_nothing_but_rounding(
 
     def train(**more: Any) -> tuple[dict[str, torch.Tensor], float]:
         run = experiment.set_up(validated({**small, **more}), torch.device("cpu"))
-        run.trainer.start()
+        run.trainer.initialise()
         for _ in range(2):
             if not run.trainer.finished:
                 run.trainer.epoch()

@@ -1,4 +1,4 @@
-"""Every model of the family goes all the way: train, eval, encode, decode, sample, figures, report, compare."""
+"""Every model passes through every command: train, eval, encode, decode, sample, figures, report, compare."""
 
 import json
 import math
@@ -10,11 +10,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from llgae_cli.evaluation import evaluate_checkpoints
 from llgae_cli import figures
 from llgae_cli.cli.app import app
 from llgae_cli.config import validated
 from llgae_cli.errors import InputError
+from llgae_cli.evaluation import evaluate_checkpoints
 from llgae_cli.factory import MODELS
 from llgae_cli.figures.tradeoffs import apart, tradeoffs
 from llgae_cli.models import LLGAE
@@ -39,7 +39,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "autoencoder": SMALL,
     "denoising-autoencoder": SMALL,
 }
-SYMBOLS = {"residual": (K,), "shift": (3, 3)}  # beside k
+SYMBOLS = {"residual": (K,), "shift": (3, 3)}  # besides k
 NUMBERS = {"kmeans": 0, "residual": 2 * E, "soft-llgae": E + K, "soft-llgae with an embedding": E + 2}  # in b, else E
 WITHOUT_COMPONENTS = {
     "pca",
@@ -77,8 +77,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> dict[str, Any]:
-    """What `llgae train` says of each member."""
-    found = {}
+    """The JSON that `llgae train` prints for each model."""
+    results = {}
     for at, (member, more) in enumerate(FAMILY.items()):
         lines = {
             "task": "subspaces", "model": member, "embed-dim": E, "epochs": 2, "restarts": 1, "moves": 0,
@@ -92,16 +92,16 @@ def trained(folder: Path) -> dict[str, Any]:
         config = validated(lines)
         used = {key: value for key, value in lines.items() if key in more or config.no_effect(key) is None}
         (folder / f"{at}.yaml").write_text(json.dumps(used))
-        found[member] = called("train", "-c", folder / f"{at}.yaml")
-    return found
+        results[member] = called("train", "-c", folder / f"{at}.yaml")
+    return results
 
 
-def test_no_model_is_forgotten() -> None:
+def test_every_model_is_tested() -> None:
     assert {model_of(member) for member in FAMILY} == set(MODELS)
 
 
 @pytest.mark.parametrize("member", FAMILY)
-def test_a_model_goes_all_the_way(member: str, trained: dict[str, Any], tmp_path: Path) -> None:
+def test_a_model_passes_through_every_command(member: str, trained: dict[str, Any], tmp_path: Path) -> None:
     mean_l2, checkpoint = trained[member]["mean_l2"], trained[member]["checkpoint"]
 
     measured = called("eval", checkpoint)
@@ -168,7 +168,7 @@ def test_the_whole_family_is_compared(compared: dict[str, Any], trained: dict[st
     assert parameters["kmeans"] == K * D and parameters["pca"] == D * (E + 1)
 
 
-def test_rounding_costs_an_affine_model_what_it_is_meant_to(compared: dict[str, Any]) -> None:
+def test_rounding_raises_the_mean_l2_of_an_affine_model_by_one_percent(compared: dict[str, Any]) -> None:
     for row in compared["checkpoints"]:
         if row["model"] in ("llgae", "pca", "residual"):
             assert row["mean_l2_coded"] / row["mean_l2"] == pytest.approx(1.01, abs=0.005)
@@ -188,7 +188,7 @@ def test_the_table_is_plain_in_a_pipe(trained: dict[str, Any], tmp_path: Path) -
     assert "thread" in done.stderr and "tradeoffs.png" in done.stderr
 
 
-def test_an_unfinished_run_is_compared_by_the_training_samples_codes(
+def test_an_unfinished_run_is_compared_by_the_codes_of_training_samples(
     trained: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     finished = Path(trained["llgae by gradient"]["checkpoint"])
@@ -198,10 +198,12 @@ def test_an_unfinished_run_is_compared_by_the_training_samples_codes(
     rows = {row["checkpoint"]: row for row in json.loads(done.stdout)["checkpoints"]}
     early, late = rows[str(unfinished)], rows[str(finished)]
     assert "unfinished run" in done.stderr and early["train_mean_l2"] > 0
-    assert early["bits_coded"] == pytest.approx(late["bits_coded"], abs=1.5)  # an epoch from a closed-form start
+    assert early["bits_coded"] == pytest.approx(
+        late["bits_coded"], abs=1.5
+    )  # an epoch after closed-form initialisation
 
 
-def test_other_data_is_refused_in_a_line(trained: dict[str, Any], folder: Path) -> None:
+def test_checkpoints_of_other_data_are_refused_in_one_line(trained: dict[str, Any], folder: Path) -> None:
     (folder / "other.yaml").write_text(
         f"task: subspaces\nK: 2\nembed-dim: 1\nepochs: 1\nrestarts: 1\nmoves: 0\nseed: 3\nfigures: false\n"
         f"checkpoint-dir: {folder / 'other'}\n"
@@ -212,15 +214,15 @@ def test_other_data_is_refused_in_a_line(trained: dict[str, Any], folder: Path) 
     assert refusal.value.exit_code == 2 and "\n" not in str(refusal.value)
 
 
-def test_llgae_begins_where_the_closed_form_ended() -> None:
+def test_initialise_from_copies_the_parameters() -> None:
     generator = torch.Generator().manual_seed(1)
-    ended, begun = LLGAE(K, D, E), LLGAE(K, D, E)
+    affine, model = LLGAE(K, D, E), LLGAE(K, D, E)
     x = torch.randn(20, D, generator=generator)
-    ended.initialise(x, generator)
-    begun.begin_from(ended, x, generator)
-    torch.testing.assert_close(begun.decode(begun.encode(x)), ended.decode(ended.encode(x)))
-    begun.mu.data.zero_()
-    assert bool(ended.mu.any())  # a copy, not the same tensor
+    affine.initialise(x, generator)
+    model.initialise_from(affine, x, generator)
+    torch.testing.assert_close(model.decode(model.encode(x)), affine.decode(affine.encode(x)))
+    model.mu.data.zero_()
+    assert bool(affine.mu.any())  # a copy, not the same tensor
 
 
 def test_names_keep_apart_and_near_their_marks() -> None:

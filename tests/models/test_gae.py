@@ -1,4 +1,4 @@
-"""GAE: with an affine decoder it is LLGAE; with a network it climbs the likelihood of that network."""
+"""GAE: with an affine decoder it is LLGAE; with a network it ascends the likelihood of that network."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_with_an_affine_decoder_it_is_llgae_in_values_and_gradients(alpha: float
 
 
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
-def test_the_ascent_climbs_the_likelihood_and_the_best_component_wins(kind: str) -> None:
+def test_the_ascent_raises_the_likelihood_and_the_best_component_is_chosen(kind: str) -> None:
     model, x = a_network(kind, beta=0.02, n_step=1), samples()
     squared = []
     for steps in (1, 4, 16):
@@ -60,7 +60,7 @@ def test_the_ascent_climbs_the_likelihood_and_the_best_component_wins(kind: str)
         code = model.encode(x)
         squared.append((x - model.decode(code)).square().sum().item())
         each = [
-            (x - model.decode(Code(k, model._climbed(x, k, torch.zeros(N, E).double())))).square().sum(1)
+            (x - model.decode(Code(k, model.ascend(x, k, torch.zeros(N, E).double())))).square().sum(1)
             for k in (torch.full((N,), j) for j in range(K))
         ]
         assert torch.equal(torch.stack(each, 1).argmin(1), code.k)
@@ -75,24 +75,24 @@ def test_the_gradient_is_that_of_the_loss_through_the_steps_or_at_their_end(asce
     assert model.decoder.network is not None
     weight = model.decoder.network.out.weight  # type: ignore[union-attr]
     assert isinstance(weight, torch.nn.Parameter) and weight.grad is not None
-    way = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     values = []
     for step in (1e-6, -1e-6):
         with torch.no_grad():
-            weight += step * way
+            weight += step * direction
             values.append((model.loss(x) if ascent == "through" else (x - model.decode(code)).square().mean()).item())
-            weight -= step * way
-    assert float((weight.grad * way).sum()) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
+            weight -= step * direction
+    assert float((weight.grad * direction).sum()) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
 
 
-def test_begun_from_an_llgae_its_component_is_kept_and_its_latents_have_unit_variance() -> None:
+def test_initialised_from_an_llgae_it_keeps_the_component_and_latents_have_unit_variance() -> None:
     affine, x = an_llgae(inference="least-squares"), samples().repeat(20, 1)
     parts = Decoder(LLGAE(K, D, E), DECODERS["conv"](K, E, SHAPE, 16, 4))
     guide = ENCODERS["conv"](K, E, SHAPE, 16, 4)
     held = LLGAE(K, D, E, inference="least-squares")
     model = GAE(parts, K, D, E, n_step=0, ascent="later", affine=held, guide=guide).double()
     model.initialise(x, torch.Generator().manual_seed(5))
-    model.begin_from(affine, x, torch.Generator().manual_seed(6))
+    model.initialise_from(affine, x, torch.Generator().manual_seed(6))
     code = model.encode(x)
     assert torch.equal(code.k, affine.encode(x).k)
     assert torch.allclose(code.b, guide(code.k, x / model.decoder.unit))
@@ -113,7 +113,7 @@ def test_begun_from_an_llgae_its_component_is_kept_and_its_latents_have_unit_var
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (5, 7), (9, 6, 3), (4, 4)])
-def test_networks_take_images_of_any_sides(shape: tuple[int, ...]) -> None:
+def test_networks_accept_images_of_any_size(shape: tuple[int, ...]) -> None:
     n = 1
     for side in shape:
         n *= side
@@ -130,17 +130,17 @@ def test_a_convolution_over_plain_vectors_is_refused() -> None:
             kinds["conv"](K, E, (10,), 8, 4)
 
 
-def test_an_autoencoder_rebuilds_and_the_denoising_one_rebuilds_the_clean_sample() -> None:
+def test_the_losses_of_the_ordinary_and_the_denoising_autoencoder_are_their_definitions() -> None:
     x = samples()
     model = Autoencoder(ENCODERS["mlp"](1, E, SHAPE, 32, 4), DECODERS["mlp"](1, E, SHAPE, 32, 4), D, E).double()
     model.initialise(x, torch.Generator().manual_seed(7))
     code = model.encode(x)
     assert code.k.eq(0).all() and code.b.shape == (N, E)
     assert torch.allclose(model.loss(x), (x - model.decode(code)).square().mean())
-    assert torch.allclose(model.loss(x, x + 1), (x - model.decode(model.encode(x + 1))).square().mean())
+    assert torch.allclose(model.denoising_loss(x, x + 1), (x - model.decode(model.encode(x + 1))).square().mean())
 
 
-def test_the_jacobian_is_the_slope_of_the_decoder() -> None:
+def test_the_jacobian_is_the_derivative_of_the_decoder() -> None:
     for model in (a_network("conv"), a_network("mlp")):
         at = Code(torch.tensor([0, 2]), torch.randn(2, E, generator=torch.Generator().manual_seed(8)).double())
         J = model.jacobian(at)

@@ -1,6 +1,7 @@
 """LLGAE: encode, decode and loss are one model, whichever inference finds b."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,22 +12,26 @@ from llgae_cli.models import LLGAE, Code
 pytestmark = pytest.mark.numeric
 
 
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+@pytest.fixture(scope="session")
+def a_model(normal: Callable[..., Tensor]) -> Callable[..., LLGAE]:
+    def make(inference: str = "collapse", K: int = 4, D: int = 9, E: int = 3, share: float = 0.7, **options) -> LLGAE:
+        """A float64 model with random mu and W; beta is `share` of 1 / max eigenvalue of H."""
+        W = normal(2, K, D, E)
+        h = float(torch.linalg.matrix_norm(W, 2).max()) ** 2 if E else 1.0
+        model = LLGAE(K, D, E, beta=share / (h + options.get("alpha", 0)), inference=inference, **options).double()
+        with torch.no_grad():
+            model.mu.copy_(normal(1, K, D))
+            model.W.copy_(W)
+        return model
+
+    return make
 
 
-def a_model(inference: str = "collapse", K: int = 4, D: int = 9, E: int = 3, share: float = 0.7, **options) -> LLGAE:
-    """A float64 model with random mu and W; beta is `share` of 1 / max eigenvalue of H."""
-    W = normal(2, K, D, E)
-    h = float(torch.linalg.matrix_norm(W, 2).max()) ** 2 if E else 1.0
-    model = LLGAE(K, D, E, beta=share / (h + options.get("alpha", 0)), inference=inference, **options).double()
-    with torch.no_grad():
-        model.mu.copy_(normal(1, K, D))
-        model.W.copy_(W)
-    return model
+@pytest.fixture(scope="session")
+def X(normal: Callable[..., Tensor]) -> Tensor:
+    return normal(3, 40, 9)
 
 
-X = normal(3, 40, 9)
 CASES = [
     {},
     {"K": 1},
@@ -46,21 +51,25 @@ def name_of(case: dict) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_the_loss_of_the_collapse_equals_the_loops_in_value_and_gradient(case: dict) -> None:
-    found = []
+def test_the_loss_of_the_collapse_equals_the_loops_in_value_and_gradient(
+    a_model: Callable[..., LLGAE], X: Tensor, case: dict
+) -> None:
+    results = []
     for inference in ("loop", "collapse"):
         model = a_model(inference, **case)
         loss = model.loss(X)
         loss.backward()
-        found.append((loss.detach(), model.mu.grad, model.W.grad))
-    for one, other in zip(*found, strict=True):
+        results.append((loss.detach(), model.mu.grad, model.W.grad))
+    for one, other in zip(*results, strict=True):
         scale = float(other.abs().max()) if other.numel() else 1.0
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10 * scale)
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 @pytest.mark.parametrize("inference", ["loop", "collapse", "least-squares"])
-def test_encode_decode_and_loss_are_one_model(inference: str, case: dict) -> None:
+def test_encode_decode_and_loss_are_one_model(
+    a_model: Callable[..., LLGAE], X: Tensor, inference: str, case: dict
+) -> None:
     model = a_model(inference, **case)
     code = model.encode(X)
     K, E = model.K, model.E
@@ -79,7 +88,9 @@ def _all_k(K: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("inference", ["collapse", "least-squares"])
-def test_the_gradient_by_hand_is_the_derivative(inference: str) -> None:
+def test_the_gradient_by_hand_is_the_derivative(
+    normal: Callable[..., Tensor], a_model: Callable[..., LLGAE], inference: str
+) -> None:
     model = a_model(inference, K=2, D=5, E=2)
     x = normal(4, 6, 5)
 
@@ -92,7 +103,9 @@ def test_the_gradient_by_hand_is_the_derivative(inference: str) -> None:
 
 
 @pytest.mark.parametrize("inference", ["collapse", "least-squares"])
-def test_an_offset_that_all_samples_share_costs_no_digits(inference: str) -> None:
+def test_an_offset_that_all_samples_share_costs_no_digits(
+    a_model: Callable[..., LLGAE], X: Tensor, inference: str
+) -> None:
     model = a_model(inference).float()
     x = X.float()
     expected = model.encode(x).k
@@ -100,7 +113,7 @@ def test_an_offset_that_all_samples_share_costs_no_digits(inference: str) -> Non
     assert (model.encode(x + 4096).k == expected).float().mean() > 0.95
 
 
-def test_components_that_lose_have_no_gradient() -> None:
+def test_components_without_samples_have_no_gradient(a_model: Callable[..., LLGAE], X: Tensor) -> None:
     model = a_model()
     with torch.no_grad():
         model.mu[2] += 1000
@@ -111,7 +124,7 @@ def test_components_that_lose_have_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("inference", ["loop", "collapse", "least-squares"])
-def test_a_tie_goes_to_one_component_alone(inference: str) -> None:
+def test_of_equal_components_only_one_counts(a_model: Callable[..., LLGAE], X: Tensor, inference: str) -> None:
     model = a_model(inference, K=2)
     with torch.no_grad():
         model.mu[1], model.W[1] = model.mu[0], model.W[0]
@@ -127,24 +140,26 @@ def test_a_tie_goes_to_one_component_alone(inference: str) -> None:
     assert torch.equal(model.encode(X).k, model.encode(X).k)
 
 
-def test_a_single_component_with_no_basis_is_the_distance_to_its_offset() -> None:
+def test_a_single_component_with_no_basis_is_the_distance_to_its_offset(
+    a_model: Callable[..., LLGAE], X: Tensor
+) -> None:
     model = a_model(K=1, E=0)
     torch.testing.assert_close(model.loss(X), (X - model.mu[0]).square().mean())
 
 
-def test_codes_decode_without_the_sample() -> None:
+def test_codes_decode_without_the_sample(a_model: Callable[..., LLGAE]) -> None:
     model = a_model()
     code = Code(torch.tensor([2, 0]), torch.tensor([[1.0, 0, 0], [0, 0, 0]], dtype=torch.float64))
     torch.testing.assert_close(model.decode(code), torch.stack([model.mu[2] + model.W[2, :, 0], model.mu[0]]))
 
 
-def test_no_samples_give_no_codes() -> None:
+def test_no_samples_give_no_codes(a_model: Callable[..., LLGAE], X: Tensor) -> None:
     for inference in ("loop", "collapse", "least-squares"):
         code = a_model(inference).encode(X[:0])
         assert code.k.shape == (0,) and code.b.shape == (0, 3)
 
 
-def test_an_overflow_is_nan_in_the_loss_of_every_inference() -> None:
+def test_an_overflow_is_nan_in_the_loss_of_every_inference(a_model: Callable[..., LLGAE], X: Tensor) -> None:
     for inference in ("loop", "collapse", "least-squares"):
         model = a_model(inference)
         model.W.data[1] = math.inf

@@ -1,9 +1,9 @@
-"""Residual: levels that add up, each an LLGAE on what the others leave."""
+"""Residual: levels whose parts add up, each an LLGAE of the residual of the others."""
 
 import copy
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError
 from llgae_cli.evaluation import metrics
+from llgae_cli.evaluation.encoding import write_codes
 from llgae_cli.factory import build_model, build_trainer
 from llgae_cli.models import LLGAE, Code, Model, Residual
 from llgae_cli.storage import codes
 from llgae_cli.tasks import Samples
-from llgae_cli.training import ClosedForm, Gradient, Levels
+from llgae_cli.training import ClosedForm, Gradient, ResidualClosedForm
 from llgae_cli.training import closed_form as closed_form_module
 
 pytestmark = pytest.mark.numeric
@@ -27,25 +28,31 @@ DOUBLE = torch.float64
 INFERENCES = ["loop", "collapse", "least-squares"]
 
 
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
+@pytest.fixture(scope="session")
+def X(normal: Callable[..., Tensor]) -> Tensor:
+    return normal(3, 40, 9)
 
 
-X = normal(3, 40, 9)
+@pytest.fixture(scope="session")
+def a_level(normal: Callable[..., Tensor]) -> Callable[..., LLGAE]:
+    def make(seed: int, inference: str, K: int = 4, D: int = 9, E: int = 2, n_step: int = 3) -> LLGAE:
+        W = normal(2 * seed, K, D, E)
+        beta = 0.7 / (float(torch.linalg.matrix_norm(W, 2).max()) ** 2 if E else 1.0)
+        level = LLGAE(K, D, E, beta=beta, n_step=n_step, inference=inference).double()
+        with torch.no_grad():
+            level.mu.copy_(normal(2 * seed + 1, K, D))
+            level.W.copy_(W)
+        return level
+
+    return make
 
 
-def a_level(seed: int, inference: str, K: int = 4, D: int = 9, E: int = 2, n_step: int = 3) -> LLGAE:
-    W = normal(2 * seed, K, D, E)
-    beta = 0.7 / (float(torch.linalg.matrix_norm(W, 2).max()) ** 2 if E else 1.0)
-    level = LLGAE(K, D, E, beta=beta, n_step=n_step, inference=inference).double()
-    with torch.no_grad():
-        level.mu.copy_(normal(2 * seed + 1, K, D))
-        level.W.copy_(W)
-    return level
+@pytest.fixture(scope="session")
+def a_model(a_level: Callable[..., LLGAE]) -> Callable[..., Residual]:
+    def make(L: int, sweeps: int = 1, inference: str = "least-squares", **sizes: int) -> Residual:
+        return Residual([a_level(seed, inference, **sizes) for seed in range(L)], sweeps)
 
-
-def a_model(L: int, sweeps: int = 1, inference: str = "least-squares", **sizes: int) -> Residual:
-    return Residual([a_level(seed, inference, **sizes) for seed in range(L)], sweeps)
+    return make
 
 
 def squared(model: Model, x: Tensor) -> Tensor:
@@ -61,15 +68,15 @@ def blobs(n: int = 600, D: int = 12) -> Samples:
     return Samples(first[generator.integers(3, size=n)] + second[generator.integers(3, size=n)] + noise, None, "none")
 
 
-def levels(
+def level_trainer(
     data: Samples, L: int, K: int = 3, E: int = 1, sweeps: int = 1, dtype: torch.dtype = DOUBLE, **options
-) -> Levels:
+) -> ResidualClosedForm:
     model = Residual([LLGAE(K, data.D, E) for _ in range(L)], sweeps).to(dtype)
-    return Levels(model, data, **{"seed": 3, "restarts": 1, "moves": 0, "tol": 1e-4, **options})
+    return ResidualClosedForm(model, data, **{"seed": 3, "restarts": 1, "moves": 0, "tol": 1e-4, **options})
 
 
-def run(trainer: Levels | ClosedForm | Gradient, epochs: int = 200) -> list[float]:
-    trainer.start()
+def run(trainer: ResidualClosedForm | ClosedForm | Gradient, epochs: int = 200) -> list[float]:
+    trainer.initialise()
     record = []
     while len(record) < epochs and not trainer.finished:
         record.append(trainer.epoch()["train_mean_l2"])
@@ -81,7 +88,9 @@ def run(trainer: Levels | ClosedForm | Gradient, epochs: int = 200) -> list[floa
 
 @pytest.mark.parametrize("inference", INFERENCES)
 @pytest.mark.parametrize("sweeps", [0, 2])
-def test_one_level_is_llgae(inference: str, sweeps: int) -> None:
+def test_one_level_is_llgae(
+    a_level: Callable[..., LLGAE], a_model: Callable[..., Residual], X: Tensor, inference: str, sweeps: int
+) -> None:
     model, single = a_model(1, sweeps, inference), a_level(0, inference)
     code, expected = model.encode(X), single.encode(X)
     assert code.s is None and model.symbols == () and (model.K, model.E) == (single.K, single.E)
@@ -102,19 +111,19 @@ def test_one_level_is_llgae(inference: str, sweeps: int) -> None:
 
 @pytest.mark.parametrize("trainer", ["closed-form", "gradient"])
 def test_one_level_is_trained_as_llgae(trainer: str) -> None:
-    data, found = blobs(300), []
+    data, results = blobs(300), []
     for extra in ({"model": "llgae"}, {"model": "residual", "levels": 1}):
         config = Config(K=3, embed_dim=2, trainer=trainer, seed=5, moves=2, restarts=2, batch_size=50, **extra)
         model = build_model(config, (data.D,))
-        found.append((run(build_trainer(config, model, data, (data.D,)), 4), list(model.parameters())))
-    assert found[0][0] == found[1][0]
-    assert all(map(torch.equal, found[0][1], found[1][1]))
+        results.append((run(build_trainer(config, model, data, (data.D,)), 4), list(model.parameters())))
+    assert results[0][0] == results[1][0]
+    assert all(map(torch.equal, results[0][1], results[1][1]))
 
 
 # ---- Codes
 
 
-def of_level(x: Tensor, level: LLGAE) -> tuple[Tensor, Tensor]:
+def solve_level(x: Tensor, level: LLGAE) -> tuple[Tensor, Tensor]:
     """By numpy's least squares: the squared residuals (n, K) and x_hat (n, K, D) of every component."""
     x_hat = []
     for mu, W in zip(level.mu.detach().numpy(), level.W.detach().numpy(), strict=True):
@@ -124,34 +133,40 @@ def of_level(x: Tensor, level: LLGAE) -> tuple[Tensor, Tensor]:
     return (x[:, None] - every).square().sum(2), every
 
 
-def test_without_sweeps_each_level_takes_the_best_component_for_what_is_left() -> None:
+def test_without_sweeps_each_level_takes_the_best_component_for_what_is_left(
+    a_model: Callable[..., Residual], X: Tensor
+) -> None:
     model = a_model(3, sweeps=0)
     code = model.encode(X)
     assert code.b.shape == (40, 6) and code.s is not None and code.s.shape == (40, 2)
-    left = X
+    residual = X
     for level, k in zip(model.levels, (code.k, *code.s.T), strict=True):
-        every, x_hat = of_level(left, level)
-        assert torch.equal(k, every.argmin(1))
-        left = left - x_hat[torch.arange(40), k]
-    torch.testing.assert_close(X - model.decode(code), left)
+        squared_residual, x_hat = solve_level(residual, level)
+        assert torch.equal(k, squared_residual.argmin(1))
+        residual = residual - x_hat[torch.arange(40), k]
+    torch.testing.assert_close(X - model.decode(code), residual)
 
 
 @pytest.mark.parametrize("L", [2, 3])
-def test_sweeps_never_raise_the_residual_and_end_where_no_level_alone_can_lower_it(L: int) -> None:
+def test_sweeps_never_raise_the_residual_and_end_where_no_single_level_can_lower_it(
+    a_model: Callable[..., Residual], X: Tensor, L: int
+) -> None:
     models = [a_model(L, sweeps) for sweeps in (0, 1, 2, 5, 80)]
-    found = [squared(model, X) for model in models]
-    for before, after in itertools.pairwise(found):
+    results = [squared(model, X) for model in models]
+    for before, after in itertools.pairwise(results):
         assert (after <= before + 1e-9).all()
-    assert found[1].sum() < 0.99 * found[0].sum()
+    assert results[1].sum() < 0.99 * results[0].sum()
     code = models[-1].encode(X)
     for i, level in enumerate(models[-1].levels):
         parts = [one.decode(own) for one, own in zip(models[-1].levels, models[-1].split(code), strict=True)]
         others = sum(part for j, part in enumerate(parts) if j != i)
-        every, _ = of_level((X - others).detach(), level)
-        torch.testing.assert_close(every.min(1).values, found[-1], rtol=1e-6, atol=1e-8)
+        every, _ = solve_level((X - others).detach(), level)
+        torch.testing.assert_close(every.min(1).values, results[-1], rtol=1e-6, atol=1e-8)
 
 
-def test_all_pairs_of_components_with_joint_least_squares_bound_the_residual_from_below() -> None:
+def test_all_pairs_of_components_with_joint_least_squares_bound_the_residual_from_below(
+    a_model: Callable[..., Residual], X: Tensor
+) -> None:
     model, best = a_model(2, sweeps=20), torch.full((40,), math.inf, dtype=DOUBLE)
     first, second = model.levels
     for i, j in itertools.product(range(4), range(4)):
@@ -159,15 +174,17 @@ def test_all_pairs_of_components_with_joint_least_squares_bound_the_residual_fro
         W = torch.cat([first.W[i], second.W[j]], 1).detach().numpy()
         b = np.linalg.lstsq(W, (X.numpy() - mu).T, rcond=None)[0]
         best = torch.minimum(best, (X - torch.tensor(mu + (W @ b).T)).square().sum(1))
-    found = squared(model, X)
-    assert (found >= best - 1e-9).all()
-    assert (found < best * (1 + 1e-3) + 1e-6).float().mean() > 0.3  # and reach it for many a sample
-    assert found.sum() < 1.5 * best.sum()
+    results = squared(model, X)
+    assert (results >= best - 1e-9).all()
+    assert (results < best * (1 + 1e-3) + 1e-6).float().mean() > 0.3  # and reach it for many samples
+    assert results.sum() < 1.5 * best.sum()
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
 @pytest.mark.parametrize("L, sweeps", [(2, 0), (2, 1), (3, 2)])
-def test_encode_decode_loss_and_jacobian_are_one_model(inference: str, L: int, sweeps: int) -> None:
+def test_encode_decode_loss_and_jacobian_are_one_model(
+    a_model: Callable[..., Residual], X: Tensor, inference: str, L: int, sweeps: int
+) -> None:
     model = a_model(L, sweeps, inference)
     code = model.encode(X)
     torch.testing.assert_close(model.loss(X), squared(model, X).sum() / X.numel(), rtol=1e-10, atol=1e-12)
@@ -179,14 +196,16 @@ def test_encode_decode_loss_and_jacobian_are_one_model(inference: str, L: int, s
     )
 
 
-def test_every_inference_of_the_same_steps_gives_the_same_code() -> None:
+def test_every_inference_of_the_same_steps_gives_the_same_code(a_model: Callable[..., Residual], X: Tensor) -> None:
     loop, collapse = (a_model(3, 2, inference).encode(X) for inference in ("loop", "collapse"))
     assert torch.equal(loop.k, collapse.k) and torch.equal(loop.s, collapse.s)
     torch.testing.assert_close(loop.b, collapse.b, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_the_gradient_is_the_derivative_through_every_round(inference: str) -> None:
+def test_the_gradient_is_the_derivative_through_every_round(
+    normal: Callable[..., Tensor], a_model: Callable[..., Residual], inference: str
+) -> None:
     model = a_model(2, 1, inference, K=2, D=5, E=2)
     x = normal(4, 6, 5)
     names = list(dict(model.named_parameters()))
@@ -199,12 +218,12 @@ def test_the_gradient_is_the_derivative_through_every_round(inference: str) -> N
 
 
 @pytest.mark.parametrize("inference", ["collapse", "least-squares"])
-def test_the_gradient_of_the_last_choice_in_the_sample_is_the_derivative(inference: str) -> None:
+def test_the_gradient_in_the_sample_is_the_derivative(a_level: Callable[..., LLGAE], X: Tensor, inference: str) -> None:
     level = a_level(0, inference)
     assert torch.autograd.gradcheck(level.loss, [X[:6].clone().requires_grad_()])
 
 
-def test_no_samples_and_no_latent_dimensions_are_no_special_case() -> None:
+def test_no_samples_and_no_latent_dimensions_are_no_special_case(a_model: Callable[..., Residual], X: Tensor) -> None:
     code = a_model(2).encode(X[:0])
     assert code.k.shape == (0,) and code.b.shape == (0, 4) and code.s is not None and code.s.shape == (0, 1)
     model = a_model(3, E=0)
@@ -215,19 +234,19 @@ def test_no_samples_and_no_latent_dimensions_are_no_special_case() -> None:
 
 def test_codes_in_a_file_decode_to_the_models_own_mean_l2(tmp_path: Path) -> None:
     data = blobs()
-    trainer = levels(data, 3, dtype=torch.float32)
+    trainer = level_trainer(data, 3, dtype=torch.float32)
     run(trainer, 12)
-    said = write_codes(trainer.model, data, tmp_path / "codes.npz")
+    reported = write_codes(trainer.model, data, tmp_path / "codes.npz")
     x_hat = torch.cat(list(codes.decoded(trainer.model, codes.CodesFile(tmp_path / "codes.npz", trainer.model))))
-    found = float((data.rows(slice(None)) - x_hat.detach()).square().mean())
-    assert said == pytest.approx(metrics.mean_l2(trainer.model, data), rel=1e-6) == pytest.approx(found, rel=1e-5)
+    results = float((data.rows(slice(None)) - x_hat.detach()).square().mean())
+    assert reported == pytest.approx(metrics.mean_l2(trainer.model, data), rel=1e-6) == pytest.approx(results, rel=1e-5)
     assert dict(np.load(tmp_path / "codes.npz"))["s"].shape == (data.N, 2)
 
 
-# ---- The random start
+# ---- Initialisation
 
 
-def test_a_start_adds_nothing_to_the_first_level_but_what_lowers_the_loss() -> None:
+def test_initialisation_is_that_of_llgae_plus_levels_that_lower_the_loss(a_level: Callable[..., LLGAE]) -> None:
     data = blobs().rows(slice(None), dtype=DOUBLE)
     model, single = Residual([LLGAE(3, 12, 2).double() for _ in range(3)]), LLGAE(3, 12, 2).double()
     for one in (model, single):
@@ -236,7 +255,7 @@ def test_a_start_adds_nothing_to_the_first_level_but_what_lowers_the_loss() -> N
     assert model.levels[2].W.any() and not model.levels[2].mu.any()
     assert model.loss(data) < single.loss(data)
     affine = a_level(7, "collapse", K=3, D=12, E=2)
-    model.begin_from(affine, data, torch.Generator().manual_seed(0))
+    model.initialise_from(affine, data, torch.Generator().manual_seed(0))
     assert torch.equal(model.levels[0].W, affine.W)
 
 
@@ -254,40 +273,40 @@ def test_the_gradient_trainer_lowers_the_loss() -> None:
 @pytest.mark.parametrize("L, K, E, sweeps", [(2, 3, 1, 1), (3, 2, 2, 0), (2, 4, 0, 2), (4, 1, 1, 1)])
 def test_the_objective_never_rises_and_is_the_models_own(L: int, K: int, E: int, sweeps: int) -> None:
     data = blobs()
-    trainer = levels(data, L, K, E, sweeps, tol=2e-3)
-    trainer.start()
+    trainer = level_trainer(data, L, K, E, sweeps, tol=2e-3)
+    trainer.initialise()
     last, refits = math.inf, 0
     for _ in range(60):
-        said = trainer.epoch()["train_mean_l2"]
-        assert said <= last * (1 + 1e-12)
+        reported = trainer.epoch()["train_mean_l2"]
+        assert reported <= last * (1 + 1e-12)
         if trainer.fitted == L and refits < 30:
             refits += 1
             own = float(squared(trainer.model, data.rows(slice(None), dtype=DOUBLE)).mean()) / data.D
-            assert own <= said * (1 + 1e-9)  # the pass that ends the last level does not sweep
+            assert own <= reported * (1 + 1e-9)  # the pass that ends the last level does not sweep
             if refits > 1:
-                assert own == pytest.approx(said, rel=1e-9)
-        last = said
+                assert own == pytest.approx(reported, rel=1e-9)
+        last = reported
         if trainer.finished:
             break
     assert trainer.finished and refits > 1
 
 
-def test_a_level_more_is_better_and_sums_of_points_are_found() -> None:
+def test_more_levels_are_better_and_recover_sums_of_points() -> None:
     data = blobs()
-    found = [run(levels(data, L, E=0, sweeps=2, restarts=4, moves=10))[-1] for L in (1, 2, 3)]
-    assert found[0] > 2 * found[1] > 2 * found[2]
+    results = [run(level_trainer(data, L, E=0, sweeps=2, restarts=4, moves=10))[-1] for L in (1, 2, 3)]
+    assert results[0] > 2 * results[1] > 2 * results[2]
     noise = float(np.mean(0.7 ** (2 * np.arange(12))))
-    assert found[1] < 1.1 * noise  # 3 x 3 points from 3 + 3
+    assert results[1] < 1.1 * noise  # 3 x 3 points from 3 + 3
 
 
 def test_an_update_that_raises_the_objective_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = levels(blobs(), 2)
+    trainer = level_trainer(blobs(), 2)
     run(trainer, 100)
     kept, objective = [p.detach().clone() for p in trainer.model.parameters()], trainer.objective
     worse = [copy.deepcopy(one.components) for one in trainer.trainers]
     for one, components in zip(trainer.trainers, worse, strict=True):
         components.mu += 1
-        monkeypatch.setattr(one, "candidate", lambda statistics, components=components: components)
+        monkeypatch.setattr(one, "next_components", lambda statistics, components=components: components)
     trainer.idle = 0
     for i in (1, 2):
         assert trainer.epoch()["train_mean_l2"] == objective / 12
@@ -296,19 +315,19 @@ def test_an_update_that_raises_the_objective_is_undone(monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit() -> None:
+def test_a_resumed_run_equals_one_that_was_not_interrupted_bit_for_bit() -> None:
     data = blobs()
-    undisturbed = levels(data, 2, dtype=torch.float32)
-    undisturbed.start()
+    whole_run = level_trainer(data, 2, dtype=torch.float32)
+    whole_run.initialise()
     states: list[tuple] = []
     records = []
-    while not undisturbed.finished:
-        states.append(copy.deepcopy((undisturbed.model.state_dict(), undisturbed.state_dict())))
-        records.append(undisturbed.epoch())
+    while not whole_run.finished:
+        states.append(copy.deepcopy((whole_run.model.state_dict(), whole_run.state_dict())))
+        records.append(whole_run.epoch())
     refitting = next(i for i, state in enumerate(states) if state[1]["fitted"] == 2)
     assert 0 < refitting < len(states) - 3
     for first in (0, 1, refitting - 1, refitting, refitting + 2):
-        resumed = levels(data, 2, dtype=torch.float32)
+        resumed = level_trainer(data, 2, dtype=torch.float32)
         resumed.model.load_state_dict(states[first][0])
         resumed.load_state_dict(states[first][1])
         count = min(4, len(records) - first)
@@ -319,19 +338,19 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit() -> None:
 
 
 def test_training_in_chunks_agrees_with_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+    results = []
     for rows in (1000, 97):
         monkeypatch.setattr(closed_form_module, "chunk_rows", lambda K, D, rows=rows: rows)
-        found.append(run(levels(blobs(), 2, tol=1e-6), 12)[-1])
-    assert found[0] == pytest.approx(found[1], rel=1e-7)
+        results.append(run(level_trainer(blobs(), 2, tol=1e-6), 12)[-1])
+    assert results[0] == pytest.approx(results[1], rel=1e-7)
 
 
 def test_an_offset_common_to_all_samples_costs_no_digits() -> None:
-    found = []
+    results = []
     for offset in (0.0, 1e6):
         data = Samples(blobs().rows(slice(None), dtype=DOUBLE) + offset, None, "none")
-        found.append(run(levels(data, 2, tol=1e-3), 12)[-1])
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+        results.append(run(level_trainer(data, 2, tol=1e-3), 12)[-1])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
 def parts(model: Residual) -> Iterator[tuple[Tensor, Tensor]]:
@@ -341,7 +360,7 @@ def parts(model: Residual) -> Iterator[tuple[Tensor, Tensor]]:
 
 def test_bases_are_in_the_gauge_and_in_order() -> None:
     data = blobs()
-    trainer = levels(data, 2, K=2, E=2, tol=1e-8)
+    trainer = level_trainer(data, 2, K=2, E=2, tol=1e-8)
     run(trainer)
     x = data.rows(slice(None), dtype=DOUBLE)
     code = trainer.model.encode(x)
@@ -352,17 +371,17 @@ def test_bases_are_in_the_gauge_and_in_order() -> None:
             assert spread[0] > spread[1] * 0.98  # codes of the last round, near those of the last update
 
 
-def test_the_shrinkage_trainer_ends_too() -> None:
-    assert len(run(levels(blobs(), 2, shrinkage=5.0, tol=2e-3))) < 100
+def test_training_with_shrinkage_converges() -> None:
+    assert len(run(level_trainer(blobs(), 2, shrinkage=5.0, tol=2e-3))) < 100
 
 
-def test_a_short_list_is_refused_in_one_line() -> None:
+def test_shortlists_are_refused_in_one_line() -> None:
     config = Config(K=3, embed_dim=1, model="residual", candidates=2)
     with pytest.raises(InputError, match=r"^candidates: 2 with model residual, which scores every component$"):
         build_trainer(config, build_model(config, (12,)), blobs(), (12,))
 
 
-def test_codes_decode_without_the_sample() -> None:
+def test_codes_decode_without_the_sample(a_model: Callable[..., Residual]) -> None:
     model = a_model(2)
     code = Code(torch.tensor([2]), torch.tensor([[1.0, 0, 0, 2]], dtype=DOUBLE), torch.tensor([[3]]))
     first, second = model.levels

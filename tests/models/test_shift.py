@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from torch import Tensor
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError
 from llgae_cli.evaluation import metrics
+from llgae_cli.evaluation.encoding import write_codes
 from llgae_cli.factory import build_model, build_trainer
 from llgae_cli.models import LLGAE, Code, Shift
 from llgae_cli.storage import codes
 from llgae_cli.tasks import Samples
-from llgae_cli.training import ClosedForm, Gradient, moved_back
+from llgae_cli.training import ClosedForm, Gradient, undo_shifts
 from llgae_cli.training import closed_form as closed_form_module
 
 pytestmark = pytest.mark.numeric
@@ -26,36 +28,44 @@ INFERENCES = ["loop", "collapse", "least-squares"]
 GREY, COLOUR = (5, 4), (4, 3, 3)
 
 
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
+@pytest.fixture(scope="session")
+def an_llgae(normal: Callable[..., Tensor]) -> Callable[..., LLGAE]:
+    def make(D: int, inference: str = "least-squares", K: int = 3, E: int = 2, share: float = 0.7) -> LLGAE:
+        W = normal(1, K, D, E)
+        beta = share / (float(torch.linalg.matrix_norm(W, 2).max()) ** 2 if E else 1.0)
+        model = LLGAE(K, D, E, beta=beta, n_step=3, inference=inference).double()
+        with torch.no_grad():
+            model.mu.copy_(3 * normal(2, K, D))
+            model.W.copy_(W)
+        return model
+
+    return make
 
 
-def an_llgae(D: int, inference: str = "least-squares", K: int = 3, E: int = 2, share: float = 0.7) -> LLGAE:
-    W = normal(1, K, D, E)
-    beta = share / (float(torch.linalg.matrix_norm(W, 2).max()) ** 2 if E else 1.0)
-    model = LLGAE(K, D, E, beta=beta, n_step=3, inference=inference).double()
-    with torch.no_grad():
-        model.mu.copy_(3 * normal(2, K, D))
-        model.W.copy_(W)
-    return model
+@pytest.fixture(scope="session")
+def a_model(an_llgae: Callable[..., LLGAE]) -> Callable[..., Shift]:
+    def make(shape: tuple[int, ...] = GREY, window: int = 1, inference: str = "least-squares", **sizes: int) -> Shift:
+        return Shift(an_llgae(math.prod(shape), inference, **sizes), shape, window).double()
+
+    return make
 
 
-def a_model(shape: tuple[int, ...] = GREY, window: int = 1, inference: str = "least-squares", **sizes: int) -> Shift:
-    return Shift(an_llgae(math.prod(shape), inference, **sizes), shape, window).double()
+@pytest.fixture(scope="session")
+def seen_by(normal: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def make(model: Shift, n: int = 30) -> Tensor:
+        """Samples of the model itself, with noise."""
+        symbols = 2 * model.window + 1
+        draw = torch.Generator().manual_seed(5)
+        k, s = torch.randint(model.K, (n,), generator=draw), torch.randint(symbols, (n, 2), generator=draw)
+        return (model.decode(Code(k, normal(6, n, model.E), s)) + 0.5 * normal(7, n, model.D)).detach()
 
-
-def seen_by(model: Shift, n: int = 30) -> Tensor:
-    """Samples of the model itself, with noise."""
-    symbols = 2 * model.window + 1
-    draw = torch.Generator().manual_seed(5)
-    k, s = torch.randint(model.K, (n,), generator=draw), torch.randint(symbols, (n, 2), generator=draw)
-    return (model.decode(Code(k, normal(6, n, model.E), s)) + 0.5 * normal(7, n, model.D)).detach()
+    return make
 
 
 def every(model: Shift, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """|x - x_hat|^2 (n, dy, dx, k) by numpy: the images rolled, the latents by least squares."""
     steps = range(-model.window, model.window + 1)
-    found = np.empty((len(x), len(steps), len(steps), model.K))
+    results = np.empty((len(x), len(steps), len(steps), model.K))
     for i, dy in enumerate(steps):
         for j, dx in enumerate(steps):
             for k in range(model.K):
@@ -63,8 +73,8 @@ def every(model: Shift, x: Tensor, shape: tuple[int, ...]) -> Tensor:
                 moved = [np.roll(v.reshape(shape), (dy, dx), (0, 1)).ravel() for v in (mu, *W.T)]
                 mu, W = moved[0], np.stack(moved[1:], 1) if len(moved) > 1 else np.empty((model.D, 0))
                 target = (x.numpy() - mu).T
-                found[:, i, j, k] = np.square(target - W @ np.linalg.lstsq(W, target, rcond=None)[0]).sum(0)
-    return torch.tensor(found)
+                results[:, i, j, k] = np.square(target - W @ np.linalg.lstsq(W, target, rcond=None)[0]).sum(0)
+    return torch.tensor(results)
 
 
 def squared(model: Shift, x: Tensor) -> Tensor:
@@ -85,11 +95,11 @@ def pictures(n: int = 500, side: int = 6) -> Samples:
 def closed_form(data: Samples, window: int, K: int = 2, E: int = 1, dtype: torch.dtype = DOUBLE, **options):
     model = Shift(LLGAE(K, data.D, E), (6, 6), window).to(dtype)
     settings = {"seed": 3, "restarts": 2, "moves": 4, "tol": 1e-4, **options}
-    return model, ClosedForm(model.affine, data, view=moved_back(model), **settings)
+    return model, ClosedForm(model.affine, data, target=undo_shifts(model), **settings)
 
 
 def run(trainer: ClosedForm | Gradient, epochs: int = 200) -> list[float]:
-    trainer.start()
+    trainer.initialise()
     record = []
     while len(record) < epochs and not trainer.finished:
         record.append(trainer.epoch()["train_mean_l2"])
@@ -100,7 +110,9 @@ def run(trainer: ClosedForm | Gradient, epochs: int = 200) -> list[float]:
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_without_a_window_it_is_llgae(inference: str) -> None:
+def test_without_a_window_it_is_llgae(
+    an_llgae: Callable[..., LLGAE], a_model: Callable[..., Shift], seen_by: Callable[..., Tensor], inference: str
+) -> None:
     model, single = a_model(window=0, inference=inference), an_llgae(20, inference)
     x = seen_by(model)
     code, expected = model.encode(x), single.encode(x)
@@ -116,13 +128,13 @@ def test_without_a_window_it_is_llgae(inference: str) -> None:
 
 @pytest.mark.parametrize("trainer", ["closed-form", "gradient"])
 def test_without_a_window_it_is_trained_as_llgae(trainer: str) -> None:
-    data, found = pictures(200), []
+    data, results = pictures(200), []
     for extra in ({"model": "llgae"}, {"model": "shift", "window": 0}):
         config = Config(K=3, embed_dim=2, trainer=trainer, seed=5, moves=2, restarts=2, batch_size=50, **extra)
         model = build_model(config, (6, 6))
-        found.append((run(build_trainer(config, model, data, (6, 6)), 3), list(model.parameters())))
-    assert found[0][0] == found[1][0]
-    assert all(map(torch.equal, found[0][1], found[1][1]))
+        results.append((run(build_trainer(config, model, data, (6, 6)), 3), list(model.parameters())))
+    assert results[0][0] == results[1][0]
+    assert all(map(torch.equal, results[0][1], results[1][1]))
 
 
 # ---- Codes
@@ -130,19 +142,28 @@ def test_without_a_window_it_is_trained_as_llgae(trainer: str) -> None:
 
 @pytest.mark.parametrize("shape, window", [(GREY, 1), (COLOUR, 1), ((6, 7), 2)])
 @pytest.mark.parametrize("E", [0, 2])
-def test_the_code_is_the_best_of_all_components_and_shifts(shape: tuple[int, ...], window: int, E: int) -> None:
+def test_the_code_is_the_best_of_all_components_and_shifts(
+    normal: Callable[..., Tensor],
+    a_model: Callable[..., Shift],
+    seen_by: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    window: int,
+    E: int,
+) -> None:
     model = a_model(shape, window, E=E)
     x = torch.cat([seen_by(model), 3 * normal(8, 10, model.D)])
-    code, found = model.encode(x), every(model, x, shape)
+    code, results = model.encode(x), every(model, x, shape)
     assert code.s is not None
     at = (torch.arange(len(x)), code.s[:, 0], code.s[:, 1], code.k)
-    torch.testing.assert_close(found[at], found.flatten(1).min(1).values)
-    torch.testing.assert_close(squared(model, x), found[at], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(results[at], results.flatten(1).min(1).values)
+    torch.testing.assert_close(squared(model, x), results[at], rtol=1e-9, atol=1e-9)
     assert len(code.s.unique(dim=0)) > 4
 
 
 @pytest.mark.parametrize("shape", [GREY, COLOUR])
-def test_a_decoded_image_is_the_rolled_one(shape: tuple[int, ...]) -> None:
+def test_a_decoded_image_is_shifted_circularly(
+    normal: Callable[..., Tensor], a_model: Callable[..., Shift], shape: tuple[int, ...]
+) -> None:
     model, b = a_model(shape), normal(4, 9, 2)
     k, s = torch.arange(9) % 3, torch.cartesian_prod(torch.arange(3), torch.arange(3))
     plain = model.affine.decode(Code(k, b)).detach()
@@ -152,7 +173,9 @@ def test_a_decoded_image_is_the_rolled_one(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_encode_decode_loss_and_jacobian_are_one_model(inference: str) -> None:
+def test_encode_decode_loss_and_jacobian_are_one_model(
+    a_model: Callable[..., Shift], seen_by: Callable[..., Tensor], inference: str
+) -> None:
     model = a_model(inference=inference)
     x = seen_by(model)
     code = model.encode(x)
@@ -162,7 +185,9 @@ def test_encode_decode_loss_and_jacobian_are_one_model(inference: str) -> None:
     torch.testing.assert_close(model.decode(code), offset + drawn, rtol=1e-10, atol=1e-10)
 
 
-def test_the_loop_and_its_collapse_give_the_same_code_even_where_steps_diverge() -> None:
+def test_the_loop_and_its_collapse_give_the_same_code_even_where_steps_diverge(
+    an_llgae: Callable[..., LLGAE], seen_by: Callable[..., Tensor]
+) -> None:
     for share in (0.7, 2.3):
         loop, collapse = (Shift(an_llgae(20, how, share=share), GREY, 1) for how in ("loop", "collapse"))
         x = seen_by(loop)
@@ -171,7 +196,9 @@ def test_the_loop_and_its_collapse_give_the_same_code_even_where_steps_diverge()
         torch.testing.assert_close(one.b, other.b, rtol=1e-9, atol=1e-9)
 
 
-def test_a_sample_moved_within_the_window_costs_no_more() -> None:
+def test_a_shift_within_the_window_does_not_raise_the_residual(
+    a_model: Callable[..., Shift], seen_by: Callable[..., Tensor]
+) -> None:
     model, wide = a_model((6, 7), 0), a_model((6, 7), 2)
     x = seen_by(model)
     moved = torch.stack([image.roll((1, -2), (0, 1)) for image in x.view(-1, 6, 7)]).flatten(1)
@@ -179,7 +206,7 @@ def test_a_sample_moved_within_the_window_costs_no_more() -> None:
     assert (squared(wide, x) <= squared(model, x) + 1e-9).all()
 
 
-def test_a_tie_goes_to_the_smallest_shift() -> None:
+def test_a_tie_goes_to_the_smallest_shift(a_model: Callable[..., Shift]) -> None:
     model = a_model()
     with torch.no_grad():
         model.affine.mu.fill_(2.0)
@@ -188,17 +215,21 @@ def test_a_tie_goes_to_the_smallest_shift() -> None:
     assert code.s is not None and (code.s == 1).all() and not code.k.any()
 
 
-def test_an_offset_common_to_all_pixels_costs_no_digits() -> None:
+def test_an_offset_common_to_all_pixels_costs_no_digits(
+    a_model: Callable[..., Shift], seen_by: Callable[..., Tensor]
+) -> None:
     model = a_model().float()
     x = seen_by(a_model()).float()
     expected = model.encode(x)
     model.affine.mu.data += 4096
-    found = model.encode(x + 4096)
-    assert (found.k == expected.k).float().mean() > 0.95 and (found.s == expected.s).float().mean() > 0.95
+    results = model.encode(x + 4096)
+    assert (results.k == expected.k).float().mean() > 0.95 and (results.s == expected.s).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_the_gradient_is_the_derivative(inference: str) -> None:
+def test_the_gradient_is_the_derivative(
+    a_model: Callable[..., Shift], seen_by: Callable[..., Tensor], inference: str
+) -> None:
     model = a_model((3, 3), inference=inference, K=2)
     x = seen_by(model, 6)
 
@@ -209,7 +240,7 @@ def test_the_gradient_is_the_derivative(inference: str) -> None:
     assert torch.autograd.gradcheck(loss, [p.detach().clone().requires_grad_() for p in model.parameters()])
 
 
-def test_no_samples_give_no_codes() -> None:
+def test_no_samples_give_no_codes(a_model: Callable[..., Shift]) -> None:
     code = a_model().encode(torch.empty(0, 20, dtype=DOUBLE))
     assert code.k.shape == (0,) and code.b.shape == (0, 2) and code.s is not None and code.s.shape == (0, 2)
 
@@ -218,10 +249,10 @@ def test_codes_in_a_file_decode_to_the_models_own_mean_l2(tmp_path: Path) -> Non
     data = pictures()
     model, trainer = closed_form(data, 1, dtype=torch.float32)
     run(trainer, 5)
-    said = write_codes(model, data, tmp_path / "codes.npz")
+    reported = write_codes(model, data, tmp_path / "codes.npz")
     x_hat = torch.cat(list(codes.decoded(model, codes.CodesFile(tmp_path / "codes.npz", model))))
-    found = float((data.rows(slice(None)) - x_hat.detach()).square().mean())
-    assert said == pytest.approx(metrics.mean_l2(model, data), rel=1e-6) == pytest.approx(found, rel=1e-5)
+    results = float((data.rows(slice(None)) - x_hat.detach()).square().mean())
+    assert reported == pytest.approx(metrics.mean_l2(model, data), rel=1e-6) == pytest.approx(results, rel=1e-5)
 
 
 # ---- The closed-form trainer
@@ -231,29 +262,29 @@ def test_codes_in_a_file_decode_to_the_models_own_mean_l2(tmp_path: Path) -> Non
 def test_the_objective_never_rises_and_is_the_models_own(K: int, E: int, window: int) -> None:
     data = pictures(300)
     model, trainer = closed_form(data, window, K, E)
-    trainer.start()
+    trainer.initialise()
     x, last = data.rows(slice(None), dtype=DOUBLE), math.inf
     for _ in range(15):
-        said = trainer.epoch()["train_mean_l2"]
-        assert said <= last
-        assert said == pytest.approx(float(squared(model, x).mean()) / data.D, rel=1e-9)
-        last = said
+        reported = trainer.epoch()["train_mean_l2"]
+        assert reported <= last
+        assert reported == pytest.approx(float(squared(model, x).mean()) / data.D, rel=1e-9)
+        last = reported
 
 
-def test_pictures_that_moved_are_put_back() -> None:
-    data, found = pictures(), []
+def test_training_with_shifts_explains_shifted_pictures() -> None:
+    data, results = pictures(), []
     for window in (0, 1):
         trainers = [closed_form(data, window, tol=1e-5, restarts=4, moves=10, seed=seed)[1] for seed in (3, 4, 5)]
-        found.append(min(run(trainer)[-1] for trainer in trainers))  # a start is luck, what can be reached is not
-    assert found[1] < 0.1 * found[0]
+        results.append(min(run(trainer)[-1] for trainer in trainers))  # one initialisation may be bad
+    assert results[1] < 0.1 * results[0]
 
 
-def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit() -> None:
+def test_a_resumed_run_equals_one_that_was_not_interrupted_bit_for_bit() -> None:
     data = pictures()
-    model, undisturbed = closed_form(data, 1, dtype=torch.float32)
-    run(undisturbed, 2)
-    state = copy.deepcopy((model.state_dict(), undisturbed.state_dict()))
-    expected = [undisturbed.epoch() for _ in range(3)]
+    model, whole_run = closed_form(data, 1, dtype=torch.float32)
+    run(whole_run, 2)
+    state = copy.deepcopy((model.state_dict(), whole_run.state_dict()))
+    expected = [whole_run.epoch() for _ in range(3)]
     again, resumed = closed_form(data, 1, dtype=torch.float32)
     again.load_state_dict(state[0])
     resumed.load_state_dict(state[1])
@@ -262,19 +293,19 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit() -> None:
 
 
 def test_training_in_chunks_agrees_with_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+    results = []
     for rows in (1000, 97):
         monkeypatch.setattr(closed_form_module, "chunk_rows", lambda K, D, rows=rows: rows)
-        found.append(run(closed_form(pictures(), 1)[1], 5)[-1])
-    assert found[0] == pytest.approx(found[1], rel=1e-9)
+        results.append(run(closed_form(pictures(), 1)[1], 5)[-1])
+    assert results[0] == pytest.approx(results[1], rel=1e-9)
 
 
-def test_training_sees_through_a_large_offset() -> None:
-    found = []
+def test_a_large_offset_does_not_change_training() -> None:
+    results = []
     for offset in (0.0, 1e5):
         data = Samples(pictures().rows(slice(None), dtype=DOUBLE) + offset, None, "none")
-        found.append(run(closed_form(data, 1)[1], 6)[-1])
-    assert found[0] == pytest.approx(found[1], rel=1e-3)
+        results.append(run(closed_form(data, 1)[1], 6)[-1])
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
 
 
 def test_the_gradient_trainer_lowers_the_loss() -> None:
@@ -288,15 +319,15 @@ def test_the_gradient_trainer_lowers_the_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape, options, said",
+    "shape, options, message",
     [
         ((36,), {}, "model shift: needs images (H, W) or (H, W, 3); these are samples of 36 values"),
         ((6, 6), {"window": 3}, "window: 3 moves further than images of 6 x 6 are wide"),
         ((6, 6), {"candidates": 2}, "candidates: 2 with model shift, which scores every component"),
     ],
 )
-def test_what_does_not_fit_is_said_in_one_line(shape: tuple[int, ...], options: dict, said: str) -> None:
+def test_a_config_that_does_not_fit_gives_one_line(shape: tuple[int, ...], options: dict, message: str) -> None:
     config = Config(K=3, embed_dim=1, model="shift", **options)
     with pytest.raises(InputError) as raised:
         build_trainer(config, build_model(config, shape), pictures(50), shape)
-    assert str(raised.value) == said
+    assert str(raised.value) == message

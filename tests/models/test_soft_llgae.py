@@ -65,7 +65,7 @@ def loss_at(model: SoftLLGAE, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("gate_dim", [0, 2])
 @pytest.mark.parametrize("inference", ["collapse", "least-squares"])
 def test_the_loss_is_that_of_the_code_and_has_the_gradient_of_its_values(inference: str, gate_dim: int) -> None:
-    """Where gates come from an embedding, of its values at the embedding found, which is taken as given."""
+    """With gates from an embedding, the gradient is that at the embedding of the code, held constant."""
     model, x = a_model(inference, gate_dim=gate_dim), samples()
     loss = model.loss(x)
     code = model.encode(x)
@@ -89,8 +89,8 @@ def test_the_loss_is_that_of_the_code_and_has_the_gradient_of_its_values(inferen
     assert {name for name, _ in model.named_parameters()} == {"mu", "W", *(["a"] if gate_dim else [])}
 
 
-def test_the_ascent_on_the_embedding_never_falls_below_its_start() -> None:
-    """Its start is the best of the K centres, the gates of one component or close to it."""
+def test_the_ascent_on_the_embedding_never_lowers_the_likelihood() -> None:
+    """Its initial point is the best of the K centres, where one gate is close to 1."""
     x = samples()
     squared = []
     for steps in (1, 5, 25):
@@ -101,7 +101,7 @@ def test_the_ascent_on_the_embedding_never_falls_below_its_start() -> None:
     assert squared[2].sum().item() < squared[0].sum().item()
 
 
-def test_chunks_agree_and_no_samples_are_fine() -> None:
+def test_chunks_agree_and_no_samples_give_no_codes() -> None:
     for gate_dim in (0, 2):
         model, x = a_model("least-squares", gate_dim=gate_dim), samples()
         whole, parts = model.encode(x), torch.cat([model.encode(part).b for part in x.split(7)])

@@ -22,11 +22,11 @@ from llgae_cli.models import LLGAE
 from llgae_cli.storage import Checkpoint, load
 from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm, Gradient
-from llgae_cli.training.components import Components, Coordinates, orthonormal
+from llgae_cli.training.components import Components, Coordinates, orthonormalise
 from llgae_cli.training.scoring import Workspace
-from llgae_cli.training.shortlists import ShortLists
-from llgae_cli.training.shrinkage import shrunk
-from llgae_cli.training.statistics import improved, survey
+from llgae_cli.training.shortlists import Shortlists
+from llgae_cli.training.shrinkage import update_with_shrinkage
+from llgae_cli.training.statistics import collect_statistics, update_components
 
 pytestmark = pytest.mark.numeric
 TRAINERS = ("closed-form", "gradient")
@@ -141,9 +141,9 @@ def test_what_cannot_come_out_right_is_refused(name: str, tmp_path: Path) -> Non
 def test_a_pass_that_is_not_finite_ends_the_run_with_its_number() -> None:
     x = clusters()[0]
     trainer = ClosedForm(LLGAE(5, 30, 3), Samples(x, centring="none"), seed=1, restarts=1, moves=0)
-    trainer.start()
+    trainer.initialise()
     trainer.epoch()
-    trainer.candidate = lambda statistics: Components(trainer.components.mu * math.nan, trainer.components.U)  # type: ignore[method-assign]
+    trainer.next_components = lambda statistics: Components(trainer.components.mu * math.nan, trainer.components.U)  # type: ignore[method-assign]
     with pytest.raises(RunError, match="mean L2 became nan in pass 2"):
         trainer.epoch()
 
@@ -174,8 +174,8 @@ def test_inference_in_both_precisions(kind: str, alpha: float, scale: float) -> 
     found = []
     for x_, mu_, W_ in ((x, mu, W), (X, MU, V)):
         G = W_.mT @ W_
-        A, s = infer.folded(W_, infer.gain(infer.MAPS[kind](G, 0.01, 5, alpha), G))
-        found.append(infer.distances(x_, mu_, A, s))
+        A, s = infer.fold(W_, infer.gain(infer.MAPS[kind](G, 0.01, 5, alpha), G))
+        found.append(infer.relative_distances(x_, mu_, A, s))
     near(*found, 1e-5)
     assert infer.step_limit(W, alpha) == pytest.approx(infer.step_limit(V, alpha), rel=1e-5)
 
@@ -194,14 +194,14 @@ LOST = 4e-6
 
 def fitted(x: Tensor, K: int = 5, E: int = 3) -> Components:
     U = torch.randn(K, 30, E, generator=torch.Generator().manual_seed(6), dtype=DOUBLE)
-    return Components(x[:K].clone(), orthonormal(U.float().to(x.dtype)))
+    return Components(x[:K].clone(), orthonormalise(U.float().to(x.dtype)))
 
 
 def test_statistics_and_an_update_in_both_precisions() -> None:
     found, objectives = [], []
     for x in clusters():
-        statistics = survey([x], fitted(x))
-        after = improved(fitted(x), statistics)
+        statistics = collect_statistics([x], fitted(x))
+        after = update_components(fitted(x), statistics)
         found.append((*statistics.tensors()[:-1], after.mu, after.U @ after.U.mT))
         objectives.append(statistics.objective / 30)
     for single, exact in zip(*found, strict=True):
@@ -213,7 +213,7 @@ def test_shrinkage_in_both_precisions() -> None:
     found = []
     for x in clusters():
         here = Coordinates.identity(x)
-        after = shrunk(fitted(x), survey([x], fitted(x), here), here, 50.0)
+        after = update_with_shrinkage(fitted(x), collect_statistics([x], fitted(x), here), here, 50.0)
         found.append((after.mu, after.U @ after.U.mT))
     for single, exact in zip(*found, strict=True):
         near(single, exact, 1e-4)
@@ -222,10 +222,10 @@ def test_shrinkage_in_both_precisions() -> None:
 def test_candidates_in_both_precisions() -> None:
     found = []
     for x in clusters():
-        lists, picked = ShortLists(lambda index, x=x: x[index], 0, len(x), len(x), 2), []
-        survey([x], fitted(x), found=picked)
-        lists.k = picked[0]
-        found.append(lists.survey(fitted(x), Coordinates.identity(x), Workspace()).tensors()[:-1])
+        lists = Shortlists(lambda index, x=x: x[index], 0, len(x), len(x), 2)
+        lists.k = torch.empty(len(x), dtype=torch.int64)
+        collect_statistics([x], fitted(x), assignments=lists.k)
+        found.append(lists.collect_statistics(fitted(x), Coordinates.identity(x), Workspace()).tensors()[:-1])
     for single, exact in zip(*found, strict=True):
         near(single, exact, 2e-5)
 
@@ -239,7 +239,7 @@ def test_steps_of_the_gradient_trainer_in_both_precisions(optimizer: str, infere
         # lr is small: RMSprop and Adam divide by the gradient's size, which turns rounding into a share of lr.
         rate = 1e-3 if optimizer == "sgd" else 1e-5
         trainer = Gradient(model, Samples(x, centring="none"), seed=1, optimizer=optimizer, lr=rate, batch_size=100)
-        trainer.start()
+        trainer.initialise()
         record = trainer.epoch()
         found.append((torch.tensor(record["train_mean_l2"], dtype=DOUBLE), model.mu, model.W, model.loss(x)))
     for single, exact in zip(*found, strict=True):
@@ -251,7 +251,7 @@ def test_a_run_of_the_closed_form_trainer_in_both_precisions() -> None:
     for x in clusters():
         model = LLGAE(5, 30, 3).to(x.dtype)
         trainer = ClosedForm(model, Samples(x, centring="none"), seed=1, restarts=1, moves=0, tol=0.0)
-        trainer.start()
+        trainer.initialise()
         found.append([trainer.epoch()["train_mean_l2"] for _ in range(5)])
     assert found[0] == pytest.approx(found[1], abs=LOST * float(clusters()[1].square().mean()))
 

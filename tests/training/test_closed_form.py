@@ -1,4 +1,4 @@
-"""The two trainers: what they must reach, what must never rise, and that any way of running one gives one result."""
+"""The two trainers: what they reach, what never rises, and that every way to run one gives the same result."""
 
 import copy
 import math
@@ -19,8 +19,8 @@ from llgae_cli.models import LLGAE
 from llgae_cli.tasks import SUBSPACES_E, SUBSPACES_K, SUBSPACES_OPTIMUM, Samples, Task, load_task
 from llgae_cli.training import ClosedForm, Gradient
 from llgae_cli.training import closed_form as closed_form_module
-from llgae_cli.training.components import Components, orthonormal
-from llgae_cli.training.statistics import improved, survey
+from llgae_cli.training.components import Components, orthonormalise
+from llgae_cli.training.statistics import collect_statistics, update_components
 
 pytestmark = pytest.mark.numeric
 DOUBLE = torch.float64
@@ -53,8 +53,8 @@ def gradient(data: Samples, K: int, E: int, dtype: torch.dtype = torch.float32, 
 
 
 def run(trainer: ClosedForm | Gradient, epochs: int = 300) -> list[float]:
-    """The mean L2 of each epoch, from the start to the end."""
-    trainer.start()
+    """Initialise and train; return the mean L2 of each epoch."""
+    trainer.initialise()
     record = []
     while len(record) < epochs and not trainer.finished:
         record.append(trainer.epoch()["train_mean_l2"])
@@ -64,10 +64,10 @@ def run(trainer: ClosedForm | Gradient, epochs: int = 300) -> list[float]:
 def from_centres(trainer: ClosedForm, centres: np.ndarray) -> None:
     E = trainer.model.E
     U = torch.randn(*centres.shape, E, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
-    trainer.components = Components(torch.tensor(centres), orthonormal(U))
+    trainer.components = Components(torch.tensor(centres), orthonormalise(U))
 
 
-# ---- What is reached
+# ---- What training reaches
 
 
 @pytest.mark.parametrize("E", [1, 3, 12])
@@ -135,11 +135,11 @@ def test_subspaces_is_solved_to_its_known_optimum(subspaces: Task) -> None:
 
 
 @pytest.mark.slow
-def test_the_gradient_trainer_comes_near_the_optimum_of_one_component(subspaces: Task) -> None:
+def test_the_gradient_trainer_converges_to_the_optimum_of_one_component(subspaces: Task) -> None:
     data = subspaces.train.part(0, 1000)
     best = run(closed_form(data, 1, 3, torch.float32))[-1]
-    found = run(gradient(data, 1, 3, lr=0.1, optimizer="adam"), 25)
-    assert best * 0.999 < found[-1] < best * 1.05 < found[0]
+    results = run(gradient(data, 1, 3, lr=0.1, optimizer="adam"), 25)
+    assert best * 0.999 < results[-1] < best * 1.05 < results[0]
 
 
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "sgd"])
@@ -156,11 +156,11 @@ def test_every_optimiser_lowers_the_loss(subspaces: Task, optimizer: str) -> Non
 def test_a_pass_never_raises_the_objective(K: int, E: int) -> None:
     X = torch.tensor(cloud())
     U = torch.randn(K, 12, E, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
-    components = Components(X[:K], orthonormal(U))
-    statistics = survey([X], components)
+    components = Components(X[:K], orthonormalise(U))
+    statistics = collect_statistics([X], components)
     for _ in range(25):
-        components = improved(components, statistics)
-        before, statistics = statistics.objective, survey([X], components)
+        components = update_components(components, statistics)
+        before, statistics = statistics.objective, collect_statistics([X], components)
         assert statistics.objective <= before * (1 + 1e-12) + 1e-12
 
 
@@ -168,17 +168,17 @@ def test_a_pass_never_raises_the_objective(K: int, E: int) -> None:
 def test_the_trainers_objective_never_rises_and_is_the_models_own(dtype: torch.dtype) -> None:
     data = samples(cloud())
     trainer = closed_form(data, 5, 2, dtype)
-    trainer.start()
+    trainer.initialise()
     last = math.inf
     for _ in range(30):
-        said = trainer.epoch()["train_mean_l2"]
-        assert said <= last
+        objective = trainer.epoch()["train_mean_l2"]
+        assert objective <= last
         if dtype == DOUBLE:
             residual = torch.tensor(cloud()) - trainer.model.decode(trainer.model.encode(torch.tensor(cloud())))
-            assert said == pytest.approx(float(residual.square().mean().detach()), rel=1e-9)
+            assert objective == pytest.approx(float(residual.square().mean().detach()), rel=1e-9)
         else:
-            assert said == pytest.approx(metrics.mean_l2(trainer.model, data), rel=1e-3)
-        last = said
+            assert objective == pytest.approx(metrics.mean_l2(trainer.model, data), rel=1e-3)
+        last = objective
 
 
 def test_a_pass_that_gains_nothing_is_undone_and_ends_the_run() -> None:
@@ -193,13 +193,13 @@ def test_a_pass_that_gains_nothing_is_undone_and_ends_the_run() -> None:
 # ---- Dangers
 
 
-def test_empty_components_are_repaired_and_none_is_worse_for_it() -> None:
+def test_empty_components_are_repaired_without_raising_the_objective() -> None:
     X = cloud(300, 6)
     trainer = closed_form(samples(X), 6, 1)
     centres = X[:6].copy()
     centres[2:] += 1e3  # four components that no sample chooses
     from_centres(trainer, centres)
-    first = survey([torch.tensor(X)], trainer.components)
+    first = collect_statistics([torch.tensor(X)], trainer.components)
     assert (first.count == 0).sum() == 4
     last, record = first.objective / 6, {}
     for _ in range(20):
@@ -229,18 +229,18 @@ def test_degenerate_data_gives_a_finite_model_with_orthonormal_bases(name: str, 
     U = trainer.components.U
     torch.testing.assert_close(U.mT @ U, torch.eye(E).expand(K, E, E), atol=1e-5, rtol=0)
     reached = metrics.mean_l2(trainer.model, samples(X))
-    assert 0 <= reached <= X.var(0).mean() * 1.01 + 1e-10  # never worse than the mean alone
+    assert 0 <= reached <= X.var(0).mean() * 1.01 + 1e-10  # never worse than the mean
 
 
 @pytest.mark.parametrize("offset", [1e4, 1e6])
 def test_an_offset_common_to_all_samples_costs_no_digits(offset: float) -> None:
     X = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32) + np.float32(offset)
     trainer = closed_form(Samples(X, None, "none"), 3, 2, torch.float32)
-    said = run(trainer, 5)[-1]
-    assert said == pytest.approx(metrics.mean_l2(trainer.model, Samples(X, None, "none")), rel=1e-2)
+    reported = run(trainer, 5)[-1]
+    assert reported == pytest.approx(metrics.mean_l2(trainer.model, Samples(X, None, "none")), rel=1e-2)
 
 
-def test_a_diverged_training_says_where() -> None:
+def test_a_diverged_training_reports_epoch_and_step() -> None:
     trainer = gradient(samples(cloud().astype(np.float32)), 3, 2, lr=1e9)
     with pytest.raises(RunError, match=r"loss became (nan|inf) in epoch 1, step \d of 8: lower lr or beta"):
         run(trainer, 3)
@@ -252,20 +252,20 @@ def test_a_diverged_training_says_where() -> None:
 @pytest.mark.parametrize("size", [1, 7, 100, 399, 400, 1000])
 def test_chunks_of_any_size_agree(size: int) -> None:
     X = torch.tensor(cloud())
-    components = Components(X[:4], orthonormal(torch.tensor(cloud(48, 2, 5)).reshape(4, 12, 2)))
-    whole, parts = survey([X], components), survey(X.split(size), components)
+    components = Components(X[:4], orthonormalise(torch.tensor(cloud(48, 2, 5)).reshape(4, 12, 2)))
+    whole, parts = collect_statistics([X], components), collect_statistics(X.split(size), components)
     for one, other in zip(whole.tensors(), parts.tensors(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def test_training_in_chunks_agrees_with_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+    results = []
     for rows in (1000, 17):
         monkeypatch.setattr(closed_form_module, "chunk_rows", lambda K, D, rows=rows: rows)
-        found.append(
+        results.append(
             run(closed_form(samples(cloud()), 4, 2), 10)[-1]
         )  # rounding may decide whether one more pass gains
-    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    assert results[0] == pytest.approx(results[1], rel=1e-9)
 
 
 def test_chunks_stay_within_bounds() -> None:
@@ -297,17 +297,17 @@ def test_one_seed_gives_the_same_bits_and_another_seed_others(which: int) -> Non
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(which: int, epochs: int) -> None:
+def test_a_resumed_run_equals_one_that_was_not_interrupted_bit_for_bit(which: int, epochs: int) -> None:
     data = samples(cloud().astype(np.float32))
-    undisturbed, resumed = list(trainers(data, 3))[which], list(trainers(data, 3))[which]
-    run(undisturbed, epochs)
-    state = copy.deepcopy((undisturbed.model.state_dict(), undisturbed.state_dict()))
-    expected = [undisturbed.epoch() for _ in range(3)]
+    whole_run, resumed = list(trainers(data, 3))[which], list(trainers(data, 3))[which]
+    run(whole_run, epochs)
+    state = copy.deepcopy((whole_run.model.state_dict(), whole_run.state_dict()))
+    expected = [whole_run.epoch() for _ in range(3)]
     resumed.model.load_state_dict(state[0])
     resumed.load_state_dict(state[1])
     assert [resumed.epoch() for _ in range(3)] == expected
-    assert all(map(torch.equal, weights(undisturbed), weights(resumed)))
-    assert resumed.finished == undisturbed.finished
+    assert all(map(torch.equal, weights(whole_run), weights(resumed)))
+    assert resumed.finished == whole_run.finished
 
 
 def test_a_resumed_repair_draws_the_same_rows() -> None:
@@ -321,22 +321,22 @@ def test_a_resumed_repair_draws_the_same_rows() -> None:
     assert torch.equal(first.components.mu, second.components.mu)
 
 
-def test_the_source_of_the_order_is_the_seed_and_each_epoch_has_its_own() -> None:
+def test_the_seed_gives_the_order_of_samples_and_each_epoch_has_its_own() -> None:
     data = samples(np.arange(12.0, dtype=np.float32).reshape(6, 2))
     trainer = gradient(data, 1, 0, batch_size=1)
-    trainer.start()
-    seen: list[list[int]] = []
+    trainer.initialise()
+    recorded: list[list[int]] = []
     whole = data.rows(slice(None))
 
     def loss(x: Tensor) -> Tensor:
-        seen[-1].append(int((whole == x).all(1).nonzero()))
+        recorded[-1].append(int((whole == x).all(1).nonzero()))
         return LLGAE.loss(trainer.model, x)
 
     trainer.model.loss = loss  # type: ignore[method-assign]
     for _ in range(3):
-        seen.append([])
+        recorded.append([])
         trainer.epoch()
-    assert all(sorted(order) == list(range(6)) for order in seen) and len({tuple(order) for order in seen}) > 1
+    assert all(sorted(order) == list(range(6)) for order in recorded) and len({tuple(order) for order in recorded}) > 1
 
 
 # ---- The gauge: closed-form models under the source's own inference
@@ -347,16 +347,16 @@ def test_the_source_of_the_order_is_the_seed_and_each_epoch_has_its_own() -> Non
 def test_a_closed_form_model_has_one_mean_l2_under_every_inference(subspaces: Task, beta: float, alpha: float) -> None:
     trainer = closed_form(subspaces.train.part(0, 1500), 4, 3, torch.float32, alpha=alpha, beta=beta)
     run(trainer, 3)
-    found = {}
+    results = {}
     for inference in ("loop", "collapse", "least-squares"):
         for T in (1, 5, 40):
             model = LLGAE(4, subspaces.train.D, 3, beta=beta, n_step=T, alpha=alpha, inference=inference)
             model.load_state_dict(trainer.model.state_dict())
-            found[inference, T] = metrics.mean_l2(model, subspaces.test)
-    assert list(found.values()) == pytest.approx([found["loop", 1]] * len(found), rel=1e-6)
+            results[inference, T] = metrics.mean_l2(model, subspaces.test)
+    assert list(results.values()) == pytest.approx([results["loop", 1]] * len(results), rel=1e-6)
 
 
-def test_a_gaussian_prior_leaves_its_share_of_the_latent_behind() -> None:
+def test_a_gaussian_prior_shrinks_the_latents_by_its_share() -> None:
     X, beta = torch.tensor(cloud()), 0.1
     trainer = closed_form(samples(cloud()), 1, 3, alpha=1.0, beta=beta)
     run(trainer)

@@ -1,4 +1,4 @@
-"""What the gradient trainer offers beside plain steps: schedule, running mean, mirror images, noise, a start."""
+"""The gradient trainer's schedule, average of the parameters, mirror images, noise and closed-form initialisation."""
 
 import math
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Decoder, Model
 from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm, Gradient
+from llgae_cli.training.gradient import mirror_half
 
 pytestmark = pytest.mark.numeric
 K, E, SHAPE = 3, 2, (6, 6)
@@ -38,58 +39,72 @@ def as_in_a_file(value: Any) -> Any:
 
 def a_trainer(model: Model, **options: object) -> Gradient:
     trainer = Gradient(model, SAMPLES, **{**DEFAULT, **options})  # type: ignore[arg-type]
-    trainer.start()
+    trainer.initialise()
     return trainer
 
 
-def test_one_cycle_rises_in_a_line_and_falls_along_a_cosine_to_nothing() -> None:
+def learning_rates(trainer: Gradient, epochs: int) -> list[list[float]]:
+    """The learning rates of each parameter group in each step of the epochs."""
+    rates: list[list[float]] = []
+    hook = trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.append([group["lr"] for group in optimizer.param_groups])
+    )
+    for _ in range(epochs):
+        trainer.epoch()
+    hook.remove()
+    return rates
+
+
+def test_one_cycle_rises_linearly_and_falls_along_a_cosine_to_zero() -> None:
     trainer = a_trainer(an_llgae(), one_cycle=4)
-    T = 4 * trainer.steps
-    rates = []
-    for step in range(T + 1):
-        trainer._set_rate(step)
-        rates.append(trainer.optimizer.param_groups[0]["lr"])
-    top = max(rates)
-    assert top == pytest.approx(1e-2, rel=0.05) and rates.index(top) == math.ceil(0.15 * T)
-    assert rates[0] == pytest.approx(1e-3) and rates[T] == pytest.approx(0, abs=1e-12)
-    rises, falls = rates[: rates.index(top) + 1], rates[rates.index(top) :]
-    assert rises == sorted(rises) and falls == sorted(falls, reverse=True)
+    T = 4 * trainer.steps_per_epoch
+    rates = [one for (one,) in learning_rates(trainer, 4)]
+    peak = math.ceil(0.15 * T)
+    t = torch.arange(T, dtype=torch.float64) / T
+    rise, fall = 0.1 + 0.9 * t / 0.15, (1 + torch.cos(math.pi * (t - 0.15) / 0.85)) / 2
+    torch.testing.assert_close(torch.tensor(rates, dtype=torch.float64), 1e-2 * torch.where(t < 0.15, rise, fall))
+    assert rates.index(max(rates)) == peak
+    assert trainer.rate_factor(T) == pytest.approx(0, abs=1e-12)
 
 
-def test_the_running_mean_is_what_the_model_holds_and_the_steps_go_on_without_it() -> None:
-    """One epoch of d = 0.5 against the mean written out by hand, over steps taken by a trainer without it."""
+def test_every_parameter_group_follows_the_schedule_from_its_own_rate() -> None:
+    rates = torch.tensor(learning_rates(a_trainer(a_deep_llgae(), one_cycle=2), 2), dtype=torch.float64)
+    assert rates.shape[1] == 4
+    torch.testing.assert_close(rates / rates[0], (rates[:, :1] / rates[0, 0]).expand_as(rates))
+    torch.testing.assert_close(rates[0] / rates[0, 2], torch.tensor([50.0, 5.0, 1.0, 1.0], dtype=torch.float64))
+
+
+def test_without_a_schedule_the_rate_is_constant() -> None:
+    assert {one for (one,) in learning_rates(a_trainer(an_llgae()), 2)} == {1e-2}
+
+
+def test_the_model_holds_the_average_and_the_steps_do_not_depend_on_it() -> None:
+    """Two epochs with decay 0.5, against the average computed here over the steps of a trainer without one."""
     plain, averaged = an_llgae(), an_llgae()
     one, other = a_trainer(plain), a_trainer(averaged, average=0.5)
-    seen: list[torch.Tensor] = []
-    step = one.optimizer.step
-
-    def noted() -> None:
-        step()
-        seen.append(plain.W.detach().clone())
-
-    first = plain.W.detach().clone()
-    one.optimizer.step = noted  # type: ignore[method-assign, assignment]
-    one.epoch()
-    other.epoch()
-    mean = first
-    for t, W in enumerate(seen):
+    mean, steps = plain.W.detach().clone(), []
+    one.optimizer.register_step_post_hook(lambda *_: steps.append(plain.W.detach().clone()))
+    for _ in range(2):
+        one.epoch()
+        other.epoch()
+    for t, W in enumerate(steps):
         decay = min(0.5, (1 + t) / (10 + t))
         mean = decay * mean + (1 - decay) * W
     assert torch.allclose(averaged.W, mean, atol=1e-6)
-    assert any(torch.equal(moving, seen[-1]) for moving in other.moving)
+    assert any(torch.equal(parameter, steps[-1]) for parameter in other.unaveraged)
 
 
 @pytest.mark.parametrize("kind", ["llgae", "deep"])
-def test_a_resumed_run_goes_on_exactly(kind: str) -> None:
+def test_a_resumed_run_equals_one_that_was_not_interrupted_bit_for_bit(kind: str) -> None:
     options = {"one_cycle": 4, "average": 0.9, "weight_decay": 0.01, "mirrored": SHAPE}
     make = an_llgae if kind == "llgae" else a_deep_llgae
     whole, cut = make(), make()
-    trainer, begun = a_trainer(whole, **options), a_trainer(cut, **options)
+    trainer, interrupted = a_trainer(whole, **options), a_trainer(cut, **options)
     for _ in range(4):
         trainer.epoch()
     for _ in range(2):
-        begun.epoch()
-    state, held = as_in_a_file(begun.state_dict()), as_in_a_file(cut.state_dict())
+        interrupted.epoch()
+    state, held = as_in_a_file(interrupted.state_dict()), as_in_a_file(cut.state_dict())
     again = make()
     resumed = Gradient(again, SAMPLES, **{**DEFAULT, **options})  # type: ignore[arg-type]
     again.load_state_dict(held)
@@ -100,34 +115,45 @@ def test_a_resumed_run_goes_on_exactly(kind: str) -> None:
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
-def test_a_mirror_image_is_turned_left_to_right_half_of_the_time() -> None:
-    trainer = a_trainer(an_llgae(), mirrored=SHAPE)
+@pytest.mark.parametrize("shape", [SHAPE, (3, 4, 3)])
+def test_half_of_the_images_are_mirrored_left_to_right(shape: tuple[int, ...]) -> None:
     x = torch.arange(400.0 * D).view(400, D)
-    turned = trainer._turned(x)
-    mirrored = x.view(-1, *SHAPE).flip(2).flatten(1)
-    is_turned, is_not = (turned == mirrored).all(1), (turned == x).all(1)
-    assert (is_turned ^ is_not).all() and 150 < int(is_turned.sum()) < 250
+    result = mirror_half(x, shape, torch.Generator().manual_seed(4))
+    mirrored = torch.stack([image.view(shape).flip(1).flatten() for image in x])
+    is_mirrored, is_not = (result == mirrored).all(1), (result == x).all(1)
+    assert (is_mirrored ^ is_not).all() and 150 < int(is_mirrored.sum()) < 250
 
 
-def test_noise_is_seen_by_the_encoder_and_rebuilt_away() -> None:
+def test_training_uses_the_mirror_images() -> None:
+    x = SAMPLES.rows(slice(None))
+    mirrored, recorded = x.view(-1, *SHAPE).flip(2).flatten(1), []
+    model = an_llgae()
+    trainer = a_trainer(model, mirrored=SHAPE)
+    loss = model.loss
+    model.loss = lambda x: recorded.append(x) or loss(x)  # type: ignore
+    trainer.epoch()
+    n = int(sum((one == mirrored).all(1).any() for one in torch.cat(recorded)))
+    assert len(torch.cat(recorded)) == 200 and 70 < n < 130
+
+
+def test_noise_is_added_to_the_input_and_not_to_the_target() -> None:
     sizes = (1, E, SHAPE, 16, 4)
     model = Autoencoder(ENCODERS["mlp"](*sizes), DECODERS["mlp"](*sizes), D, E)
     trainer = a_trainer(model, noise=2.0)
     targets: list[tuple[torch.Tensor, torch.Tensor]] = []
-    loss = model.loss
-    model.loss = lambda x, seen=None: targets.append((x, seen)) or loss(x, seen)  # type: ignore
+    loss = model.denoising_loss
+    model.denoising_loss = lambda x, noisy: targets.append((x, noisy)) or loss(x, noisy)  # type: ignore
     trainer.epoch()
-    difference = torch.cat([seen - x for x, seen in targets])
+    difference = torch.cat([noisy - x for x, noisy in targets])
     assert float(difference.std()) == pytest.approx(2, rel=0.05) and abs(float(difference.mean())) < 0.1
 
 
-def test_a_closed_form_start_gives_the_model_the_llgae_it_came_to() -> None:
+def test_closed_form_initialisation_gives_the_model_the_trained_llgae(messages: list[str]) -> None:
     model = a_deep_llgae()
     closed = ClosedForm(an_llgae(), SAMPLES, seed=3, restarts=1, moves=0)
-    said: list[str] = []
     trainer = Gradient(model, SAMPLES, affine=closed, **DEFAULT)  # type: ignore[arg-type]
-    trainer.start(said.append)
-    assert closed.finished and any("closed-form start" in line for line in said)
+    trainer.initialise()
+    assert closed.finished and any(line.startswith("closed-form initialisation: mean L2") for line in messages)
     x = SAMPLES.rows(slice(None))
     assert model.affine is not None and torch.equal(model.encode(x).k, closed.model.encode(x).k)
     assert model.decoder.pieces is not None and torch.equal(model.decoder.pieces.mu, closed.model.mu)

@@ -1,4 +1,4 @@
-"""Short lists find what a full pass finds, or nearly; a run that uses them can be taken up to the last bit."""
+"""Passes by shortlist lose little or nothing against full passes, and resumed runs are the same bit for bit."""
 
 import copy
 from typing import Any
@@ -10,10 +10,10 @@ from torch import Tensor
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm
-from llgae_cli.training.components import Components, Coordinates, orthonormal
+from llgae_cli.training.components import Components, Coordinates, orthonormalise
 from llgae_cli.training.scoring import Scorer, Workspace
-from llgae_cli.training.shortlists import ShortLists
-from llgae_cli.training.statistics import Statistics, improved, survey
+from llgae_cli.training.shortlists import Shortlists
+from llgae_cli.training.statistics import Statistics, collect_statistics, update_components
 
 pytestmark = pytest.mark.numeric
 K, D, E, N = 24, 40, 2, 3000
@@ -33,19 +33,19 @@ X = cells()
 
 def random_components(seed: int = 0) -> Components:
     generator = torch.Generator().manual_seed(seed)
-    U = orthonormal(torch.randn(K, D, E, generator=generator))
+    U = orthonormalise(torch.randn(K, D, E, generator=generator))
     return Components(X[torch.randperm(N, generator=generator)[:K]].clone(), U)
 
 
-def lists_of(x: Tensor, neighbours: int) -> ShortLists:
-    return ShortLists(lambda index: x[index], 0, len(x), len(x), neighbours)
+def lists_of(x: Tensor, neighbours: int) -> Shortlists:
+    return Shortlists(lambda index: x[index], 0, len(x), len(x), neighbours)
 
 
-def full(components: Components, lists: ShortLists | None = None) -> Statistics:
-    found: list[Tensor] = []
-    statistics = survey(X.split(500), components, found=found)
+def full(components: Components, lists: Shortlists | None = None) -> Statistics:
+    k = torch.empty(N, dtype=torch.int64)
+    statistics = collect_statistics(X.split(500), components, assignments=k)
     if lists is not None:
-        lists.k = torch.cat(found)
+        lists.k = k
     return statistics
 
 
@@ -54,33 +54,35 @@ def close(one: Statistics, other: Statistics) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(a.abs().max()) if a.numel() else 0)
 
 
-def test_lists_of_all_components_find_what_a_full_pass_finds() -> None:
+def test_shortlists_of_all_components_equal_a_full_pass() -> None:
     lists, before, after = lists_of(X, K - 1), random_components(), random_components(1)
     full(before, lists)
     assert lists.k is not None
     close(
-        lists.survey(after, Coordinates.identity(X), Workspace(), scatter=True),
-        survey(X.split(500), after, Coordinates.identity(X)),
+        lists.collect_statistics(after, Coordinates.identity(X), Workspace(), scatter=True),
+        collect_statistics(X.split(500), after, Coordinates.identity(X)),
     )
     assert torch.equal(lists.k, Scorer(after).nearest(X)[1])
 
 
-def test_a_sample_is_never_worse_off_than_with_the_component_it_has() -> None:
+def test_passes_by_shortlist_never_raise_the_objective() -> None:
     lists, components = lists_of(X, 1), random_components()
     objective = full(components, lists).objective
     for _ in range(6):
-        components = improved(components, lists.survey(components, Coordinates.identity(X), Workspace()))
-        now = lists.survey(components, Coordinates.identity(X), Workspace()).objective
+        components = update_components(
+            components, lists.collect_statistics(components, Coordinates.identity(X), Workspace())
+        )
+        now = lists.collect_statistics(components, Coordinates.identity(X), Workspace()).objective
         assert now <= objective * (1 + 1e-6)
         objective = now
 
 
-def test_after_some_passes_short_lists_lose_next_to_nothing() -> None:
+def test_after_some_passes_shortlists_lose_almost_nothing() -> None:
     lists, components = lists_of(X, 4), random_components()
-    components = improved(components, full(components, lists))
+    components = update_components(components, full(components, lists))
     for _ in range(12):
-        listed = lists.survey(components, Coordinates.identity(X), Workspace())
-        last, components = components, improved(components, listed)
+        listed = lists.collect_statistics(components, Coordinates.identity(X), Workspace())
+        last, components = components, update_components(components, listed)
     assert listed.objective == pytest.approx(full(last).objective, rel=1e-3)
     assert listed.objective < 0.9 * full(random_components()).objective
 
@@ -92,10 +94,10 @@ def trainer(**options: Any) -> ClosedForm:
 
 @pytest.mark.parametrize("shrinkage", [0.0, 10.0])
 @pytest.mark.parametrize("epochs", [0, 1, 3])
-def test_a_run_taken_up_equals_one_that_was_not_stopped(shrinkage: float, epochs: int) -> None:
+def test_a_resumed_run_equals_one_that_was_not_interrupted(shrinkage: float, epochs: int) -> None:
     whole, first, second = (trainer(shrinkage=shrinkage) for _ in range(3))
     for one in (whole, first):
-        one.start()
+        one.initialise()
     for _ in range(epochs):
         assert whole.epoch() == first.epoch()
     second.model.load_state_dict(first.model.state_dict())
@@ -105,16 +107,16 @@ def test_a_run_taken_up_equals_one_that_was_not_stopped(shrinkage: float, epochs
         assert torch.equal(whole.components.U, second.components.U)
 
 
-def test_a_pass_that_is_undone_leaves_the_lists_as_they_were() -> None:
-    """A run that ends with one, taken up, repeats the pass before it: the one whose result it holds."""
+def test_a_pass_that_is_undone_does_not_change_the_shortlists() -> None:
+    """A resumed run that ended with such a pass repeats the pass before it, whose result it holds."""
     one, other = trainer(), trainer()
-    one.start()
+    one.initialise()
     one.components = random_components()  # so bad that the next pass is sure to gain
-    one.statistics = one.survey(one.components)
+    one.statistics = one.collect_statistics(one.components)
     one.epoch()
     before = copy.deepcopy(one.state_dict())
     assert not one.finished
-    one.candidate = lambda statistics: random_components(1)  # type: ignore[method-assign]
+    one.next_components = lambda statistics: random_components(1)  # type: ignore[method-assign]
     one.epoch()
     after = one.state_dict()
     assert one.finished and torch.equal(before["U"], after["U"])  # it was undone
@@ -122,11 +124,11 @@ def test_a_pass_that_is_undone_leaves_the_lists_as_they_were() -> None:
     other.model.load_state_dict(one.model.state_dict())
     other.load_state_dict(copy.deepcopy(after))
     assert one.statistics is not None
-    assert other.survey(other.components).objective == one.statistics.objective
+    assert other.collect_statistics(other.components).objective == one.statistics.objective
 
 
 @pytest.mark.parametrize(
-    ("before", "said"),
+    ("before", "message"),
     [
         (torch.zeros(N), "float32 of shape"),
         (torch.zeros(N - 1, dtype=torch.int32), "int32 of shape"),
@@ -135,15 +137,15 @@ def test_a_pass_that_is_undone_leaves_the_lists_as_they_were() -> None:
         ("k", "a str"),
     ],
 )
-def test_what_a_checkpoint_says_of_the_lists_is_looked_at(before: object, said: str) -> None:
+def test_invalid_assignments_in_a_checkpoint_are_refused(before: object, message: str) -> None:
     one = trainer()
-    one.start()
+    one.initialise()
     one.epoch()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         trainer().load_state_dict({**one.state_dict(), "before": before})
 
 
 @pytest.mark.parametrize(("candidates", "neighbours"), [("off", None), (K - 1, None), (5, 5), ("auto", None)])
-def test_when_lists_are_used(candidates: object, neighbours: int | None) -> None:
-    lists = trainer(candidates=candidates).short_lists
+def test_candidates_decides_whether_shortlists_are_used(candidates: object, neighbours: int | None) -> None:
+    lists = trainer(candidates=candidates).shortlists
     assert (lists and lists.neighbours) == neighbours
