@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
-from llgae_cli.storage.atomic import replacing
+from llgae_cli.storage.atomic import write_atomically
 
 # Paul Tol's "bright" scheme (personal.sron.nl/~pault): distinct for all common kinds of colour blindness.
 BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = (
@@ -125,7 +125,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
     """Write the figure as its suffix says (.png, .svg, .pdf), whole or not at all; RunError when it cannot be."""
-    with replacing(path, durable=False) as temporary, matplotlib.rc_context({"svg.hashsalt": "llgae"}):
+    with write_atomically(path, durable=False) as temporary, matplotlib.rc_context({"svg.hashsalt": "llgae"}):
         kind = path.suffix.lstrip(".").lower()
         figure.savefig(temporary, format=kind, dpi=dpi, facecolor=figure.get_facecolor(), **_undated(kind))
         if kind == "png":
