@@ -25,8 +25,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from command_line import BY_GRADIENT  # tests/command_line.py
+
 from llgae_cli import experiment, figures  # noqa: F401 - a forked run finds them imported
 from llgae_cli.__main__ import main
+from llgae_cli.storage import Checkpoint, load
+
+ENDLESS = BY_GRADIENT.replace("epochs: 3", "epochs: 1000000")
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two nests of tensors and plain values are the same to the last bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def last(folder: Path, epoch: int) -> Checkpoint:
+    """The checkpoint of an epoch."""
+    (path,) = folder.glob(f"*_{epoch}_*.pkl")
+    return load(path)
+
+
+def check_same_run(one: Checkpoint, other: Checkpoint) -> None:
+    """The same run to the last bit: weights, optimiser, generators, history and final numbers."""
+    assert equal(one.state, other.state) and equal(one.trainer_state, other.trainer_state)
+    assert equal(one.extras, other.extras) and one.train_mean_l2 == other.train_mean_l2 is not None
+    timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in c.history] for c in (one, other)]
+    assert timeless[0] == timeless[1]
 
 
 class Started:

@@ -54,7 +54,7 @@ def _parse(file: IO[bytes] | gzip.GzipFile, most: int, path: Path) -> np.ndarray
         declared *= length
     declares = f"{show_path(path)}: idx file declares {'x'.join(map(str, shape))}, {declared} bytes,"
     if declared > most:
-        raise InputError(f"{declares} more than the file has: cut short or broken")
+        raise InputError(f"{declares} more than the file can hold: cut short or broken")
     if declared > MAX_BYTES:
         raise InputError(f"{declares} more than the {MAX_BYTES} that are allowed")
     raw = bytearray()

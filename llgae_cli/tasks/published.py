@@ -78,7 +78,7 @@ def load_fashion_mnist(data_dir: Path, centring: Centring, seed: int) -> Task:
         except InputError as error:
             raise InputError(
                 f"Fashion-MNIST is missing, and its download failed ({error}). Put its four idx files into "
-                f"{show_path(data_dir)}, or install the Debian package dataset-fashion-mnist"
+                f"{show_path(data_dir)}, or run apt-get install dataset-fashion-mnist"
             ) from None
         task = _read(
             FASHION_MNIST, _find_downloaded(FASHION_MNIST, data_dir), "downloaded by torchvision into", centring
@@ -210,7 +210,7 @@ def _read(what: IdxSet, place: Path, how: str, centring: Centring) -> Task:
         images, labels = read_idx(images_path), read_idx(labels_path)
         if images.shape[1:] != (28, 28) or images.dtype != np.uint8 or len(images) == 0:
             held = f"{'x'.join(map(str, images.shape))} {images.dtype}"
-            raise InputError(f"{show_path(images_path)}: holds {held}; N x 28 x 28 uint8 is expected")
+            raise InputError(f"{show_path(images_path)}: holds {held}; Nx28x28 uint8 is expected")
         if labels.shape != images.shape[:1] or labels.dtype != np.uint8:
             held = f"{'x'.join(map(str, labels.shape))} {labels.dtype}"
             raise InputError(

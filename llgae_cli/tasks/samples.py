@@ -232,7 +232,7 @@ class Samples:
         where = where.to(torch.int64)
         # On a GPU the check would wait for every batch; there index_select itself fails at a bad index.
         if where.device.type == "cpu" and len(where) and not (int(where.min()) >= 0 and int(where.max()) < self.N):
-            raise IndexError(f"rows {int(where.min())}..{int(where.max())} of 0..{self.N - 1}")
+            raise IndexError(f"rows {int(where.min())}..{int(where.max())}; rows 0..{self.N - 1} exist")
         if isinstance(self._at, range):
             whole = self._at.start == 0 and self._at.step == 1
             return where if whole else where * self._at.step + self._at.start

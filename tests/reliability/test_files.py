@@ -22,15 +22,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from llgae_cli.storage import checkpoint_file
 from llgae_cli import experiment
 from llgae_cli.cli.app import main
 from llgae_cli.config import Config, parse_yaml, read_config, validated
 from llgae_cli.errors import InputError, RunError
 from llgae_cli.factory import restore
 from llgae_cli.models import Model
-from llgae_cli.storage import codes, load
-from llgae_cli.storage.checkpoint import packed
+from llgae_cli.storage import codes, compare_name, load
+from llgae_cli.storage.checkpoint import pack
+from llgae_cli.storage.checkpoint_file import SIGNATURE_BYTES, sign
 from llgae_cli.storage.names import CheckpointName, name_of, slug
 from llgae_cli.storage.run_table import filter_rows
 from llgae_cli.sweep.plan import read_plan
@@ -84,9 +84,9 @@ def tried(name: str, tally: Tally, least_refused: float = 0.5) -> None:
 
 def signed(raw: bytes) -> bytes:
     """A checkpoint's bytes with their last 79 replaced by a checksum that agrees with what stands before."""
-    file = io.BytesIO(raw[: -checkpoint_file.COMMENT] if len(raw) > checkpoint_file.COMMENT else raw)
-    if len(raw) > checkpoint_file.COMMENT + 2:
-        checkpoint_file._sign(file)
+    file = io.BytesIO(raw[:-SIGNATURE_BYTES] if len(raw) > SIGNATURE_BYTES else raw)
+    if len(raw) > SIGNATURE_BYTES + 2:
+        sign(file)
     return file.getvalue()
 
 
@@ -96,7 +96,7 @@ def restored(path: Path) -> Callable[[], object]:
     def read() -> None:
         model, stored, _ = restore(path)
         model.decode(model.encode(torch.ones(3, model.D)))
-        checkpoint_file.disagreement(path, stored)
+        compare_name(path, stored)
 
     return read
 
@@ -150,7 +150,7 @@ def test_a_mutated_checkpoint_with_a_checksum_of_its_own_is_refused_or_read(chec
         if i % 2:  # the pickle and the zip's own structures, where a change means most
             raw = whole[:start] + mutated(whole[start : start + size + 200], draw) + whole[start + size + 200 :]
         else:
-            raw = mutated(whole[: -checkpoint_file.COMMENT - 2], draw) + whole[-checkpoint_file.COMMENT - 2 :]
+            raw = mutated(whole[: -SIGNATURE_BYTES - 2], draw) + whole[-SIGNATURE_BYTES - 2 :]
         tally.attempt(restored(put(path, signed(raw))), i)
     tried("checkpoint, signed again", tally)
 
@@ -186,7 +186,7 @@ def places(nest: Any) -> Iterator[tuple[Any, Any]]:
 
 def spoilt(checkpoint: Path, draw: random.Random, within: str | None = None) -> bytes:
     """A checkpoint's bytes with one to three values replaced or removed, and a checksum that agrees."""
-    content = packed(load(checkpoint))
+    content = pack(load(checkpoint))
     for _ in range(draw.choice((1, 1, 2, 3))):
         container, key = draw.choice(list(places(content if within is None else content[within])))
         if draw.random() < 0.15:
@@ -195,7 +195,7 @@ def spoilt(checkpoint: Path, draw: random.Random, within: str | None = None) -> 
             container[key] = evil(draw)
     file = io.BytesIO()
     torch.save(content, file)
-    checkpoint_file._sign(file)
+    sign(file)
     return file.getvalue()
 
 
@@ -221,7 +221,7 @@ CLAIMS = [
 def test_a_model_of_claimed_sizes_is_not_built(
     checkpoint: Path, tmp_path: Path, claim: dict[str, Any], shape: list[int]
 ) -> None:
-    content = packed(load(checkpoint))
+    content = pack(load(checkpoint))
     content["config"] |= claim
     content["data"]["shape"] = shape
     torch.save(content, tmp_path / checkpoint.name)
@@ -276,7 +276,7 @@ def test_mutated_codes_are_refused_or_read(checkpoint: Path, model: Model, tmp_p
     draw, tally, path = random.Random(4), Tally(), tmp_path / "codes.npz"
 
     def read() -> None:
-        for part in codes.decoded(model, codes.CodesFile(path, model)):
+        for part in codes.decode_file(model, codes.CodesFile(path, model)):
             assert part.isfinite().all()
 
     for whole in sources:

@@ -150,7 +150,7 @@ def test_paths_that_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=np.zeros((5, 2)))
     refused("npy", tmp_path / "x.npz", ".npz archive", "np.save")
     os.mkfifo(tmp_path / "pipe")
-    refused("npy", tmp_path / "pipe", "not a plain file")
+    refused("npy", tmp_path / "pipe", "not a regular file")
     refused("images", tmp_path / "digits.npy", "not a folder")
     for name in ("npy:", "npy:a\0b", "images:"):
         with pytest.raises(InputError, match="a path is expected"):
@@ -211,7 +211,7 @@ def test_images_that_do_not_agree(tmp_path: Path) -> None:
 
 def test_broken_images(tmp_path: Path) -> None:
     refused("images", tmp_path / "none", "no such file or folder")
-    refused("images", tmp_path, "no images there")
+    refused("images", tmp_path, "no images")
     draw(tmp_path / "a.png")
     refused("images", tmp_path, "holds 1 image", "at least 2")
     draw(tmp_path / "b.png", seed=1)
@@ -241,7 +241,7 @@ def test_links_that_lead_outside(tmp_path: Path) -> None:
     (tmp_path / "mine" / "inner.png").symlink_to("0.png")
     assert load("images", tmp_path / "mine").train.N == 3
     (tmp_path / "mine" / "z.png").symlink_to(tmp_path / "secret.png")
-    refused("images", tmp_path / "mine", "z.png", "leads outside")
+    refused("images", tmp_path / "mine", "z.png", "a link to a file outside")
     os.unlink(tmp_path / "mine" / "z.png")
     (tmp_path / "mine" / "folder").symlink_to(tmp_path)
     refused("images", tmp_path / "mine", "folder", "link to a folder")
