@@ -45,7 +45,7 @@ def trained(array: np.ndarray, folder: Path, **keys: Any) -> tuple[experiment.Ou
     outcome = experiment.train(settings(f"npy:{folder / 'x.npy'}", folder / "out", **keys))
     assert outcome.checkpoint is not None
     again = evaluate_checkpoint(outcome.checkpoint)
-    assert again.warnings == []
+    assert not again.warnings
     nothing_to_explain = again.metrics.n == 1 or not (array != array[0]).any()
     assert math.isfinite(again.metrics.explained_variance) or nothing_to_explain
     assert again.metrics.mean_l2 == pytest.approx(outcome.mean_l2, rel=1e-6, abs=1e-30)
