@@ -243,7 +243,7 @@ def steady(task: Task) -> Iterator[Row]:
     """One pass in fresh processes, on a quiet machine and beside one busy process; each process's median of passes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.npy"
-        np.save(path, task.train.stored_values().cpu().numpy())
+        np.save(path, task.train.stored_rows().cpu().numpy())
         quiet = pass_seconds_of_processes(path, K, E, task.train.centring, busy=False)
         logger.info("steady: now beside a busy process")
         busy = pass_seconds_of_processes(path, K, E, task.train.centring, busy=True)

@@ -1,6 +1,6 @@
 """Files of llgae: checkpoints, their names and folders, locks, atomic writing. Importing it does not import torch."""
 
-from llgae_cli.storage.atomic import check_writable, clean_temporaries, make_folder, write_atomically, write_text
+from llgae_cli.storage.atomic import check_writable, clean_temporaries, make_folder
 from llgae_cli.storage.checkpoint import FORMAT_VERSION, Checkpoint, provenance
 from llgae_cli.storage.checkpoint_file import compare_name, load, save
 from llgae_cli.storage.locks import Lock, clean_locks
@@ -34,6 +34,4 @@ __all__ = [
     "save",
     "slug",
     "sort_rows",
-    "write_atomically",
-    "write_text",
 ]

@@ -27,7 +27,7 @@ MAX_BITS = 1800  # of an integer, some 540 digits; generator states have 40 digi
 WITHOUT_TENSORS = ("config", "data", "provenance")
 
 
-# pydantic collects one error per wrong key or row, 5 GB of them for a hostile file: these two stop at the first.
+# pydantic's own types collect an error per wrong key or row, 5 GB of them for a hostile file: these stop at the first.
 
 
 def check_keys(mapping: dict[Any, Any]) -> dict[Any, Any]:
@@ -35,6 +35,18 @@ def check_keys(mapping: dict[Any, Any]) -> dict[Any, Any]:
     if not all(isinstance(key, str) for key in mapping):
         raise ValueError("not a mapping with text for keys")
     return mapping
+
+
+def check_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's state; ValueError where it has something other than finite tensors."""
+    import torch
+
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{printable(name)} is a {type(tensor).__name__}; only tensors are allowed")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{printable(name)} has values that are not finite")
+    return state
 
 
 def check_history(rows: list[Any]) -> list[Any]:
@@ -45,7 +57,7 @@ def check_history(rows: list[Any]) -> list[Any]:
     return rows
 
 
-Mapped = Annotated[dict[Any, Any], Field(strict=True), AfterValidator(check_keys)]
+NamedValues = Annotated[dict[Any, Any], Field(strict=True), AfterValidator(check_keys)]
 History = Annotated[list[Any], Field(strict=True), AfterValidator(check_history)]
 Measure = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
@@ -67,17 +79,17 @@ class Checkpoint:
     extras           statistics derived from the data: count (K,), latent_mean (K, E), latent_covariance (K, E, E), ...
     """
 
-    config: Mapped
-    state: Mapped
+    config: NamedValues
+    state: Annotated[NamedValues, AfterValidator(check_state)]
     history: History
     epoch: Annotated[int, Field(strict=True, ge=0)]
     mean_l2: Measure
     train_mean_l2: Measure | None
     seconds: Measure
-    data: Mapped
-    provenance: Mapped
-    trainer_state: Mapped = field(default_factory=dict)
-    extras: Mapped = field(default_factory=dict)
+    data: NamedValues
+    provenance: NamedValues
+    trainer_state: NamedValues = field(default_factory=dict)
+    extras: NamedValues = field(default_factory=dict)
 
 
 def provenance() -> dict[str, Any]:
@@ -130,11 +142,9 @@ def validate_fields(values: dict[str, Any]) -> Checkpoint:
     """Return the fields of a checkpoint as a Checkpoint. Raises InputError, in one line, for the first wrong one."""
     _check_values(values)
     try:
-        checkpoint = _adapter().validate_python(values)
+        return _adapter().validate_python(values)
     except ValidationError as error:
         raise InputError(summarise(error)) from None
-    _check_state(checkpoint.state)
-    return checkpoint
 
 
 def same_result(one: Checkpoint, other: Checkpoint) -> bool:
@@ -209,17 +219,6 @@ def _check_tensor(tensor: "Tensor", name: str) -> None:
         raise InputError(f"'{name}' has a tensor that is sparse or has no values")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise InputError(f"'{name}' has a tensor of shape {tuple(tensor.shape)} with fewer values than that")
-
-
-def _check_state(state: dict[str, Any]) -> None:
-    """Raise InputError where the model's state has something other than finite tensors."""
-    import torch
-
-    for name, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise InputError(f"'state' has a {type(tensor).__name__} for {printable(name)} and takes only tensors")
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"'state' has values in {printable(name)} that are not finite")
 
 
 def _plain(value: Any, where: str, depth: int = MAX_DEPTH) -> Any:

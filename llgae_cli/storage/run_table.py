@@ -89,12 +89,8 @@ def _walk(entries: "Sequence[os.DirEntry[str]]", depth: int) -> Iterator[Path]:
                 with suppress(OSError):  # another user's sub-folder is omitted
                     inner = sorted(os.scandir(entry.path), key=lambda entry: entry.name)
                     yield from _walk(inner, depth - 1)
-        elif _may_be_checkpoint(entry):
+        elif entry.name.endswith(SUFFIX) and entry.is_file():
             yield Path(entry.path)
-
-
-def _may_be_checkpoint(entry: "os.DirEntry[str]") -> bool:
-    return entry.name.endswith(SUFFIX) and not entry.name.startswith(".") and entry.is_file()
 
 
 def _name(path: Path) -> CheckpointName | None:

@@ -115,13 +115,11 @@ def _decode(paths: list[Path]) -> np.ndarray:
             raise
         except Image.DecompressionBombError:
             raise InputError(f"{show_path(path)}: more than the {MAX_PIXELS} pixels that are allowed") from None
+        except UnidentifiedImageError:
+            raise InputError(f"{show_path(path)}: broken image (not one of the formats that are read)") from None
         except Exception as error:  # decoders raise nearly any error for a broken file
-            raise InputError(f"{show_path(path)}: broken image ({_explain_image(error)})") from None
+            raise InputError(f"{show_path(path)}: broken image ({explain(error)})") from None
     return values
-
-
-def _explain_image(error: Exception) -> str:
-    return "not one of the formats that are read" if isinstance(error, UnidentifiedImageError) else explain(error)
 
 
 def _shape(image: Image.Image, path: Path) -> tuple[int, ...]:

@@ -72,20 +72,10 @@ EMNIST_LETTERS = IdxSet(
 def load_fashion_mnist(data_dir: Path, centring: Centring, seed: int) -> Task:
     """Load Fashion-MNIST, 60,000 and 10,000 images: from data-dir, Debian's package, or torchvision's download."""
     place = _find(FASHION_MNIST, [*_places(FASHION_MNIST, data_dir), DEBIAN_FASHION_MNIST])
-    if place is None:
-        try:
-            download(FASHION_MNIST.get, data_dir)
-        except InputError as error:
-            raise InputError(
-                f"Fashion-MNIST is missing, and its download failed ({error}). Put its four idx files into "
-                f"{show_path(data_dir)}, or run apt-get install dataset-fashion-mnist"
-            ) from None
-        task = _read(
-            FASHION_MNIST, _find_downloaded(FASHION_MNIST, data_dir), "downloaded by torchvision into", centring
-        )
-    else:
-        how = "Debian's package dataset-fashion-mnist," if place == DEBIAN_FASHION_MNIST else "idx files in"
-        task = _read(FASHION_MNIST, place, how, centring)
+    if place == DEBIAN_FASHION_MNIST:
+        return _read(FASHION_MNIST, place, "Debian's package dataset-fashion-mnist,", centring)
+    advice = f"Put its four idx files into {show_path(data_dir)}, or run apt-get install dataset-fashion-mnist"
+    task = _load(FASHION_MNIST, data_dir, centring, advice)
     if place == data_dir and task.train.N == 60_000 and task.fingerprint != FASHION_MNIST_FINGERPRINT:
         raise InputError(
             f"{show_path(data_dir)}: the idx files in it are not Fashion-MNIST (checksum {task.fingerprint}); "
@@ -137,18 +127,23 @@ def load_svhn(data_dir: Path, centring: Centring, seed: int) -> Task:
     )
 
 
-def _load(what: IdxSet, data_dir: Path, centring: Centring) -> Task:
+def _load(what: IdxSet, data_dir: Path, centring: Centring, advice: str = "") -> Task:
     place = _find(what, _places(what, data_dir))
     if place is not None:
         return _read(what, place, "idx files in", centring)
+    folder = show_path(data_dir / what.name)
+    _download(what.name, what.get, data_dir, advice or f"Put {', '.join(what.parts)}, gzipped or not, into {folder}")
+    place = _find(what, _places(what, data_dir))
+    if place is None:
+        raise InputError(f"{show_path(data_dir)}: the download of {what.name} has no complete set of idx files")
+    return _read(what, place, "downloaded by torchvision into", centring)
+
+
+def _download(name: str, get: Callable[[Any, Path], Any], data_dir: Path, advice: str) -> None:
     try:
-        download(what.get, data_dir)
+        download(get, data_dir)
     except InputError as error:
-        raise InputError(
-            f"{what.name} is missing, and its download failed ({error}). Put {', '.join(what.parts)}, gzipped or not, "
-            f"into {show_path(data_dir / what.name)}"
-        ) from None
-    return _read(what, _find_downloaded(what, data_dir), "downloaded by torchvision into", centring)
+        raise InputError(f"{name} is missing, and its download failed ({error}). {advice}") from None
 
 
 def _load_colour(
@@ -165,12 +160,7 @@ def _load_colour(
         half = load(get(train, False), data_dir)
         if half is None:
             how = "downloaded by torchvision into"
-            try:
-                download(get(train, True), data_dir)
-            except InputError as error:
-                raise InputError(
-                    f"{name} is missing, and its download failed ({error}). Put {files} into {show_path(data_dir)}"
-                ) from None
+            _download(name, get(train, True), data_dir, f"Put {files} into {show_path(data_dir)}")
             half = load(get(train, False), data_dir)
         if half is None:
             raise InputError(f"{show_path(data_dir)}: {files}: damaged; remove it and try again")
@@ -190,15 +180,6 @@ def _find(what: IdxSet, places: list[Path]) -> Path | None:
 def _file(place: Path, part: str) -> Path | None:
     # os.path.isfile, because Path.is_file raises for a name that is too long.
     return next((path for path in (place / part, place / f"{part}.gz") if os.path.isfile(path)), None)
-
-
-def _find_downloaded(what: IdxSet, data_dir: Path) -> Path:
-    place = _find(what, _places(what, data_dir))
-    if place is None:
-        raise InputError(
-            f"{show_path(data_dir)}: torchvision's download of {what.name} has no complete set of idx files"
-        )
-    return place
 
 
 def _read(what: IdxSet, place: Path, how: str, centring: Centring) -> Task:

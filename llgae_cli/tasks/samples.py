@@ -172,13 +172,9 @@ class Samples:
             block = self._widen(self._stored_rows(self._pick(here)))
             yield here, block.to(torch.uint8) if block.dtype == torch.bool else block
 
-    def stored_rows(self, index: Index) -> Tensor:
-        """Return stored values, (n, D), in their type (uint16 as the int16 of the same bits); `index` as for `rows`."""
+    def stored_rows(self, index: Index = slice(None)) -> Tensor:
+        """Return stored values, (n, D), in their type (uint16 as the int16 of the same bits); `index` as in `rows`."""
         return self._stored_rows(self._pick(index))
-
-    def stored_values(self) -> Tensor:
-        """Return all stored values of this share, (N, D), as `stored_rows`."""
-        return self._stored_rows(self._at)
 
     def _stored_rows(self, at: range | Tensor) -> Tensor:
         if isinstance(self._source, NpyFile):

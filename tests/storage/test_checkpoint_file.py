@@ -170,7 +170,7 @@ def test_numbers_and_texts_of_other_libraries_are_made_plain(tmp_path: Path) -> 
     ("changes", "line"),
     [
         ({"state": {"W": torch.tensor([1.0, float("nan")])}}, "not finite"),
-        ({"state": {"W": [1.0]}}, "takes only tensors"),
+        ({"state": {"W": [1.0]}}, "only tensors"),
         ({"config": {"path": Path("x")}}, "PosixPath"),
         ({"config": {"W": torch.ones(1)}}, "'config' has a Tensor"),
         ({"extras": {"f": print}}, "builtin_function"),

@@ -121,8 +121,8 @@ def test_shares_of_shares(tmp_path: Path, kept: str) -> None:
 def test_a_share_copies_nothing_and_memory_is_not_copied() -> None:
     array = values("uint8")
     samples = Samples(array)
-    assert samples.stored_values().data_ptr() == array.ctypes.data
-    assert samples.part(1, 9).to("cpu").stored_values().data_ptr() == array[1:].ctypes.data
+    assert samples.stored_rows().data_ptr() == array.ctypes.data
+    assert samples.part(1, 9).to("cpu").stored_rows().data_ptr() == array[1:].ctypes.data
 
 
 def test_read_only_values_are_taken_and_left_alone() -> None:

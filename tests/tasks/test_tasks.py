@@ -73,7 +73,7 @@ def test_fashion_mnist_is_fashion_mnist(fashion_mnist: Task) -> None:
 def test_data_dir_comes_first(tmp_path: Path, folder: str, packed: bool) -> None:
     images = write_set(tmp_path / folder, packed=packed)
     task = load_task("fashion-mnist", tmp_path)
-    np.testing.assert_array_equal(task.train.stored_values().numpy(), images[:20].reshape(20, -1))
+    np.testing.assert_array_equal(task.train.stored_rows().numpy(), images[:20].reshape(20, -1))
     assert str(tmp_path / folder) in task.source and task.test.N == 10
 
 
@@ -110,7 +110,7 @@ def test_emnist_letters_are_upright_and_count_from_a(offline: Path) -> None:
     images = write_set(offline / "EMNIST" / "raw", first=1, parts=published.EMNIST_PARTS)
     task = load_task("emnist-letters", offline)
     expected = images[:20].transpose(0, 2, 1).reshape(20, -1)
-    np.testing.assert_array_equal(task.train.stored_values().numpy(), expected)
+    np.testing.assert_array_equal(task.train.stored_rows().numpy(), expected)
     assert task.classes is not None and task.classes[0] == "a" and len(task.classes) == 26
     assert task.train.labels is not None and int(task.train.labels[0]) == 0
 
@@ -142,7 +142,7 @@ def test_colour_sets(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cifar10", "svhn"):
         task = load_task(name, offline)
         assert task.shape == (32, 32, 3) and task.classes is not None and len(task.classes) == 10
-        np.testing.assert_array_equal(task.test.stored_values().numpy(), images.reshape(6, -1))
+        np.testing.assert_array_equal(task.test.stored_rows().numpy(), images.reshape(6, -1))
 
 
 @pytest.mark.parametrize(
