@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from llgae_cli.cli.app import main
-
 FAST = "task: subspaces\nK: 4\nembed-dim: 3\nrestarts: 1\nmoves: 0\nepochs: 3\nfigures: false\n"
 BY_GRADIENT = FAST.replace("restarts: 1\nmoves: 0\n", "trainer: gradient\n")
 
@@ -30,6 +28,8 @@ Command = Callable[..., Said]
 @pytest.fixture
 def llgae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     """The command line, in this process and in a folder of its own that holds fast.yaml and gradient.yaml."""
+    from llgae_cli.cli.app import main  # here: tests/reliability_helper.py forks before this is imported
+
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fast.yaml").write_text(FAST)

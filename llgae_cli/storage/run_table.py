@@ -12,7 +12,6 @@ from typing import Any
 from llgae_cli.errors import InputError, explain, nearest, printable, show_path
 from llgae_cli.storage.names import SUFFIX, CheckpointName, slug
 
-NUMBERS = ("seed", "K", "embed_dim", "beta", "n_step", "lr", "epoch", "mean_l2")
 TEXTS = ("checkpoint", "task", "model", "trainer", "config_id")
 COLUMNS = (
     "checkpoint", "seed", "task", "model", "K", "embed_dim", "beta", "n_step", "lr",
