@@ -166,8 +166,8 @@ def nohup() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def forked(arguments: list[str], log: Path) -> int:
-    """The process number of a fork that runs the command line and ends as it ends."""
+def fork_command(arguments: list[str], log: Path) -> int:
+    """Fork a process that runs the command line; return its number."""
     early = (signal.SIGINT, signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_BLOCK, early)
     child = os.fork()
@@ -193,7 +193,7 @@ def forked(arguments: list[str], log: Path) -> int:
 
 
 def epochs_saved(folder: Path) -> int:
-    """The last epoch that has a checkpoint."""
+    """Return the last epoch that has a checkpoint."""
     names = [name for name in os.listdir(folder) if name.endswith(".pkl")] if folder.is_dir() else []
     return max((int(name.split("_")[-2]) for name in names), default=0)
 
@@ -210,7 +210,7 @@ def stops(config: str, folder: str, signums: list[int], seed: int) -> dict[str, 
     span = 0.1  # seconds that an epoch, or a start, takes at most
     for i, signum in enumerate(signums):
         before = epochs_saved(where)
-        child = forked([*command, *(["--resume", "last"] if before else [])], log)
+        child = fork_command([*command, *(["--resume", "last"] if before else [])], log)
         target, end = before + (rng.randrange(3) if i else 0), time.monotonic() + 60
         while epochs_saved(where) < target and time.monotonic() < end:
             time.sleep(0.001)
@@ -219,7 +219,7 @@ def stops(config: str, folder: str, signums: list[int], seed: int) -> dict[str, 
         story["codes"].append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         story["epochs"].append(epochs_saved(where))
         story["cut_files"] += where.is_dir() and any(name.startswith(".tmp-") for name in os.listdir(where))
-    last = forked([*command, *(["--resume", "last"] if epochs_saved(where) else [])], log)
+    last = fork_command([*command, *(["--resume", "last"] if epochs_saved(where) else [])], log)
     story["code"] = os.waitstatus_to_exitcode(os.waitpid(last, 0)[1])
     story["left"] = sorted(name for name in os.listdir(where) if not name.endswith(".pkl"))
     story["log"] = log.read_text()
@@ -236,9 +236,9 @@ def soak(configs: list[str], folder: str, runs: int, warm: int, drawn: int) -> d
 
     def both(config: str, **more: str) -> None:
         options = [part for key, value in more.items() for part in ("--set", f"{key}={value}")]
-        told = called(["train", "--config", config, "--json", *options])
+        told = call_command(["train", "--config", config, "--json", *options])
         checkpoint = json.loads(told)["checkpoint"]
-        called(["eval", checkpoint, "--json"])
+        call_command(["eval", checkpoint, "--json"])
 
     def series(number: int, first: int, **more: str) -> None:
         for i in range(number):
@@ -247,16 +247,16 @@ def soak(configs: list[str], folder: str, runs: int, warm: int, drawn: int) -> d
     story: dict[str, Any] = {}
     for name, warming, number, more in (("plain", warm, runs, {}), ("drawn", 2, drawn, {"figures": "true"})):
         series(warming, 0, **more)
-        before = taken()
+        before = measure_resources()
         series(number // 2, warming, **more)
-        half = taken()
+        half = measure_resources()
         series(number - number // 2, warming + number // 2, **more)
-        story[name] = {"before": before, "half": half, "after": taken()}
+        story[name] = {"before": before, "half": half, "after": measure_resources()}
     return story
 
 
-def called(arguments: list[str]) -> str:
-    """What the command line prints, in this process."""
+def call_command(arguments: list[str]) -> str:
+    """Run the command line in this process and return what it prints."""
     out = io.StringIO()
     sys.argv = ["llgae", *arguments]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
@@ -264,8 +264,8 @@ def called(arguments: list[str]) -> str:
     return out.getvalue()
 
 
-def taken() -> dict[str, int]:
-    """Resident memory, open files, threads, and the files below this folder that are no results."""
+def measure_resources() -> dict[str, int]:
+    """Return resident memory, open files, threads, and the number of files below this folder that are no results."""
     gc.collect()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     others = [path for path in Path().rglob("*") if path.is_file() and path.suffix not in (".pkl", ".png", ".yaml")]

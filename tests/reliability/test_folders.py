@@ -32,6 +32,7 @@ from llgae_cli.sweep import SweepFolder, read_plan
 from llgae_cli.sweep.cell import run_cell
 from llgae_cli.sweep.process import Share, spawn
 
+pytestmark = pytest.mark.slow
 PRECIOUS = b"the only copy\n"
 NOBODY = 65534
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="becoming a second user takes root")

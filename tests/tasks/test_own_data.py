@@ -186,7 +186,7 @@ def test_images_without_classes_and_of_many_formats(tmp_path: Path) -> None:
     Image.fromarray(np.dstack([values, values[:, :, 0]])).save(tmp_path / "sub" / "a.PNG")
     task = load("images", tmp_path)
     assert task.classes is None and task.train.labels is None and (task.train.N, task.test.N) == (5, 1)
-    assert (task.train.stored_rows() == task.test.stored_values()).all()
+    assert (task.train.stored_rows() == task.test.stored_rows()).all()
 
 
 def test_images_with_train_and_test_folders(tmp_path: Path) -> None:
