@@ -57,4 +57,4 @@ def check_refused(said: Said | subprocess.CompletedProcess[str], *words: str) ->
     assert out == "" and err.startswith("llgae: ") and err.count("\n") == 1, err
     assert "Traceback" not in err and "Error(" not in err
     for word in words:
-        assert word in err
+        assert word in err, (word, err)

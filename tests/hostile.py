@@ -109,7 +109,7 @@ BOUNDARIES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x8
 
 
 def mutate(whole: bytes, draw: random.Random, other: bytes = b"") -> bytes:
-    """Return the bytes with one to three changes: bits, numbers at the ends of their range, cuts, copies, another file's."""
+    """Return the bytes with one to three changes: bits, extreme numbers, cuts, copies, another file's."""
     raw = bytearray(whole)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         if not raw:

@@ -83,7 +83,7 @@ def test_full_size_files_of_another_set_are_not_taken_for_fashion_mnist(tmp_path
         load_task("fashion-mnist", tmp_path)
 
 
-def test_fashion_mnist_names_three_ways_out(offline: Path) -> None:
+def test_a_failed_download_of_fashion_mnist_names_the_other_ways(offline: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_task("fashion-mnist", offline)
     said = str(caught.value)
@@ -94,7 +94,7 @@ def test_fashion_mnist_names_three_ways_out(offline: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "kmnist", "emnist-letters", "cifar10", "svhn"])
-def test_other_sets_name_two_ways_out(offline: Path, name: str) -> None:
+def test_a_failed_download_of_other_sets_names_the_folder(offline: Path, name: str) -> None:
     with pytest.raises(InputError, match="its download failed .* Put .* into "):
         load_task(name, offline)
 
