@@ -46,7 +46,8 @@ def write_atomically(path: Path, durable: bool = True, keep_old: bool = False) -
         yield temporary
         with postpone():
             if durable:
-                _flush(temporary)
+                with open(temporary, "r+b") as file:
+                    os.fsync(file.fileno())
             _rename(temporary, path, keep_old)
             if durable:
                 flush_folder(path.parent)
@@ -139,11 +140,6 @@ def clean_temporaries(folder: Path) -> int:
                 path.unlink()
                 removed += 1
     return removed
-
-
-def _flush(path: Path) -> None:
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
 
 
 def _rename(temporary: Path, path: Path, keep_old: bool) -> None:

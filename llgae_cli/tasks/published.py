@@ -71,7 +71,7 @@ EMNIST_LETTERS = IdxSet(
 
 def load_fashion_mnist(data_dir: Path, centring: Centring, seed: int) -> Task:
     """Load Fashion-MNIST, 60,000 and 10,000 images: from data-dir, Debian's package, or torchvision's download."""
-    place = _find(FASHION_MNIST, [*_places(FASHION_MNIST, data_dir), DEBIAN_FASHION_MNIST])
+    place = _find(FASHION_MNIST, data_dir, DEBIAN_FASHION_MNIST)
     if place == DEBIAN_FASHION_MNIST:
         return _read(FASHION_MNIST, place, "Debian's package dataset-fashion-mnist,", centring)
     advice = f"Put its four idx files into {show_path(data_dir)}, or run apt-get install dataset-fashion-mnist"
@@ -128,12 +128,12 @@ def load_svhn(data_dir: Path, centring: Centring, seed: int) -> Task:
 
 
 def _load(what: IdxSet, data_dir: Path, centring: Centring, advice: str = "") -> Task:
-    place = _find(what, _places(what, data_dir))
+    place = _find(what, data_dir)
     if place is not None:
         return _read(what, place, "idx files in", centring)
     folder = show_path(data_dir / what.name)
     _download(what.name, what.get, data_dir, advice or f"Put {', '.join(what.parts)}, gzipped or not, into {folder}")
-    place = _find(what, _places(what, data_dir))
+    place = _find(what, data_dir)
     if place is None:
         raise InputError(f"{show_path(data_dir)}: the download of {what.name} has no complete set of idx files")
     return _read(what, place, "downloaded by torchvision into", centring)
@@ -169,11 +169,8 @@ def _load_colour(
     return _images(name, halves[0], halves[1], (32, 32, 3), classes, how, data_dir)
 
 
-def _places(what: IdxSet, data_dir: Path) -> list[Path]:
-    return [data_dir / folder for folder in what.folders]
-
-
-def _find(what: IdxSet, places: list[Path]) -> Path | None:
+def _find(what: IdxSet, data_dir: Path, *more: Path) -> Path | None:
+    places = [*(data_dir / folder for folder in what.folders), *more]
     return next((place for place in places if all(_file(place, part) for part in what.parts)), None)
 
 
