@@ -28,7 +28,7 @@ from llgae_cli.factory import (
 )
 from llgae_cli.formatting import five_digits
 from llgae_cli.models import Model
-from llgae_cli.storage import Checkpoint, RunFolder, RunLock
+from llgae_cli.storage import Checkpoint, Lock, RunFolder
 from llgae_cli.tasks import Samples, Task, load_task
 from llgae_cli.training import EpochRecord, Trainer, distributed
 
@@ -141,7 +141,7 @@ def train(
             distributed.leave()
 
 
-def acquire(lock: RunLock, patience: float) -> None:
+def acquire(lock: Lock, patience: float) -> None:
     """Take the lock of a config, waiting up to `patience` seconds for another run to end; InputError after that.
 
     Only rank 0 takes it. The others take part in the exchange, because a process that is silent for minutes counts as
@@ -288,7 +288,7 @@ def save(run: Run, train_mean_l2: float | None = None, extras: dict[str, Any] | 
         return None
     snapshot, task = run.snapshot, run.task
     run.checkpoint = Checkpoint(
-        config=storage.shareable(run.config),
+        config=storage.export_config(run.config),
         epoch=snapshot.epoch,  # 0: the best of the initialisations that were done
         mean_l2=measure_snapshot(run, snapshot),
         train_mean_l2=train_mean_l2,

@@ -1,4 +1,4 @@
-"""When a signal may stop the work: at once, or after the step that must not be cut in two."""
+"""Stopping on a signal: at once, or after a step that must not be cut in two."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +7,11 @@ from llgae_cli.errors import Interrupted
 
 _postponements = 0
 _waiting: int | None = None  # a signal that came while interrupts were postponed
-_raised: int | None = None  # a signal that was raised; whoever caught it may have thrown it away, see `check`
+_raised: int | None = None  # a signal that was raised as Interrupted; a library may have swallowed that, see `check`
 
 
-def arrived(signum: int) -> None:
-    """A signal asks the process to stop. Raises Interrupted here, or where `postponed` ends."""
+def receive(signum: int) -> None:
+    """Raise Interrupted for a signal, at once or at the end of the `postpone` block that is being executed."""
     global _waiting, _raised
     if _postponements:
         _waiting = signum
@@ -21,11 +21,11 @@ def arrived(signum: int) -> None:
 
 
 @contextmanager
-def postponed() -> Iterator[None]:
-    """Let no signal in until the block has ended; then raise Interrupted for one that came.
+def postpone() -> Iterator[None]:
+    """Postpone interrupts to the end of the block.
 
-    For calls into C++ that call back into Python, such as torch.save: they make another error of whatever is raised
-    there, and the interrupt would be told as a failed write.
+    For steps that must be complete, and for calls into C++ that call back into Python, such as torch.save: they turn
+    any exception raised there into another one, and an interrupt would be reported as a failed write.
     """
     global _postponements, _waiting
     _postponements += 1
@@ -35,19 +35,20 @@ def postponed() -> Iterator[None]:
         _postponements -= 1
         if _waiting is not None and not _postponements:
             signum, _waiting = _waiting, None
-            arrived(signum)
+            receive(signum)
 
 
 def check() -> None:
-    """Raise Interrupted for a signal that was heard of and then lost; called where work goes on as if none had come.
+    """Raise Interrupted again for a signal that a library swallowed. Long work calls this between its steps.
 
-    An exception that a handler raises within a destructor, or while C code imports a module, is printed and dropped.
+    Python prints and drops an exception that a signal handler raises within a destructor, or while C code imports a
+    module.
     """
     if _raised is not None:
         raise Interrupted(_raised)
 
 
-def forget() -> None:
-    """Start anew: no signal has come."""
+def reset() -> None:
+    """Forget all signals received so far."""
     global _postponements, _waiting, _raised
     _postponements, _waiting, _raised = 0, None, None

@@ -1,4 +1,4 @@
-"""Regular files, opened so that a link, a pipe or a device under a file's name can do no harm."""
+"""Regular files, opened so that a link, a pipe or a device in place of a file can do no harm."""
 
 import errno
 import os
@@ -6,19 +6,19 @@ import select
 import stat
 from pathlib import Path
 
-from llgae_cli.errors import InputError, printable
+from llgae_cli.errors import InputError, explain, show_path
 
-PIPE_PATIENCE = 10.0  # seconds that a pipe with a writer may stay silent
+PIPE_PATIENCE = 10.0  # seconds to wait for a pipe whose writer is silent
 
 _SAFELY = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # opening a pipe would wait for its other end
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none: there the path is looked at before
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none: there the path is checked before it is opened
 
 
 def open_for_reading(path: Path, pipe: bool = False) -> int:
-    """Open a regular file, or with `pipe` also a pipe, for reading and return its descriptor. Links are followed.
+    """Open a regular file (with `pipe` also a pipe) for reading and return its descriptor. Links are followed.
 
-    Never waits for a pipe's writer. Raises OSError: the system's, IsADirectoryError for a folder, and EINVAL with the
-    kind of file in words for anything else that is no regular file.
+    Never waits for a pipe's writer. Raises OSError: the system's own, IsADirectoryError for a folder, and EINVAL with
+    the kind of file in words for anything else.
     """
     handle = os.open(path, os.O_RDONLY | _SAFELY)
     mode = os.fstat(handle).st_mode
@@ -33,10 +33,10 @@ def open_for_reading(path: Path, pipe: bool = False) -> int:
 def open_own(path: Path, flags: int) -> int:
     """Open a file that llgae itself keeps in a user's folder, for writing, and return its descriptor.
 
-    Who may write in the folder could put another file's link under the name. So no symbolic link is followed, and on
-    the open descriptor, before anything is written, the file must be a regular one with a single name (a hard link is
-    a second name). `flags` are those of os.open; O_TRUNC is not for here, since it empties before the check. A file
-    that lost its last name in the meantime is returned: `checkpoints.locks` looks for that.
+    Anybody who may write in the folder can put a link to another file under the name. So no symbolic link is followed,
+    and before anything is written the open file must be a regular one with a single name (a hard link is a second
+    name). `flags` are those of os.open; O_TRUNC is not allowed, since it empties the file before the check. A file
+    that lost its last name in the meantime is returned: `storage.locks` checks for that.
 
     Raises InputError for any other file, and the system's OSError.
     """
@@ -53,31 +53,28 @@ def open_own(path: Path, flags: int) -> int:
         if not stat.S_ISREG(mode):
             raise _not_own(path, _kind(mode)) from None
         raise
-    status = os.fstat(handle)
-    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+    problem = _own_problem(os.fstat(handle))
+    if problem is None:
         return handle
     os.close(handle)
-    regular = stat.S_ISREG(status.st_mode)
-    raise _not_own(path, f"a file with {status.st_nlink} names (hard links)" if regular else _kind(status.st_mode))
+    raise _not_own(path, problem)
 
 
 def check_own(path: Path) -> None:
-    """Raise InputError where `open_own` would; for a file that is written later, by another process."""
+    """Raise InputError where `open_own` would: for a file that another process writes later."""
     try:
-        status = os.lstat(path)
-    except OSError:  # not there yet, or not to be looked at: whoever writes it will meet that
+        problem = _own_problem(os.lstat(path))
+    except OSError:  # missing, or not accessible: the process that writes it will report that
         return
-    if not stat.S_ISREG(status.st_mode):
-        raise _not_own(path, _kind(status.st_mode))
-    if status.st_nlink > 1:
-        raise _not_own(path, f"a file with {status.st_nlink} names (hard links)")
+    if problem is not None:
+        raise _not_own(path, problem)
 
 
 def read_bytes(path: Path, limit: int, pipe: bool = False) -> bytes:
-    """Read a small file: at most limit + 1 bytes, so that a larger one shows.
+    """Read at most limit + 1 bytes, so that the caller sees when a file is larger than `limit`.
 
-    A pipe (`pipe`) is read to its end; one that has no writer, or whose writer is silent for PIPE_PATIENCE seconds, is
-    an OSError as those of `open_for_reading`.
+    A pipe (`pipe`) is read to its end; one without a writer, or whose writer is silent for PIPE_PATIENCE seconds,
+    raises OSError like those of `open_for_reading`.
     """
     with os.fdopen(open_for_reading(path, pipe), "rb") as file:
         if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
@@ -88,20 +85,20 @@ def read_bytes(path: Path, limit: int, pipe: bool = False) -> bytes:
 def read_text(path: Path, limit: int, what: str, pipe: bool = False) -> str:
     """Read a small UTF-8 text file, which messages call `what` ("config"); `pipe` as in `read_bytes`.
 
-    Raises FileNotFoundError where there is none. Raises InputError, in one line, where it cannot be read, is no
-    regular file, has more than `limit` bytes or is not UTF-8.
+    Raises FileNotFoundError when the file is missing; InputError, in one line, when it cannot be read, is no regular
+    file, has more than `limit` bytes or is not UTF-8.
     """
-    where = printable(path, 200)
+    where = show_path(path)
     try:
         raw = read_bytes(path, limit, pipe)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise InputError(f"{where}: cannot be read ({error.strerror or printable(error)})") from None
+        raise InputError(f"{where}: cannot be read ({explain(error)})") from None
     except ValueError:  # a null byte in the path
-        raise InputError(f"{where}: no path of a file") from None
+        raise InputError(f"{where}: not a valid path of a file") from None
     if len(raw) > limit:
-        raise InputError(f"{where}: larger than {limit} bytes, this is no {what}")
+        raise InputError(f"{where}: larger than {limit} bytes; not a {what}")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -126,9 +123,16 @@ def _read_pipe(handle: int, limit: int) -> bytes:
     return bytes(raw)
 
 
-def _not_own(path: Path, what: str) -> InputError:
+def _own_problem(status: os.stat_result) -> str | None:
+    """Return why a file cannot be llgae's own; None for a regular file with one name."""
+    if not stat.S_ISREG(status.st_mode):
+        return _kind(status.st_mode)
+    return f"a file with {status.st_nlink} names (hard links)" if status.st_nlink > 1 else None
+
+
+def _not_own(path: Path, problem: str) -> InputError:
     return InputError(
-        f"{printable(path, 300)}: {what}, where llgae keeps a regular file of its own; nothing was written to it: "
+        f"{show_path(path)}: {problem}, where llgae keeps a regular file of its own; nothing was written to it: "
         "remove it, or choose another folder"
     )
 

@@ -14,6 +14,7 @@ from llgae_cli import threads
 threads.set_wait_policy()  # before anything imports torch
 
 import torch  # noqa: E402
+from command_line import llgae  # noqa: E402, F401 - a fixture, in tests/command_line.py
 
 from llgae_cli.errors import InputError  # noqa: E402
 from llgae_cli.tasks import Task, load_task  # noqa: E402

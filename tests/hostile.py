@@ -79,14 +79,14 @@ def watched() -> Iterator[None]:
 
 
 class Tally:
-    """How the inputs fared: `refused` with an InputError in one line, `read` as sound."""
+    """Counts of inputs: `refused` with an InputError in one line, `read` as sound."""
 
     def __init__(self) -> None:
         self.refused = self.read = 0
         self.slowest = 0.0
 
     def __int__(self) -> int:
-        """All inputs tried."""
+        """Return the number of inputs."""
         return self.refused + self.read
 
     def attempt(self, read: Callable[[], object], what: object) -> None:
@@ -108,8 +108,8 @@ class Tally:
 BOUNDARIES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**62, 2**63 - 1)
 
 
-def mutated(whole: bytes, draw: random.Random, other: bytes = b"") -> bytes:
-    """The bytes with one to three changes: bits, numbers at the ends of their range, cuts, copies, another file's."""
+def mutate(whole: bytes, draw: random.Random, other: bytes = b"") -> bytes:
+    """Return the bytes with one to three changes: bits, extreme numbers, cuts, copies, another file's."""
     raw = bytearray(whole)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         if not raw:
@@ -140,12 +140,12 @@ def mutated(whole: bytes, draw: random.Random, other: bytes = b"") -> bytes:
 
 
 def cut(whole: bytes) -> Iterator[bytes]:
-    """The bytes cut at every percent of their length."""
+    """Yield the bytes cut at every percent of their length."""
     for percent in range(100):
         yield whole[: len(whole) * percent // 100]
 
 
 def put(path: Path, raw: bytes) -> Path:
-    """The file with these bytes."""
+    """Write the bytes to the file and return its path."""
     path.write_bytes(raw)
     return path

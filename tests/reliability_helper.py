@@ -25,8 +25,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from command_line import BY_GRADIENT  # tests/command_line.py
+
 from llgae_cli import experiment, figures  # noqa: F401 - a forked run finds them imported
 from llgae_cli.__main__ import main
+from llgae_cli.storage import Checkpoint, load
+
+ENDLESS = BY_GRADIENT.replace("epochs: 3", "epochs: 1000000")
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two nests of tensors and plain values are the same to the last bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def last(folder: Path, epoch: int) -> Checkpoint:
+    """The checkpoint of an epoch."""
+    (path,) = folder.glob(f"*_{epoch}_*.pkl")
+    return load(path)
+
+
+def check_same_run(one: Checkpoint, other: Checkpoint) -> None:
+    """The same run to the last bit: weights, optimiser, generators, history and final numbers."""
+    assert equal(one.state, other.state) and equal(one.trainer_state, other.trainer_state)
+    assert equal(one.extras, other.extras) and one.train_mean_l2 == other.train_mean_l2 is not None
+    timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in c.history] for c in (one, other)]
+    assert timeless[0] == timeless[1]
 
 
 class Started:
@@ -135,8 +166,8 @@ def nohup() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def forked(arguments: list[str], log: Path) -> int:
-    """The process number of a fork that runs the command line and ends as it ends."""
+def fork_command(arguments: list[str], log: Path) -> int:
+    """Fork a process that runs the command line; return its number."""
     early = (signal.SIGINT, signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_BLOCK, early)
     child = os.fork()
@@ -162,7 +193,7 @@ def forked(arguments: list[str], log: Path) -> int:
 
 
 def epochs_saved(folder: Path) -> int:
-    """The last epoch that has a checkpoint."""
+    """Return the last epoch that has a checkpoint."""
     names = [name for name in os.listdir(folder) if name.endswith(".pkl")] if folder.is_dir() else []
     return max((int(name.split("_")[-2]) for name in names), default=0)
 
@@ -179,7 +210,7 @@ def stops(config: str, folder: str, signums: list[int], seed: int) -> dict[str, 
     span = 0.1  # seconds that an epoch, or a start, takes at most
     for i, signum in enumerate(signums):
         before = epochs_saved(where)
-        child = forked([*command, *(["--resume", "last"] if before else [])], log)
+        child = fork_command([*command, *(["--resume", "last"] if before else [])], log)
         target, end = before + (rng.randrange(3) if i else 0), time.monotonic() + 60
         while epochs_saved(where) < target and time.monotonic() < end:
             time.sleep(0.001)
@@ -188,7 +219,7 @@ def stops(config: str, folder: str, signums: list[int], seed: int) -> dict[str, 
         story["codes"].append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         story["epochs"].append(epochs_saved(where))
         story["cut_files"] += where.is_dir() and any(name.startswith(".tmp-") for name in os.listdir(where))
-    last = forked([*command, *(["--resume", "last"] if epochs_saved(where) else [])], log)
+    last = fork_command([*command, *(["--resume", "last"] if epochs_saved(where) else [])], log)
     story["code"] = os.waitstatus_to_exitcode(os.waitpid(last, 0)[1])
     story["left"] = sorted(name for name in os.listdir(where) if not name.endswith(".pkl"))
     story["log"] = log.read_text()
@@ -205,9 +236,9 @@ def soak(configs: list[str], folder: str, runs: int, warm: int, drawn: int) -> d
 
     def both(config: str, **more: str) -> None:
         options = [part for key, value in more.items() for part in ("--set", f"{key}={value}")]
-        told = called(["train", "--config", config, "--json", *options])
+        told = call_command(["train", "--config", config, "--json", *options])
         checkpoint = json.loads(told)["checkpoint"]
-        called(["eval", checkpoint, "--json"])
+        call_command(["eval", checkpoint, "--json"])
 
     def series(number: int, first: int, **more: str) -> None:
         for i in range(number):
@@ -216,16 +247,16 @@ def soak(configs: list[str], folder: str, runs: int, warm: int, drawn: int) -> d
     story: dict[str, Any] = {}
     for name, warming, number, more in (("plain", warm, runs, {}), ("drawn", 2, drawn, {"figures": "true"})):
         series(warming, 0, **more)
-        before = taken()
+        before = measure_resources()
         series(number // 2, warming, **more)
-        half = taken()
+        half = measure_resources()
         series(number - number // 2, warming + number // 2, **more)
-        story[name] = {"before": before, "half": half, "after": taken()}
+        story[name] = {"before": before, "half": half, "after": measure_resources()}
     return story
 
 
-def called(arguments: list[str]) -> str:
-    """What the command line prints, in this process."""
+def call_command(arguments: list[str]) -> str:
+    """Run the command line in this process and return what it prints."""
     out = io.StringIO()
     sys.argv = ["llgae", *arguments]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
@@ -233,8 +264,8 @@ def called(arguments: list[str]) -> str:
     return out.getvalue()
 
 
-def taken() -> dict[str, int]:
-    """Resident memory, open files, threads, and the files below this folder that are no results."""
+def measure_resources() -> dict[str, int]:
+    """Return resident memory, open files, threads, and the number of files below this folder that are no results."""
     gc.collect()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     others = [path for path in Path().rglob("*") if path.is_file() and path.suffix not in (".pkl", ".png", ".yaml")]

@@ -239,7 +239,7 @@ def measure_steady(task: Task) -> Iterator[Row]:
     """Measure a pass in new processes, on an idle machine and next to a busy process: the median of each process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.npy"
-        np.save(path, task.train.stored_values().cpu().numpy())
+        np.save(path, task.train.stored_rows().cpu().numpy())
         quiet = pass_seconds_of_processes(path, K, E, task.train.centring, busy=False)
         logger.info("steady: next to a busy process")
         busy = pass_seconds_of_processes(path, K, E, task.train.centring, busy=True)

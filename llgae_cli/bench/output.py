@@ -6,14 +6,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from llgae_cli.storage.atomic import replacing
+from llgae_cli.storage.atomic import write_atomically
 
 GROWTHS = {"growth over K": "K, components", "growth over E": "E, latent dimensions", "growth over N": "N, samples"}
 
 
 def save(document: dict[str, Any], folder: Path) -> None:
     """Write bench.json into `folder`, and bench.png where growth was measured."""
-    with replacing(folder / "bench.json") as temporary:
+    with write_atomically(folder / "bench.json") as temporary:
         temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     curves = {name: [row for row in document["rows"] if row["bench"] == name and row["at"] is not None]
               for name in GROWTHS}  # fmt: skip
@@ -30,5 +30,5 @@ def save(document: dict[str, Any], folder: Path) -> None:
         )
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"One training iteration, {document['machine']}", fontsize=10)
-    with replacing(folder / "bench.png", durable=False) as temporary:
+    with write_atomically(folder / "bench.png", durable=False) as temporary:
         figure.savefig(temporary, format="png", dpi=150)

@@ -106,7 +106,7 @@ def main() -> NoReturn:
     except Interrupted as interrupt:
         saved = f"; saved {interrupt.saved}, continue with --resume last" if interrupt.saved else ""
         complain(f"interrupted{saved}")
-        interrupts.forget()  # it has been answered
+        interrupts.reset()  # it has been answered
         code = 128 + interrupt.signum
     sys.exit(code)
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from llgae_cli.errors import RunError, printable
 from llgae_cli.formatting import five_digits
-from llgae_cli.interrupts import postponed
+from llgae_cli.interrupts import postpone
 
 
 class _Log(Console):
@@ -134,7 +134,7 @@ class _Handler(logging.Handler):
         super().__init__()
         self.bar: TrainingBar | None = None
 
-    @postponed()
+    @postpone()
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if record.levelno >= logging.WARNING:
@@ -191,7 +191,7 @@ class TrainingBar:
             _handler.bar = self
         return self
 
-    @postponed()
+    @postpone()
     def __exit__(self, *exception: object) -> None:
         if self.bar:
             self.bar.stop()
@@ -202,7 +202,7 @@ class TrainingBar:
         if self.bar:
             self.bar.update(self.task, description=printable(message, 70))
 
-    @postponed()
+    @postpone()
     def show_epoch(self, record: dict[str, float], epochs: int) -> None:
         """Show an epoch's figures; `epochs` is the largest number of epochs."""
         figures = [f"{label} {five_digits(record[key])}" for key, label in _FIGURES.items() if key in record]

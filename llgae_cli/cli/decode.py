@@ -34,7 +34,7 @@ def decode(
     shape = shape_of(stored, model)
     file = codes.CodesFile(codes_file, model)
     if to_npy:
-        codes.write_npy(codes.decoded(model, file, centred), output, (file.N, *shape))
+        codes.write_npy(codes.decode_file(model, file, centred), output, (file.N, *shape))
     else:
         codes.write_images(model, file, output, shape, float(stored.data.get("peak", 255.0)))
     if json:

@@ -24,7 +24,7 @@ def install_handlers() -> None:
     """
     global _first, _unwinding
     _first, _unwinding = None, False
-    interrupts.forget()
+    interrupts.reset()
     for signum in SIGNALS:
         if signum in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(signum) == signal.SIG_DFL:
             signal.signal(signum, _handle)
@@ -41,7 +41,7 @@ def _handle(signum: int, frame: FrameType | None) -> None:
     global _unwinding
     if not _unwinding:
         _unwinding = True
-        interrupts.arrived(signum)
+        interrupts.receive(signum)
 
 
 def _watch() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llgae_cli.errors import InputError
 from llgae_cli.models import Model
-from llgae_cli.storage.codes import writing_codes
+from llgae_cli.storage.codes import create_codes
 from llgae_cli.tasks import Samples
 
 CHUNK = 2048  # rows encoded at a time
@@ -63,7 +63,7 @@ def write_codes(model: Model, samples: Samples, path: Path) -> float:
     Raises InputError for values that are not finite, RunError when the disk is full; `path` is then as it was.
     """
     total = 0.0
-    with writing_codes(path, model, samples.N) as add:
+    with create_codes(path, model, samples.N) as add:
         for chunk in encode(model, samples):
             mean_l2 = chunk.squared_residual() / samples.D
             if not bool(torch.isfinite(mean_l2).all()):

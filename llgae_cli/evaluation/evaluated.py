@@ -20,7 +20,7 @@ from llgae_cli.evaluation.rate import Rate, measure_rate
 from llgae_cli.factory import choose_device, restore, set_up_torch
 from llgae_cli.formatting import format_value
 from llgae_cli.models import Model
-from llgae_cli.storage import Checkpoint, disagreement
+from llgae_cli.storage import Checkpoint, compare_name
 from llgae_cli.tasks import Samples, Task, load_task
 from llgae_cli.threads import limit_threads
 
@@ -240,7 +240,7 @@ def _evaluate(
     mean_l2 = measured.metrics.mean_l2
     if not math.isfinite(mean_l2):
         raise RunError(f"{path.name}: mean L2 is {mean_l2} on {task.name}: the ascent on b overflows there")
-    warnings = [line for line in [disagreement(path, checkpoint)] if line]
+    warnings = [line for line in [compare_name(path, checkpoint)] if line]
     if checkpoint.train_mean_l2 is None:
         warnings.append(f"an unfinished run's checkpoint, after epoch {checkpoint.epoch} of {config.epochs}")
     if own_task and task.fingerprint != checkpoint.data.get("fingerprint"):

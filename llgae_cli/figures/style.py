@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from llgae_cli.formatting import format_value
-from llgae_cli.storage.atomic import replacing
+from llgae_cli.storage.atomic import write_atomically
 
 # Paul Tol's "bright" scheme (personal.sron.nl/~pault): distinct for all common kinds of colour blindness.
 BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = (
@@ -133,7 +133,7 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
     """Write the figure atomically, in the format of the suffix (.png, .svg, .pdf). Raises RunError."""
     kind = path.suffix.lstrip(".").lower()
-    with replacing(path, durable=False) as temporary, matplotlib.rc_context({"svg.hashsalt": "llgae"}):
+    with write_atomically(path, durable=False) as temporary, matplotlib.rc_context({"svg.hashsalt": "llgae"}):
         if kind == "png":  # without the alpha channel, and encoded once
             figure.set_dpi(dpi)
             canvas = FigureCanvasAgg(figure)

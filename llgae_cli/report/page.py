@@ -30,7 +30,7 @@ from llgae_cli.models import LLGAE
 from llgae_cli.regular_files import read_bytes
 from llgae_cli.report import explorer
 from llgae_cli.report.sweep_results import Leaderboard, read_leaderboard
-from llgae_cli.storage.atomic import replacing
+from llgae_cli.storage.atomic import write_atomically
 
 MAX_CHECKPOINTS = 12
 FIRST_OF_SWEEP = 3
@@ -81,7 +81,7 @@ def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = 
         raise InputError(f"{printable(folders[0], 200)}: a folder beside other sources; a sweep has a page of its own")
     checkpoints = evaluate_checkpoints(paths, data_dir)
     html = render(checkpoints, board, sources[0])
-    with replacing(output) as temporary:
+    with write_atomically(output) as temporary:
         temporary.write_text(html, encoding="utf-8", newline="\n")
 
 

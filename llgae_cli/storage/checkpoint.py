@@ -1,17 +1,20 @@
-"""What a checkpoint holds: its fields, what may stand in them, and what else is recorded of a run."""
+"""Content of a checkpoint: its fields, what each may hold, and the provenance of a run."""
 
-import math
 import numbers
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 import llgae_cli
 from llgae_cli.errors import InputError, RunError, printable
+from llgae_cli.storage.json_files import summarise
 
 if TYPE_CHECKING:  # torch takes a second to import, and `llgae runs` needs this package without it
     from torch import Tensor
@@ -19,43 +22,80 @@ if TYPE_CHECKING:  # torch takes a second to import, and `llgae runs` needs this
 FORMAT = "llgae-checkpoint"
 FORMAT_VERSION = 1
 MAX_DEPTH = 20  # containers within containers; optimiser states have five
-MAX_VALUES = 2_000_000  # values in one checkpoint's containers, each visit counted: shared nests do not multiply
-MAX_DIGITS = 600  # of a whole number; generator states have some forty
+MAX_VALUES = 2_000_000  # values in a checkpoint; a container that is referred to twice counts twice
+MAX_BITS = 1800  # of an integer, some 540 digits; generator states have 40 digits
+WITHOUT_TENSORS = ("config", "data", "provenance")
+
+
+# pydantic's own types collect an error per wrong key or row, 5 GB of them for a hostile file: these stop at the first.
+
+
+def check_keys(mapping: dict[Any, Any]) -> dict[Any, Any]:
+    """Return a mapping whose keys are texts; ValueError otherwise."""
+    if not all(isinstance(key, str) for key in mapping):
+        raise ValueError("not a mapping with text for keys")
+    return mapping
+
+
+def check_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's state; ValueError where it has something other than finite tensors."""
+    import torch
+
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{printable(name)} is a {type(tensor).__name__}; only tensors are allowed")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{printable(name)} has values that are not finite")
+    return state
+
+
+def check_history(rows: list[Any]) -> list[Any]:
+    """Return the rows of a history; ValueError where one is not a mapping of names to numbers."""
+    for row in rows:
+        if not isinstance(row, dict) or not all(type(key) is str and type(row[key]) in (int, float) for key in row):
+            raise ValueError("not a list with one mapping of names to numbers per epoch")
+    return rows
+
+
+NamedValues = Annotated[dict[Any, Any], Field(strict=True), AfterValidator(check_keys)]
+History = Annotated[list[Any], Field(strict=True), AfterValidator(check_history)]
+Measure = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
 
 @dataclass
 class Checkpoint:
-    """One run, all that is needed to evaluate it, to continue it and to say where it came from.
+    """State of one run: everything needed to evaluate it, to continue it and to know its origin.
 
     config           the resolved config, plain values under its YAML keys
     state            the model's tensors, all finite
     history          one mapping of numbers per epoch, in order
     epoch            epochs done
-    mean_l2          test mean L2, squared grey levels per pixel; train_mean_l2 likewise, where it is known
+    mean_l2          test mean L2, squared grey levels per pixel
+    train_mean_l2    mean L2 on the training samples; None for an unfinished run
     seconds          time spent training
     data             task, fingerprint, shape, N, D and source of the data
     provenance       see `provenance()`
     trainer_state    optimiser and generator states: nested dicts, lists and tuples of tensors and plain values
-    extras           anything derived from the data and worth keeping: usage counts, latent variances (K, E)
+    extras           statistics derived from the data: count (K,), latent_mean (K, E), latent_covariance (K, E, E), ...
     """
 
-    config: dict[str, Any]
-    state: dict[str, "Tensor"]
-    history: list[dict[str, float]]
-    epoch: int
-    mean_l2: float
-    train_mean_l2: float | None
-    seconds: float
-    data: dict[str, Any]
-    provenance: dict[str, Any]
-    trainer_state: dict[str, Any] = field(default_factory=dict)
-    extras: dict[str, Any] = field(default_factory=dict)
+    config: NamedValues
+    state: Annotated[NamedValues, AfterValidator(check_state)]
+    history: History
+    epoch: Annotated[int, Field(strict=True, ge=0)]
+    mean_l2: Measure
+    train_mean_l2: Measure | None
+    seconds: Measure
+    data: NamedValues
+    provenance: NamedValues
+    trainer_state: NamedValues = field(default_factory=dict)
+    extras: NamedValues = field(default_factory=dict)
 
 
 def provenance() -> dict[str, Any]:
-    """Versions of llgae, torch, numpy and python, system, git commit of the working folder or None, UTC time.
+    """Return versions of llgae, torch, numpy and python, the system, the git commit of the folder or None, UTC time.
 
-    Nothing that identifies a machine: neither its name nor its kernel's version.
+    Nothing identifies the machine: neither its name nor the version of its kernel.
     """
     return {
         "llgae": llgae_cli.__version__,
@@ -68,25 +108,26 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def packed(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint as the dictionary that a file holds: contiguous CPU tensors and plain values, all checked.
+def pack(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the dictionary that a file holds: contiguous CPU tensors and plain values, all checked.
 
     Raises RunError for a value that no file can hold, for a wrong type, or for a model that is not finite.
     """
-    content = {f.name: _plain(getattr(checkpoint, f.name), f.name) for f in fields(Checkpoint)}
-    wrong = _problem(content)
-    if wrong:
-        raise RunError(f"no checkpoint is written: {wrong}")
+    try:
+        content = {f.name: _plain(getattr(checkpoint, f.name), f.name) for f in fields(Checkpoint)}
+        validate_fields(content)
+    except InputError as error:
+        raise RunError(f"no checkpoint is written: {error}") from None
     return {"format": FORMAT, "format_version": FORMAT_VERSION, **content}
 
 
-def unpacked(content: Any) -> Checkpoint:
-    """The Checkpoint in a file's dictionary. Raises InputError: no checkpoint, another version, a wrong field."""
+def unpack(content: Any) -> Checkpoint:
+    """Return the Checkpoint in a file's dictionary; InputError: no checkpoint, another version, a wrong field."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError("not a checkpoint of llgae (a torch file of another program)")
-    found = content.get("format_version")
-    if type(found) is not int or found != FORMAT_VERSION:
-        raise InputError(f"format version {printable(found)}, and this llgae reads version {FORMAT_VERSION} alone")
+    stored = content.get("format_version")
+    if type(stored) is not int or stored != FORMAT_VERSION:
+        raise InputError(f"format version {printable(stored)}, and this llgae reads only version {FORMAT_VERSION}")
     names = [f.name for f in fields(Checkpoint)]
     missing = [name for name in names if name not in content]
     if missing:
@@ -94,19 +135,22 @@ def unpacked(content: Any) -> Checkpoint:
     unknown = [name for name in content if name not in {*names, "format", "format_version"}]
     if unknown:
         raise InputError(f"an unknown field '{printable(unknown[0])}'")
-    values: dict[str, Any] = {name: content[name] for name in names}
-    wrong = _problem(values)
-    if wrong:
-        raise InputError(wrong)
-    for key in _REALS:
-        values[key] = None if values[key] is None else float(values[key])
-    return Checkpoint(**values)
+    return validate_fields({name: content[name] for name in names})
+
+
+def validate_fields(values: dict[str, Any]) -> Checkpoint:
+    """Return the fields of a checkpoint as a Checkpoint. Raises InputError, in one line, for the first wrong one."""
+    _check_values(values)
+    try:
+        return _adapter().validate_python(values)
+    except ValidationError as error:
+        raise InputError(summarise(error)) from None
 
 
 def same_result(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether both hold one result: same model, epoch and numbers on the same data. Times and versions may differ.
+    """Return whether both hold one result: the same model, epoch and numbers on the same data.
 
-    A run that was saved on its way and not at its end has no `train_mean_l2`; it is the same result without it.
+    Times and versions may differ. An unfinished run has no `train_mean_l2`; it is the same result without it.
     """
     import torch
 
@@ -124,96 +168,71 @@ def same_result(one: Checkpoint, other: Checkpoint) -> bool:
     )
 
 
-_REALS = ("mean_l2", "train_mean_l2", "seconds")
-_MAPPINGS = ("config", "state", "data", "provenance", "trainer_state", "extras")
+@cache
+def _adapter() -> TypeAdapter[Checkpoint]:
+    return TypeAdapter(Checkpoint)
 
 
-def _problem(values: dict[str, Any]) -> str | None:
-    """What is wrong with the fields, in one line, or None."""
+def _check_values(values: dict[str, Any]) -> None:
+    """Raise InputError for a value, at any depth, that a checkpoint may not hold; time and memory are bounded."""
     import torch
 
-    for key in _MAPPINGS:
-        if not isinstance(values[key], dict) or not all(isinstance(name, str) for name in values[key]):
-            return f"'{key}' is not a mapping with text for keys"
-    budget = iter(range(MAX_VALUES))
-    for key, value in values.items():
-        for part in _parts(value, key, budget):
-            if isinstance(part, str):
-                return part
-            if _is_expanded(part):
-                return f"'{key}' has a tensor of shape {tuple(part.shape)} with fewer numbers than that"
-    for name, tensor in values["state"].items():
-        if not isinstance(tensor, torch.Tensor):
-            return f"'state' has a {type(tensor).__name__} for {printable(name)} and takes tensors alone"
-        if not torch.isfinite(tensor).all():
-            return f"'state' has values in {printable(name)} that are not finite"
-    for key in ("config", "data", "provenance"):
-        if any(not isinstance(part, str) for part in _parts(values[key], key, budget)):
-            return f"'{key}' has a tensor and takes plain values alone"
-    if not _is_whole(values["epoch"]) or values["epoch"] < 0:
-        return "'epoch' is not a whole number >= 0"
-    for key in _REALS:
-        if values[key] is None and key == "train_mean_l2":
-            continue
-        if not _is_real(values[key]) or not 0 <= values[key] < math.inf:
-            return f"'{key}' is not a finite number >= 0"
-    rows = values["history"]
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return "'history' is not a list with one mapping per epoch"
-    if not all(isinstance(name, str) and _is_real(number) for row in rows for name, number in row.items()):
-        return "'history' has something other than numbers under names"
-    return None
+    left = MAX_VALUES
+    for name, content in values.items():
+        ahead = [(content, MAX_DEPTH)]
+        while ahead:
+            value, depth = ahead.pop()
+            left -= 1
+            if left < 0:
+                raise InputError(f"'{name}' holds more values than a checkpoint may ({MAX_VALUES})")
+            if type(value) in (dict, list, tuple):
+                if depth == 0:
+                    raise InputError(f"'{name}' is nested too deeply")
+                if type(value) is dict:
+                    for key in value:
+                        _check_plain(key, name)
+                ahead += [(inner, depth - 1) for inner in (value.values() if type(value) is dict else value)]
+            elif type(value) is torch.Tensor and name not in WITHOUT_TENSORS:
+                _check_tensor(value, name)
+            elif value is not None:
+                _check_plain(value, name)
 
 
-def _parts(value: Any, where: str, budget: Iterator[int]) -> Iterator[Any]:
-    """The tensors in nested containers, and a line of text for the first thing that may not be there."""
+def _check_plain(value: Any, name: str) -> None:
+    """Raise InputError for a value that is not plain, or that Python reads but cannot print and write again."""
+    if type(value) not in (str, int, float, bool):
+        raise InputError(f"'{name}' has a {printable(type(value).__name__)}, which is not allowed there")
+    if type(value) is str and not value.isascii() and value != value.encode("utf-8", "ignore").decode():
+        raise InputError(f"'{name}' has a text that is not UTF-8")
+    if type(value) is int and value.bit_length() > MAX_BITS:
+        raise InputError(f"'{name}' has an integer of more than {MAX_BITS} bits")
+
+
+def _check_tensor(tensor: "Tensor", name: str) -> None:
+    """Raise InputError for a tensor that is not dense on the CPU, or has more values than the file (stride 0).
+
+    To copy the latter would fill the memory.
+    """
     import torch
 
-    ahead = [(value, MAX_DEPTH)]
-    while ahead:
-        part, depth = ahead.pop()
-        if next(budget, None) is None:
-            yield f"'{where}' holds more values than a checkpoint takes ({MAX_VALUES})"
-            return
-        if type(part) is torch.Tensor:
-            plain = part.layout is torch.strided and part.device.type == "cpu"
-            yield part if plain else f"'{where}' has a tensor that is sparse or has no numbers"
-        elif type(part) in (dict, list, tuple):
-            if depth == 0:
-                yield f"'{where}' is nested too deeply"
-                return
-            if type(part) is dict and not all(type(key) in (str, int, float, bool) for key in part):
-                yield f"'{where}' has keys that are no plain values"
-            elif type(part) is dict and any(not _holds(key) for key in part):
-                yield f"'{where}' has a text that is no UTF-8, or a whole number of more than {MAX_DIGITS} digits"
-            ahead += [(inner, depth - 1) for inner in (part.values() if type(part) is dict else part)]
-        elif not _holds(part):
-            yield f"'{where}' has a text that is no UTF-8, or a whole number of more than {MAX_DIGITS} digits"
-        elif part is not None and type(part) not in (str, int, float, bool):
-            yield f"'{where}' has a {printable(type(part).__name__)} and takes tensors and plain values alone"
-
-
-def _holds(value: Any) -> bool:
-    """Whether a text or a whole number can be shown and written again: Python reads some that it cannot."""
-    if type(value) is str:
-        return value.isascii() or value == value.encode("utf-8", "ignore").decode()
-    return type(value) is not int or value.bit_length() <= MAX_DIGITS * 3
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        raise InputError(f"'{name}' has a tensor that is sparse or has no values")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise InputError(f"'{name}' has a tensor of shape {tuple(tensor.shape)} with fewer values than that")
 
 
 def _plain(value: Any, where: str, depth: int = MAX_DEPTH) -> Any:
-    """The value as a file may hold it. What `torch.load(weights_only=True)` could not read back is refused here."""
+    """Return a value as a file may hold it; InputError for what `torch.load(weights_only=True)` cannot read back."""
     import torch
 
     if isinstance(value, torch.Tensor):
-        # A copy of its own: a view would drag its whole storage into the file.
+        # A copy: a view would drag its whole storage into the file.
         return value.detach().to("cpu", copy=True).contiguous().as_subclass(torch.Tensor)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()  # a path may hold bytes that are no UTF-8
+        return value.encode("utf-8", "backslashreplace").decode()  # a path may have bytes that are not UTF-8
     if isinstance(value, numbers.Integral):
-        if int(value).bit_length() > MAX_DIGITS * 3:
-            raise RunError(f"no checkpoint is written: '{where}' has a whole number of more than {MAX_DIGITS} digits")
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value)
@@ -222,20 +241,7 @@ def _plain(value: Any, where: str, depth: int = MAX_DEPTH) -> Any:
     if depth and isinstance(value, (list, tuple)):
         inner = [_plain(v, where, depth - 1) for v in value]
         return tuple(inner) if isinstance(value, tuple) else inner
-    raise RunError(f"no checkpoint is written: '{where}' has a {type(value).__name__}, or is nested too deeply")
-
-
-def _is_expanded(tensor: "Tensor") -> bool:
-    """A shape can be declared that the file has no numbers for (stride 0): copying such a tensor would fill memory."""
-    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    raise InputError(f"'{where}' has a {type(value).__name__}, or is nested too deeply")
 
 
 def _version(package: str) -> str | None:
@@ -247,11 +253,11 @@ def _version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     try:
-        # No lock and no prompt: this only looks.
-        said = subprocess.run(
+        # No lock and no prompt: the command only reads.
+        done = subprocess.run(
             ["git", "--no-optional-locks", "rev-parse", "--verify", "HEAD"],
             capture_output=True, text=True, timeout=2, check=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    return said.stdout.strip() or None
+    return done.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""A checkpoint's file name: one codec writes it and reads it, the original's spelling too. Does not import torch."""
+"""File names of checkpoints: one codec writes and reads them, also those of the original. Does not import torch."""
 
 import hashlib
 import math
@@ -13,9 +13,9 @@ from llgae_cli.config import Config
 from llgae_cli.errors import InputError, RunError, printable
 
 SUFFIX = ".pkl"
-MAX_SLUG = 40  # with every other field at its longest the name is still below the 255 bytes a file system takes
+MAX_SLUG = 40  # with every other field at its longest the name still has at most the 255 bytes of a file system
 MAX_NAME = 255
-MAX_COUNT = 10**9  # K, embed-dim, n-step and epoch stay below: the same bound on the name's length
+MAX_COUNT = 10**9  # K, embed-dim, n-step and epoch stay below it, so that the name is short enough
 
 NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]{1,3})?"
 SLUG = rf"[A-Za-z0-9._-]{{1,{MAX_SLUG}}}"
@@ -24,8 +24,8 @@ TRAINER = r"[a-z][a-z-]{0,15}"
 LOG = r"-?[0-9]+(?:\.[0-9]+)?"
 CONFIG_ID = r"[0-9a-f]{6}(?:[0-9a-f]{4})?"  # ten digits; six in the names of older checkpoints
 
-# No field after the slug can hold what stands before it (an upper-case word after "-model-name"), so the greedy slug
-# takes all it should: a task may be called "x-model-nameLLGAE-K11" and is read back whole.
+# No later field can contain the text between slug and model (an upper-case word after "-model-name"), so the greedy
+# match of the slug is right: a task may be called "x-model-nameLLGAE-K11" and is read back completely.
 _OURS = re.compile(
     rf"S(?P<seed>[0-9]{{1,19}})-task(?P<task>{SLUG})-model-name(?P<model>{MODEL})-K(?P<K>[0-9]{{1,9}})"
     rf"-embed-dim(?P<embed_dim>[0-9]{{1,9}})-beta(?P<beta>{NUMBER})-n-step(?P<n_step>[0-9]{{1,9}})"
@@ -33,7 +33,7 @@ _OURS = re.compile(
     rf"_(?P<epoch>[0-9]{{1,9}})_(?P<mean_l2>{NUMBER})\.pkl"
 )
 
-# The original's keys, in the order it writes them, and how a value of each looks.
+# Keys of the original, in its order, and the pattern of the value of each.
 _ORIGINAL_KEYS = {
     "shuffle": r"[0-9]{1,9}",
     "depth": r"[0-9]{1,9}",
@@ -63,14 +63,13 @@ _ORIGINAL = re.compile(rf"(?P<head>.*)_(?P<epoch>[0-9]{{1,9}})_(?P<mean_l2>{NUMB
 
 @dataclass(frozen=True)
 class CheckpointName:
-    """What a checkpoint's name says of the run. The file's content is the truth; this is its label.
+    """Fields of a checkpoint's name. The name is only a label: the file's content is the truth.
 
-    `task` is a slug (see `slug`), `lr` the learning rate itself, `config_id` ten hex digits that stand for the whole
-    resolved config (six in older names), `mean_l2` the test mean L2 in squared grey levels per pixel. A name without
-    `config_id` is one of the original's: its trainer is 'gradient', and `extra` holds the original's further keys as
-    text.
+    `task` is a slug (see `slug`), `lr` the learning rate itself, `config_id` ten hex digits of the whole resolved
+    config (six in older names), `mean_l2` the test mean L2 in squared grey levels per pixel. A name without `config_id`
+    comes from the original: its trainer is 'gradient', and `extra` has the original's further keys as text.
 
-    Raises InputError, in one line, for a field that no name can hold.
+    Raises InputError, in one line, for a value that no name can hold.
     """
 
     seed: int
@@ -88,7 +87,7 @@ class CheckpointName:
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        """Refuse what no name can hold."""
+        """Check the fields."""
         for key in ("beta", "lr", "mean_l2"):
             object.__setattr__(self, key, float(getattr(self, key)))
         for key, least, bound in (
@@ -100,7 +99,7 @@ class CheckpointName:
         ):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < bound:
-                self._refuse(key, f"a whole number from {least} to {bound - 1}")
+                self._refuse(key, f"an integer from {least} to {bound - 1}")
         for key in ("beta", "lr"):
             if not 0 < getattr(self, key) < math.inf:
                 self._refuse(key, "a number above 0")
@@ -122,25 +121,25 @@ class CheckpointName:
 
     def _refuse(self, key: str, allowed: str) -> None:
         value = printable(getattr(self, key))
-        raise InputError(f"{key.replace('_', '-')}: {value} cannot stand in a checkpoint's name; allowed: {allowed}")
+        raise InputError(f"{key.replace('_', '-')}: {value} is not possible in a checkpoint's name; allowed: {allowed}")
 
     def format(self) -> str:
-        """The file name. `parse` reads it back: every field equal, but lr to 1e-5 of itself and mean_l2 to 5 decimals.
+        """Return the file name. `parse` reads it back: all fields equal, lr to 1e-5 of itself, mean_l2 to 5 decimals.
 
         Raises RunError when mean_l2 is not a finite number >= 0: no checkpoint of a diverged run is ever written.
         """
         if not 0 <= self.mean_l2 < math.inf:
-            raise RunError(f"mean L2 is {self.mean_l2}: the run diverged, and no checkpoint is written of it")
+            raise RunError(f"mean L2 is {self.mean_l2}: the run diverged, and no checkpoint of it is written")
         end = f"_{self.epoch}_{_mean_l2_text(self.mean_l2)}{SUFFIX}"
         if not self.config_id:
-            return self._original() + end
+            return self._format_original() + end
         return (
             f"S{self.seed}-task{self.task}-model-name{self.model.upper()}-K{self.K}-embed-dim{self.embed_dim}"
             f"-beta{_text(self.beta)}-n-step{self.n_step}-loglr{_loglr(self.lr)}-trainer{self.trainer}"
             f"-cfg{self.config_id}{end}"
         )
 
-    def _original(self) -> str:
+    def _format_original(self) -> str:
         values = {
             **self.extra,
             "kernel-size": str(self.K),
@@ -158,20 +157,21 @@ class CheckpointName:
 
         Raises InputError, in one line, for any other text.
         """
-        # The bound comes first: it also keeps every search below short, whatever the text.
-        found = None if len(text) > MAX_NAME else _ours(text) if not text.startswith("-") else _originals(text)
-        if found is None:
+        # The bound comes first: it also keeps every search below short.
+        parse = _parse_original if text.startswith("-") else _parse_ours
+        values = parse(text) if len(text) <= MAX_NAME else None
+        if values is None:
             raise InputError(
                 f"{printable(text, 120)}: not the name of a checkpoint"
                 " (S28-taskmnist-model-nameLLGAE-K11-...-cfg3f9a2c_540_768.06268.pkl)"
             )
         try:
-            loglr = found.pop("loglr")
+            loglr = values.pop("loglr")
             fields = {
                 key: int(value) if key in {"seed", "K", "embed_dim", "n_step", "epoch"} else value
-                for key, value in found.items()
+                for key, value in values.items()
             }
-            name = cls(**{**fields, "lr": _lr(loglr), "model": found["model"].lower()})
+            name = cls(**{**fields, "lr": _lr(loglr), "model": values["model"].lower()})
             if not math.isfinite(name.mean_l2):
                 raise InputError("mean L2: out of range")
             return name
@@ -180,10 +180,10 @@ class CheckpointName:
 
 
 def name_of(config: Config, epoch: int, mean_l2: float) -> CheckpointName:
-    """The name of this config's checkpoint after `epoch` epochs with a test mean L2 of `mean_l2`.
+    """Return the name of the config's checkpoint after `epoch` epochs with a test mean L2 of `mean_l2`.
 
-    Keys that are not in the name are stood for by `config.identity()`. Raises InputError for a value that a name
-    cannot hold (K >= 10^9); call it once before training with mean_l2 = 0, so that no run meets this at its end.
+    `config.identity()` represents the keys that are not in the name. Raises InputError for a value that a name cannot
+    hold (K >= 10^9): call it before training with mean_l2 = 0, so that no run fails of this at its end.
     """
     return CheckpointName(
         seed=config.seed,
@@ -202,11 +202,11 @@ def name_of(config: Config, epoch: int, mean_l2: float) -> CheckpointName:
 
 
 def slug(task: str) -> str:
-    """A task's name as A-Z a-z 0-9 . _ - of at most 40 characters, never with '..', at an end neither '.' nor '-'.
+    """Return a task's name as A-Z a-z 0-9 . _ -, at most 40 characters, without '..', no '.' or '-' at either end.
 
-    A plain name is its own slug. Of a path the last part is kept: `npy:/data/my set.npy` gives
-    `npy-my-set.npy-` and eight hex digits of the task's SHA-256. Two tasks never share a slug: where anything was
-    lost the digits are there, and a name that ends like such digits gets its own.
+    A plain name is its own slug. Of a path the last part is kept: `npy:/data/my set.npy` gives `npy-my-set.npy-` and
+    eight hex digits of the task's SHA-256. Two tasks never share a slug: the digits are added where anything was
+    changed, and to a name that itself ends like such digits.
     """
     kind, colon, path = task.partition(":")
     last = re.split(r"[/\\]", (path if colon else task).rstrip("/\\"))[-1]
@@ -218,17 +218,17 @@ def slug(task: str) -> str:
     return f"{plain[: MAX_SLUG - 9].strip('.-') or 'task'}-{digits}"
 
 
-def _ours(text: str) -> dict[str, Any] | None:
+def _parse_ours(text: str) -> dict[str, Any] | None:
     match = _OURS.fullmatch(text)
     return match.groupdict() if match else None
 
 
-def _originals(text: str) -> dict[str, Any] | None:
+def _parse_original(text: str) -> dict[str, Any] | None:
     match = _ORIGINAL.fullmatch(text)
     if match is None:
         return None
-    # Keys are taken off the right end until one repeats or is unknown: what is left then is seed and task, and a
-    # task that itself reads "-depth3" stays whole because its depth has been seen.
+    # Keys are removed from the right end until one repeats or is unknown: the rest is seed and task. A task whose name
+    # ends in "-depth3" stays complete, because depth has been removed before.
     head, seen = match["head"], {}
     while True:
         last = next((m for k, p in _ORIGINAL_LAST.items() if k not in seen and (m := p.search(head))), None)
@@ -251,7 +251,7 @@ def _originals(text: str) -> dict[str, Any] | None:
 
 
 def _text(value: float) -> str:
-    return repr(value).replace("e+", "e")  # the shortest text that reads back as the same number
+    return repr(value).replace("e+", "e")  # the shortest text that is parsed as the same number
 
 
 def _mean_l2_text(value: float) -> str:
@@ -265,7 +265,7 @@ def _loglr(lr: float) -> str:
 
 
 def _lr(loglr: str) -> float:
-    """The shortest decimal whose log10 reads `loglr`: -3.522879 is 0.0003, not 0.00029999983."""
+    """Return the shortest decimal whose log10 is printed as `loglr`: -3.522879 is 0.0003, not 0.00029999983."""
     try:
         exact = math.pow(10.0, float(loglr))
     except OverflowError:

@@ -1,4 +1,4 @@
-"""The runs of a folder as a table, read from file names alone. Does not import torch."""
+"""The runs of a folder as a table, read only from file names. Does not import torch."""
 
 import math
 import operator
@@ -9,10 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llgae_cli.errors import InputError, nearest, printable
+from llgae_cli.errors import InputError, explain, nearest, printable, show_path
 from llgae_cli.storage.names import SUFFIX, CheckpointName, slug
 
-NUMBERS = ("seed", "K", "embed_dim", "beta", "n_step", "lr", "epoch", "mean_l2")
 TEXTS = ("checkpoint", "task", "model", "trainer", "config_id")
 COLUMNS = (
     "checkpoint", "seed", "task", "model", "K", "embed_dim", "beta", "n_step", "lr",
@@ -28,16 +27,16 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 _CONDITION = re.compile(r"\s*([A-Za-z0-9_-]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
-DEPTH = 4  # levels of sub-folders that are looked through
-_LR_SHARE = 1e-5  # a name keeps lr through its logarithm, to this share of itself
+DEPTH = 4  # levels of sub-folders
+_LR_TOLERANCE = 1e-5  # relative: a name has the logarithm of lr, rounded
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """One row per checkpoint in `folder` and its sub-folders, by ascending mean L2; see COLUMNS.
+    """Return one row per checkpoint in `folder` and its sub-folders, by ascending mean L2; see COLUMNS.
 
-    Sub-folders down to DEPTH levels: a folder of sweeps has its cells' checkpoints in NAME/cells/ID/.
+    Sub-folders down to DEPTH levels: in a folder of sweeps the checkpoints of a cell are in NAME/cells/ID/.
 
-    `checkpoint` is the path, `mean_l2` in squared grey levels per pixel. Files with other names are left out
+    `checkpoint` is the path, `mean_l2` in squared grey levels per pixel. Files with other names are omitted
     (`count_others` counts them). Raises InputError when the folder is missing or cannot be read.
     """
     named = ((path, _name(path)) for path in _files(folder))
@@ -45,12 +44,12 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def count_others(folder: Path) -> int:
-    """How many .pkl files that `list_runs` looks at do not have a checkpoint's name. Raises as `list_runs`."""
+    """Return how many .pkl files that `list_runs` omits. Raises as `list_runs`."""
     return sum(_name(path) is None for path in _files(folder))
 
 
 def sort_rows(rows: Sequence[dict[str, Any]], key: str = "mean_l2", reverse: bool = False) -> list[dict[str, Any]]:
-    """The rows by ascending `key` (descending with `reverse`), equal ones by path.
+    """Return the rows by ascending `key` (descending with `reverse`), equal ones by path.
 
     Raises InputError for an unknown key, with the nearest.
     """
@@ -59,41 +58,38 @@ def sort_rows(rows: Sequence[dict[str, Any]], key: str = "mean_l2", reverse: boo
 
 
 def filter_rows(rows: Sequence[dict[str, Any]], conditions: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows that meet every condition, such as `K=11`, `mean_l2<800` or `task!=mnist`; order is kept.
+    """Return the rows that meet every condition, such as `K=11`, `mean_l2<800` or `task!=mnist`, in their order.
 
-    Text columns know = and != alone, and do not mind case; `task` may also be given as a config spells it.
-    Raises InputError for a condition that cannot be read, an unknown key (with the nearest), or a value that is no
-    number where the column holds numbers.
+    Columns of text have only = and !=, and ignore case; `task` may also be spelled as in a config. Raises InputError
+    for a condition that cannot be parsed, an unknown key (with the nearest), or a value that is not a number where the
+    column holds numbers.
     """
     tests = [_test(condition) for condition in conditions]
     return [row for row in rows if all(test(row) for test in tests)]
 
 
 def _files(folder: Path) -> Iterator[Path]:
+    """Yield the .pkl files in a folder and its sub-folders."""
     try:
         top = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except FileNotFoundError:
-        raise InputError(f"{printable(folder, 300)}: no such folder") from None
+        raise InputError(f"{show_path(folder)}: no such folder") from None
     except OSError as error:
-        raise InputError(f"{printable(folder, 300)}: cannot be listed ({error.strerror})") from None
-    yield from _below(top, DEPTH)
+        raise InputError(f"{show_path(folder)}: cannot be listed ({explain(error)})") from None
+    yield from _walk(top, DEPTH)
 
 
-def _below(entries: "Sequence[os.DirEntry[str]]", depth: int) -> Iterator[Path]:
+def _walk(entries: "Sequence[os.DirEntry[str]]", depth: int) -> Iterator[Path]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir(follow_symlinks=depth == DEPTH):  # no links further down: they may lead round in a circle
+        if entry.is_dir(follow_symlinks=depth == DEPTH):  # no links below the top: they may form a cycle
             if depth:
-                with suppress(OSError):  # another user's sub-folder is none of this table's business
+                with suppress(OSError):  # another user's sub-folder is omitted
                     inner = sorted(os.scandir(entry.path), key=lambda entry: entry.name)
-                    yield from _below(inner, depth - 1)
-        elif _may_be_checkpoint(entry):
+                    yield from _walk(inner, depth - 1)
+        elif entry.name.endswith(SUFFIX) and entry.is_file():
             yield Path(entry.path)
-
-
-def _may_be_checkpoint(entry: "os.DirEntry[str]") -> bool:
-    return entry.name.endswith(SUFFIX) and not entry.name.startswith(".") and entry.is_file()
 
 
 def _name(path: Path) -> CheckpointName | None:
@@ -123,15 +119,15 @@ def _test(condition: str) -> Callable[[dict[str, Any]], bool]:
     name = _column(key)
     if name in TEXTS:
         if sign not in ("=", "!="):
-            raise InputError(f"{printable(condition)}: {name} is text, which knows = and != alone")
+            raise InputError(f"{printable(condition)}: {name} is text, which has only = and !=")
         wanted = {text.casefold(), slug(text).casefold()} if name == "task" else {text.casefold()}
         return lambda row: (row[name].casefold() in wanted) == (sign == "=")
     number = _number(text, condition)
     if name == "lr" and "=" in sign:
-        # 3e-4 in a condition is the 3e-4 of a config, whatever the name's logarithm has lost of it.
+        # 3e-4 in a condition is the 3e-4 of a config, though the name has only its rounded logarithm.
         compare = OPERATORS[sign]
         return lambda row: (
-            math.isclose(row["lr"], number, rel_tol=_LR_SHARE) != (sign == "!=")
+            math.isclose(row["lr"], number, rel_tol=_LR_TOLERANCE) != (sign == "!=")
             or (sign in ("<=", ">=") and compare(row["lr"], number))
         )
     return lambda row: OPERATORS[sign](row[name], number)
@@ -143,5 +139,5 @@ def _number(text: str, condition: str) -> float:
     except ValueError:
         number = math.nan
     if math.isnan(number):
-        raise InputError(f"{printable(condition)}: '{printable(text)}' is no number")
+        raise InputError(f"{printable(condition)}: '{printable(text)}' is not a number")
     return number

@@ -28,8 +28,8 @@ import yaml
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, RunError, printable
 from llgae_cli.regular_files import check_own, open_for_reading
-from llgae_cli.storage import PathLock, check_writable, clean_temporaries, made_folder
-from llgae_cli.storage.atomic import replacing
+from llgae_cli.storage import Lock, check_writable, clean_temporaries, make_folder
+from llgae_cli.storage.atomic import write_text
 from llgae_cli.sweep.plan import Cell
 from llgae_cli.sweep.results import CellFailure, CellResult, RungResult, read_record
 
@@ -60,7 +60,7 @@ class SweepFolder:
             raise InputError(
                 f"{printable(folder, 300)}: a symbolic link, where a cell's own folder is expected; remove it"
             )
-        made_folder(folder)
+        make_folder(folder)
         for name in ("lock", "log.txt"):
             check_own(folder / name)
         clean_temporaries(folder)
@@ -121,7 +121,7 @@ def held(path: Path) -> Iterator[str | None]:
 
     None too where the file system has no locks: better two sweeps in one folder, if anybody starts them, than none.
     """
-    lock = PathLock(path)
+    lock = Lock(path)
     if not lock.attempt():
         yield lock.holder
         return
@@ -147,8 +147,7 @@ def held_when_free(path: Path, patience: float) -> Iterator[None]:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader, a kill or a full disk never leaves half of it under its name."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def last_line(log: Path) -> str:

@@ -1,4 +1,4 @@
-"""Data sets under a name: `load_task("fashion-mnist", Path("data"))` gives a Task of train and test Samples."""
+"""Data sets by name: `load_task("fashion-mnist", Path("data"))` returns a Task with train and test Samples."""
 
 from llgae_cli.tasks.registry import ALIASES, TASKS, load_samples, load_task
 from llgae_cli.tasks.samples import Samples

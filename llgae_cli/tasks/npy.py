@@ -1,18 +1,18 @@
-"""The user's own numbers: npy:FILE or npy:FOLDER."""
+"""Arrays of the user: npy:FILE or npy:FOLDER."""
 
 from pathlib import Path
 
 import numpy as np
 
-from llgae_cli.errors import InputError
-from llgae_cli.tasks.npy_file import NpyFile, near_in_folder, shown
+from llgae_cli.errors import InputError, show_path
+from llgae_cli.tasks.npy_file import NpyFile, nearest_in_folder
 from llgae_cli.tasks.samples import Centring, Samples
 from llgae_cli.tasks.task import Task, fingerprint
 
-IN_MEMORY_BYTES = 1 << 28  # a smaller array is read into memory once: quicker, and a GPU can hold it
+IN_MEMORY_BYTES = 1 << 28  # smaller arrays are read into memory once: faster, and they can be moved to a GPU
 MAX_LABEL = 65_535
 HELD_OUT = 10
-SMALLEST = 1e-15  # the counterpart of `samples.LARGEST`: squares down to 1e-38 are kept
+SMALLEST = 1e-15  # the counterpart of `samples.LARGEST`: float32 has squares down to 1e-38
 
 
 def load_npy(path: Path, name: str, centring: Centring) -> Task:
@@ -20,24 +20,24 @@ def load_npy(path: Path, name: str, centring: Centring) -> Task:
 
     A file: its rows 9, 19, 29, ... are held out as the test set (of fewer than ten rows, the last one). A folder:
     train.npy and test.npy in it, with train_labels.npy and test_labels.npy (N integers from 0) where they exist.
-    Arrays beyond 256 MiB stay on disk and are streamed. The peak is 255 for uint8, 1 for bool, else the range of the
-    values. Raises InputError for whatever is not so, for NaN and infinities, and for values too large
-    or too small to be squared.
+    Arrays of more than 256 MiB stay on disk and are streamed. The peak is 255 for uint8, 1 for bool, otherwise the
+    range of the values. Raises InputError for any other file, for NaN and infinities, and for values too large or too
+    small to be squared.
     """
     if path.is_dir():
         return _load_folder(path, name, centring)
     whole, shape = _samples(path, centring)
     if whole.N < 2:
-        raise InputError(f"{shown(path)}: holds 1 row; at least 2 are needed, one to train on and one to test on")
+        raise InputError(f"{show_path(path)}: holds 1 row; at least 2 are needed, one to train on and one to test on")
     peak = _peak(whole)
     train, test = split(whole)
     held = f"every {HELD_OUT}th row" if whole.N >= HELD_OUT else "the last row"
-    source = f"{shown(path)}, {_kept(whole)}, {held} held out as test set"
-    return Task(name, train, test, shape, None, peak, source, fingerprint(train, test, shape), shown(path))
+    source = f"{show_path(path)}, {_where(whole)}, {held} held out as test set"
+    return Task(name, train, test, shape, None, peak, source, fingerprint(train, test, shape), show_path(path))
 
 
 def split(whole: Samples) -> tuple[Samples, Samples]:
-    """Divide into train and test: rows i with i % 10 == 9 are the test set; of fewer than ten rows, the last one."""
+    """Return train and test: rows i with i % 10 == 9 are the test set; of fewer than ten rows, the last one."""
     if whole.N < HELD_OUT:
         return whole.part(0, whole.N - 1), whole.part(whole.N - 1, whole.N)
     rows = np.arange(whole.N)
@@ -49,28 +49,28 @@ def _load_folder(path: Path, name: str, centring: Centring) -> Task:
     test, other = _samples(path / "test.npy", centring, _labels(path / "test_labels.npy"))
     if shape != other:
         raise InputError(
-            f"{shown(path / 'test.npy')}: its rows have shape {'x'.join(map(str, other))}, "
+            f"{show_path(path / 'test.npy')}: its rows have shape {'x'.join(map(str, other))}, "
             f"those of train.npy {'x'.join(map(str, shape))}"
         )
     peak = _peak(train)
     test.check_finite()
     labels = [int(half.labels.max()) for half in (train, test) if half.labels is not None]
     classes = tuple(str(label) for label in range(max(labels) + 1)) if labels else None
-    source = f"train.npy and test.npy in {shown(path)}, {_kept(train)}"
-    return Task(name, train, test, shape, classes, peak, source, fingerprint(train, test, shape), shown(path))
+    source = f"train.npy and test.npy in {show_path(path)}, {_where(train)}"
+    return Task(name, train, test, shape, classes, peak, source, fingerprint(train, test, shape), show_path(path))
 
 
 def _samples(path: Path, centring: Centring, labels: np.ndarray | None = None) -> tuple[Samples, tuple[int, ...]]:
     file = NpyFile(path)
     rank, sizes = len(file.shape), "x".join(map(str, file.shape))
     if rank not in (2, 3, 4) or (rank == 4 and file.shape[3] not in (1, 3)):
-        raise InputError(f"{shown(path)}: has shape {sizes or '()'}; N x D, N x H x W or N x H x W x 3 is expected")
+        raise InputError(f"{show_path(path)}: has shape {sizes or '()'}; N x D, N x H x W or N x H x W x 3 is expected")
     shape = file.shape[1:3] if rank == 4 and file.shape[3] == 1 else file.shape[1:]
     if labels is not None and len(labels) != file.N:
-        raise InputError(f"{shown(path)}: {file.N} rows, but its labels file holds {len(labels)}")
+        raise InputError(f"{show_path(path)}: {file.N} rows, but its labels file holds {len(labels)}")
     small = file.N * file.D * file.dtype.itemsize <= IN_MEMORY_BYTES
     values = file.read(range(file.N)) if small else path
-    return Samples(values, labels, centring, shown(path)), shape
+    return Samples(values, labels, centring, show_path(path)), shape
 
 
 def _labels(path: Path) -> np.ndarray | None:
@@ -79,10 +79,10 @@ def _labels(path: Path) -> np.ndarray | None:
     file = NpyFile(path)
     if len(file.shape) != 1 or file.dtype.kind not in "iu":
         held = f"{'x'.join(map(str, file.shape)) or '()'} {file.dtype.name}"
-        raise InputError(f"{shown(path)}: holds {held}; labels are N integers")
+        raise InputError(f"{show_path(path)}: holds {held}; labels are N integers")
     labels = file.read(range(file.N)).reshape(-1).astype(np.int64)
     if len(labels) and not (labels.min() >= 0 and labels.max() <= MAX_LABEL):
-        raise InputError(f"{shown(path)}: holds labels {labels.min()}..{labels.max()}; 0..{MAX_LABEL} are allowed")
+        raise InputError(f"{show_path(path)}: holds labels {labels.min()}..{labels.max()}; 0..{MAX_LABEL} are allowed")
     return labels
 
 
@@ -90,19 +90,19 @@ def _peak(samples: Samples) -> float:
     fixed = {"uint8": 255.0, "bool": 1.0}
     if samples.stored in fixed:
         return fixed[samples.stored]
-    low, high = samples.extent()  # which also refuses NaN and infinities
+    low, high = samples.extent()  # raises InputError for NaN and infinities
     if 0 < max(-low, high) < SMALLEST:
         raise InputError(
-            f"{samples.origin}: holds no value beyond {max(-low, high):g}; the squares of less than {SMALLEST:g} are "
-            "lost in float32: multiply the data by a constant"
+            f"{samples.origin}: the largest absolute value is {max(-low, high):g}; squares of values below "
+            f"{SMALLEST:g} are lost in float32: multiply the data by a constant"
         )
     return (high - low) or 1.0
 
 
-def _kept(samples: Samples) -> str:
+def _where(samples: Samples) -> str:
     return "streamed from disk" if samples.on_disk else "in memory"
 
 
-def missing(path: Path) -> InputError:
-    """Make the error for a path that does not exist, with the nearest name beside it."""
-    return InputError(f"{shown(path)}: no such file or folder{near_in_folder(path)}")
+def missing_path(path: Path) -> InputError:
+    """Return the error for a path that does not exist, with the nearest name in its folder."""
+    return InputError(f"{show_path(path)}: no such file or folder{nearest_in_folder(path)}")

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from llgae_cli.errors import InputError
-from llgae_cli.tasks.download import fetch, load
+from llgae_cli.errors import InputError, show_path
+from llgae_cli.tasks.download import download, load
 from llgae_cli.tasks.idx import read_idx
-from llgae_cli.tasks.npy_file import shown
 from llgae_cli.tasks.samples import Centring, Samples
 from llgae_cli.tasks.task import Task, fingerprint
 
@@ -29,7 +28,7 @@ EMNIST_PARTS = (
 
 @dataclass(frozen=True)
 class IdxSet:
-    """Where four idx files of 28x28 images lie and what their labels mean. `folders` are relative to data-dir."""
+    """Four idx files of 28x28 images: names, folders to search (relative to data-dir), meaning of the labels."""
 
     name: str
     folders: tuple[str, ...]
@@ -40,7 +39,7 @@ class IdxSet:
     transposed: bool = False
 
 
-# MNIST's, KMNIST's and Fashion-MNIST's files bear the same names, so only one of the three may lie in data-dir itself.
+# The files of MNIST, KMNIST and Fashion-MNIST have the same names: only one of the three may be in data-dir itself.
 FASHION_MNIST = IdxSet(
     "fashion-mnist-compress",
     (".", "fashion-mnist", "FashionMNIST/raw"),
@@ -72,24 +71,15 @@ EMNIST_LETTERS = IdxSet(
 
 def load_fashion_mnist(data_dir: Path, centring: Centring, seed: int) -> Task:
     """Load Fashion-MNIST, 60,000 and 10,000 images: from data-dir, Debian's package, or torchvision's download."""
-    there = [*_places(FASHION_MNIST, data_dir), DEBIAN_FASHION_MNIST]
-    found = _find(FASHION_MNIST, there)
-    if found is None:
-        try:
-            fetch(FASHION_MNIST.get, data_dir)
-        except InputError as error:
-            raise InputError(
-                f"Fashion-MNIST was not found. Three ways out: put its four idx files into {shown(data_dir)}; "
-                f"apt-get install dataset-fashion-mnist; or let torchvision fetch it, which failed: {error}"
-            ) from None
-        task = _read(FASHION_MNIST, _fetched(FASHION_MNIST, data_dir), "downloaded by torchvision into", centring)
-    else:
-        how = "Debian's package dataset-fashion-mnist," if found == DEBIAN_FASHION_MNIST else "idx files in"
-        task = _read(FASHION_MNIST, found, how, centring)
-    if found == data_dir and task.train.N == 60_000 and task.fingerprint != FASHION_MNIST_FINGERPRINT:
+    place = _find(FASHION_MNIST, data_dir, DEBIAN_FASHION_MNIST)
+    if place == DEBIAN_FASHION_MNIST:
+        return _read(FASHION_MNIST, place, "Debian's package dataset-fashion-mnist,", centring)
+    advice = f"Put its four idx files into {show_path(data_dir)}, or run apt-get install dataset-fashion-mnist"
+    task = _load(FASHION_MNIST, data_dir, centring, advice)
+    if place == data_dir and task.train.N == 60_000 and task.fingerprint != FASHION_MNIST_FINGERPRINT:
         raise InputError(
-            f"{shown(data_dir)}: the idx files there are not Fashion-MNIST (checksum {task.fingerprint}); "
-            "MNIST belongs into its folder mnist, KMNIST into kmnist"
+            f"{show_path(data_dir)}: the idx files in it are not Fashion-MNIST (checksum {task.fingerprint}); "
+            "put those of MNIST into its folder mnist, those of KMNIST into kmnist"
         )
     return task
 
@@ -105,7 +95,7 @@ def load_kmnist(data_dir: Path, centring: Centring, seed: int) -> Task:
 
 
 def load_emnist_letters(data_dir: Path, centring: Centring, seed: int) -> Task:
-    """Load EMNIST letters, 26 classes, put upright: from data-dir, or torchvision's download (0.5 GB)."""
+    """Load EMNIST letters, 26 classes, transposed to upright: from data-dir, or torchvision's download (0.5 GB)."""
     return _load(EMNIST_LETTERS, data_dir, centring)
 
 
@@ -137,18 +127,23 @@ def load_svhn(data_dir: Path, centring: Centring, seed: int) -> Task:
     )
 
 
-def _load(what: IdxSet, data_dir: Path, centring: Centring) -> Task:
-    found = _find(what, _places(what, data_dir))
-    if found is not None:
-        return _read(what, found, "idx files in", centring)
+def _load(what: IdxSet, data_dir: Path, centring: Centring, advice: str = "") -> Task:
+    place = _find(what, data_dir)
+    if place is not None:
+        return _read(what, place, "idx files in", centring)
+    folder = show_path(data_dir / what.name)
+    _download(what.name, what.get, data_dir, advice or f"Put {', '.join(what.parts)}, gzipped or not, into {folder}")
+    place = _find(what, data_dir)
+    if place is None:
+        raise InputError(f"{show_path(data_dir)}: the download of {what.name} has no complete set of idx files")
+    return _read(what, place, "downloaded by torchvision into", centring)
+
+
+def _download(name: str, get: Callable[[Any, Path], Any], data_dir: Path, advice: str) -> None:
     try:
-        fetch(what.get, data_dir)
+        download(get, data_dir)
     except InputError as error:
-        raise InputError(
-            f"{what.name} was not found. Two ways out: put {', '.join(what.parts)} (.gz or not) into "
-            f"{shown(data_dir / what.name)}; or let torchvision fetch them, which failed: {error}"
-        ) from None
-    return _read(what, _fetched(what, data_dir), "downloaded by torchvision into", centring)
+        raise InputError(f"{name} is missing, and its download failed ({error}). {advice}") from None
 
 
 def _load_colour(
@@ -165,26 +160,17 @@ def _load_colour(
         half = load(get(train, False), data_dir)
         if half is None:
             how = "downloaded by torchvision into"
-            try:
-                fetch(get(train, True), data_dir)
-            except InputError as error:
-                raise InputError(
-                    f"{name} was not found. Two ways out: put {files} into {shown(data_dir)}; or let torchvision "
-                    f"fetch it, which failed: {error}"
-                ) from None
+            _download(name, get(train, True), data_dir, f"Put {files} into {show_path(data_dir)}")
             half = load(get(train, False), data_dir)
         if half is None:
-            raise InputError(f"{shown(data_dir)}: {files}: broken, and not to be replaced; remove and try again")
+            raise InputError(f"{show_path(data_dir)}: {files}: damaged; remove it and try again")
         images, labels = unpack(half)
         halves.append(Samples(np.ascontiguousarray(images), np.asarray(labels), centring, name))
     return _images(name, halves[0], halves[1], (32, 32, 3), classes, how, data_dir)
 
 
-def _places(what: IdxSet, data_dir: Path) -> list[Path]:
-    return [data_dir / folder for folder in what.folders]
-
-
-def _find(what: IdxSet, places: list[Path]) -> Path | None:
+def _find(what: IdxSet, data_dir: Path, *more: Path) -> Path | None:
+    places = [*(data_dir / folder for folder in what.folders), *more]
     return next((place for place in places if all(_file(place, part) for part in what.parts)), None)
 
 
@@ -193,31 +179,26 @@ def _file(place: Path, part: str) -> Path | None:
     return next((path for path in (place / part, place / f"{part}.gz") if os.path.isfile(path)), None)
 
 
-def _fetched(what: IdxSet, data_dir: Path) -> Path:
-    found = _find(what, _places(what, data_dir))
-    if found is None:
-        raise InputError(f"{shown(data_dir)}: torchvision's download of {what.name} left no complete set of idx files")
-    return found
-
-
 def _read(what: IdxSet, place: Path, how: str, centring: Centring) -> Task:
     halves = []
     for images_part, labels_part in (what.parts[:2], what.parts[2:]):
         images_path, labels_path = _file(place, images_part), _file(place, labels_part)
-        if images_path is None or labels_path is None:  # they were there when the place was chosen
-            raise InputError(f"{shown(place)}: {images_part} or {labels_part} was removed while it was read")
+        if images_path is None or labels_path is None:  # removed since `place` was chosen
+            raise InputError(f"{show_path(place)}: {images_part} or {labels_part} was removed while the data was read")
         images, labels = read_idx(images_path), read_idx(labels_path)
         if images.shape[1:] != (28, 28) or images.dtype != np.uint8 or len(images) == 0:
             held = f"{'x'.join(map(str, images.shape))} {images.dtype}"
-            raise InputError(f"{shown(images_path)}: holds {held}; Nx28x28 uint8 is expected")
+            raise InputError(f"{show_path(images_path)}: holds {held}; Nx28x28 uint8 is expected")
         if labels.shape != images.shape[:1] or labels.dtype != np.uint8:
             held = f"{'x'.join(map(str, labels.shape))} {labels.dtype}"
-            raise InputError(f"{shown(labels_path)}: holds {held}; {len(images)} uint8, one an image, are expected")
-        upto = what.first_label + len(what.classes) - 1
-        if not (what.first_label <= labels.min() and labels.max() <= upto):
             raise InputError(
-                f"{shown(labels_path)}: holds labels {labels.min()}..{labels.max()}; "
-                f"{what.first_label}..{upto} are expected"
+                f"{show_path(labels_path)}: holds {held}; {len(images)} uint8, one per image, are expected"
+            )
+        last = what.first_label + len(what.classes) - 1
+        if not (what.first_label <= labels.min() and labels.max() <= last):
+            raise InputError(
+                f"{show_path(labels_path)}: holds labels {labels.min()}..{labels.max()}; "
+                f"{what.first_label}..{last} are expected"
             )
         if what.transposed:
             images = np.ascontiguousarray(images.transpose(0, 2, 1))
@@ -228,5 +209,5 @@ def _read(what: IdxSet, place: Path, how: str, centring: Centring) -> Task:
 def _images(
     name: str, train: Samples, test: Samples, shape: tuple[int, ...], classes: tuple[str, ...], how: str, place: Path
 ) -> Task:
-    source = f"{how} {shown(place)}"
-    return Task(name, train, test, shape, classes, 255.0, source, fingerprint(train, test, shape), shown(place))
+    source = f"{how} {show_path(place)}"
+    return Task(name, train, test, shape, classes, 255.0, source, fingerprint(train, test, shape), show_path(place))

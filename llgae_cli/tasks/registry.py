@@ -1,12 +1,11 @@
-"""Every task by its name."""
+"""All tasks by name."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from llgae_cli.errors import InputError, nearest, printable
+from llgae_cli.errors import InputError, explain, nearest, printable, show_path
 from llgae_cli.tasks.images import load_images
-from llgae_cli.tasks.npy import load_npy, missing
-from llgae_cli.tasks.npy_file import reason, shown
+from llgae_cli.tasks.npy import load_npy, missing_path
 from llgae_cli.tasks.published import (
     load_cifar10,
     load_emnist_letters,
@@ -35,29 +34,31 @@ ALIASES = {"fashion-mnist": "fashion-mnist-compress"}
 def load_task(name: str, data_dir: Path, centring: Centring = "sample", seed: int = 28) -> Task:
     """Load the task of that name: one of TASKS, an alias, npy:PATH or images:FOLDER.
 
-    Looks in `data_dir` first, then where the system keeps it, then downloads; `Task.source` says which it was. `seed`
-    makes `subspaces`; the others ignore it. Raises InputError: an unknown name, data that cannot be had or is unsound.
+    Searches `data_dir` first, then the system's folder, then downloads; `Task.source` names the place. `seed` generates
+    `subspaces`; other tasks ignore it. Raises InputError: an unknown name, data that is missing or damaged.
     """
     kind, colon, where = name.partition(":")
     if colon and kind in OWN:
         task = OWN[kind](_own_path(kind, where), name, centring)
     else:
-        known = ALIASES.get(name, name)
-        if known not in TASKS:
+        canonical = ALIASES.get(name, name)
+        if canonical not in TASKS:
             near = nearest(name.lower(), [*TASKS, *ALIASES])
-            known_names = f"{', '.join(TASKS)}, npy:PATH and images:FOLDER"
-            raise InputError(f"unknown task '{printable(name)}'{near or ';'} known are {known_names}")
-        task = TASKS[known](data_dir, centring, seed)
+            tasks = f"{', '.join(TASKS)}, npy:PATH and images:FOLDER"
+            raise InputError(f"unknown task '{printable(name)}'{near or ';'} known are {tasks}")
+        task = TASKS[canonical](data_dir, centring, seed)
     if centring == "sample" and task.train.D == 1:
-        raise InputError(f"{printable(name)}: one value a sample, so centring 'sample' leaves nothing; set it to none")
+        raise InputError(
+            f"{printable(name)}: one value a sample, so centring 'sample' leaves only zeros; set it to none"
+        )
     return task
 
 
 def load_samples(task: str, split: str | None, data_dir: Path, centring: Centring, seed: int) -> Samples:
     """Load the samples to encode: a split of a task, or "all". Without a split: all rows of an npy:FILE, else test.
 
-    All rows of an npy:FILE come in the file's order and are streamed where the file is large. Other tasks have no
-    "all", since their two splits are two files.
+    All rows of an npy:FILE keep the file's order, and are streamed from disk. Other tasks have no "all", since their
+    splits are in two files.
     """
     path = Path(task.removeprefix("npy:")).expanduser()
     single = task.startswith("npy:") and not path.is_dir()
@@ -68,8 +69,8 @@ def load_samples(task: str, split: str | None, data_dir: Path, centring: Centrin
         whole = Samples(path, centring=centring)
         whole.check_finite()
         return whole
-    found = load_task(task, data_dir, centring, seed)
-    return found.test if split == "test" else found.train
+    loaded = load_task(task, data_dir, centring, seed)
+    return loaded.test if split == "test" else loaded.train
 
 
 def _own_path(kind: str, where: str) -> Path:
@@ -83,5 +84,5 @@ def _own_path(kind: str, where: str) -> Path:
         if path.exists():
             return path
     except OSError as error:  # a name that is too long
-        raise InputError(f"{shown(path)}: cannot be read ({reason(error)})") from None
-    raise missing(path)
+        raise InputError(f"{show_path(path)}: cannot be read ({explain(error)})") from None
+    raise missing_path(path)

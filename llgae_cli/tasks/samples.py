@@ -1,4 +1,4 @@
-"""N samples of D values as they are stored, handed out as centred floating rows."""
+"""Data set of N samples of D values: stored in their own type, returned as centred rows of floats."""
 
 import copy
 import warnings
@@ -16,7 +16,7 @@ from llgae_cli.tasks.npy_file import DTYPES, NpyFile
 Centring = Literal["sample", "none"]
 Index = slice | Tensor | np.ndarray
 
-# Beyond this a squared distance over up to 10^8 values would leave float32's range.
+# Beyond this a squared distance over up to 10^8 values overflows float32.
 LARGEST = 1e15
 BLOCK_BYTES = 1 << 22
 
@@ -24,13 +24,13 @@ BLOCK_BYTES = 1 << 22
 class Samples:
     """N samples x in R^D: x = v - mean(v) per sample (`centring="sample"`), or x = v (`"none"`).
 
-    v are the values as stored: an array in memory (never copied) or the path of an .npy file, which is streamed:
-    resident memory stays that of one request. Stored types: see `npy_file.DTYPES`.
+    v are the stored values: an array in memory (never copied), or an .npy file, which is streamed: resident memory is
+    that of one request. Allowed types: `npy_file.DTYPES`.
 
-    Attributes: `N`, `D`, `labels` (int64 of shape (N,), or None), `centring`, `device` (where rows come out),
-    `stored` (the stored type's name). A share (`part`, `subset`) refers to the same values.
+    Attributes: `N`, `D`, `labels` (int64 of shape (N,), or None), `centring`, `device` (of the returned rows),
+    `stored` (name of the stored type). A share (`part`, `subset`) refers to the same values.
 
-    Raises InputError for a type that is not allowed and for a file that is no sound .npy.
+    Raises InputError for a type that is not allowed and for a file that is not a valid .npy.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Samples:
         centring: Centring = "sample",
         origin: str = "data",
     ) -> None:
-        """Refer to `source`, of shape (N, ...); `origin` is how errors call it."""
+        """Refer to `source`, of shape (N, ...), which errors call `origin`."""
         if centring not in ("sample", "none"):
             raise ValueError(f"centring is 'sample' or 'none', not {centring!r}")
         self.centring = centring
@@ -83,15 +83,15 @@ class Samples:
 
         `index` is a slice with a positive step, or integers of shape (n,) in 0..N-1. With `out`, of shape (>= n, D),
         the rows are written into it and `out[:n]` is returned: the next call with it overwrites them.
-        Raises IndexError outside 0..N-1; RunError when a streamed file changed.
+        Raises IndexError outside 0..N-1; RunError when a streamed file was changed.
         """
-        return self._centred(index, dtype, out)[0]
+        return self._centre(index, dtype, out)[0]
 
     def means(self, index: Index, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return what `rows` subtracted from each sample, shape (n,): v = x + mean. Zeros where centring is `none`."""
+        """Return the mean that `rows` subtracts from each sample, shape (n,): v = x + mean; 0 for centring `none`."""
         if self.centring == "none":
             return torch.zeros(len(self._pick(index)), dtype=dtype, device=self.device)
-        return self._centred(index, dtype, None)[1].squeeze(1)
+        return self._centre(index, dtype, None)[1].squeeze(1)
 
     def chunks(
         self,
@@ -103,7 +103,7 @@ class Samples:
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield centred rows start..stop-1 in order, at most `size` at a time: (slice of them, tensor (n, D)).
 
-        With `out`, of shape (>= size, D), every chunk is written into it: use one before taking the next.
+        With `out`, of shape (>= size, D), every chunk is written into it and overwrites the one before.
         """
         if size < 1:
             raise ValueError(f"size is at least 1, not {size}")
@@ -126,9 +126,9 @@ class Samples:
         return self._share(self._pick(slice(first, None, step)), slice(first, None, step))
 
     def to(self, device: torch.device | str) -> "Samples":
-        """Return the same samples with rows coming out on `device`, where they are converted and centred too.
+        """Return the same samples with rows on `device`, where they are converted and centred too.
 
-        Values in memory are moved there in their stored type, this share alone; those in a file at each request.
+        Of values in memory this share is moved to the device, in its stored type; values in a file at each request.
         """
         moved = copy.copy(self)
         moved.device = torch.device(device)
@@ -139,21 +139,21 @@ class Samples:
         return moved
 
     def extent(self) -> tuple[float, float]:
-        """Return the least and the greatest stored value, found in one streamed pass.
+        """Return the smallest and the largest stored value, in one streamed pass.
 
         Raises InputError naming the first row that holds NaN, an infinity or a value beyond LARGEST.
         """
         low, high = float("inf"), float("-inf")
         for here, block in self.stored_blocks():
-            least, most = (float(value) for value in torch.aminmax(block))
-            if not (least >= -LARGEST and most <= LARGEST):  # also when either is NaN
+            smallest, largest = (float(value) for value in torch.aminmax(block))
+            if not (smallest >= -LARGEST and largest <= LARGEST):  # also when either is NaN
                 bad = ~(block.abs() <= LARGEST)
                 row = int(bad.any(1).nonzero()[0])
                 value = float(block[row][bad[row]][0])
                 what = "NaN" if value != value else f"{value:g}"
-                more = "" if what in ("NaN", "inf", "-inf") else f", beyond the {LARGEST:g} that can be squared safely"
+                more = "" if what in ("NaN", "inf", "-inf") else f", beyond the {LARGEST:g} that can be squared"
                 raise InputError(f"{self.origin}: row {here.start + row} holds {what}{more} (rows count from 0)")
-            low, high = min(low, least), max(high, most)
+            low, high = min(low, smallest), max(high, largest)
         return low, high
 
     def check_finite(self) -> None:
@@ -164,21 +164,17 @@ class Samples:
     def stored_blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield stored values in order, some 4 MiB at a time: (slice of the rows, tensor (n, D)).
 
-        Of the stored type, but for uint16, which comes as int32, and bool, as uint8.
+        In the stored type, except uint16 as int32 and bool as uint8.
         """
         size = max(1, BLOCK_BYTES // (self.D * self.itemsize))
         for low in range(0, self.N, size):
             here = slice(low, min(low + size, self.N))
-            block = self._widened(self._stored_rows(self._pick(here)))
+            block = self._widen(self._stored_rows(self._pick(here)))
             yield here, block.to(torch.uint8) if block.dtype == torch.bool else block
 
-    def stored_rows(self, index: Index) -> Tensor:
-        """Return stored values, (n, D), bit for bit as `stored_values`; `index` as for `rows`."""
+    def stored_rows(self, index: Index = slice(None)) -> Tensor:
+        """Return stored values, (n, D), in their type (uint16 as the int16 of the same bits); `index` as in `rows`."""
         return self._stored_rows(self._pick(index))
-
-    def stored_values(self) -> Tensor:
-        """Return all stored values of this share, (N, D), bit for bit (uint16 as the int16 of the same bits)."""
-        return self._stored_rows(self._at)
 
     def _stored_rows(self, at: range | Tensor) -> Tensor:
         if isinstance(self._source, NpyFile):
@@ -197,8 +193,8 @@ class Samples:
         # Apple's GPU has no float64, in which wide types are centred.
         return torch.device("cpu") if self.device.type == "mps" and self._wide else self.device
 
-    def _centred(self, index: Index, dtype: torch.dtype, out: Tensor | None) -> tuple[Tensor, Tensor]:
-        stored = self._widened(self._stored_rows(self._pick(index)))  # (n, D)
+    def _centre(self, index: Index, dtype: torch.dtype, out: Tensor | None) -> tuple[Tensor, Tensor]:
+        stored = self._widen(self._stored_rows(self._pick(index)))  # (n, D)
         n = len(stored)
         if out is None:
             x = torch.empty(n, self.D, dtype=dtype, device=self.device)
@@ -209,7 +205,7 @@ class Samples:
         if self.centring == "none":
             return x.copy_(stored), x.new_zeros(n, 1)
         if self._wide:
-            # Centred before it is rounded: float32 would lose small values that ride on a large mean.
+            # Centred before rounding: float32 would lose small differences from a large mean.
             exact = stored.to(torch.float64)
             mean = exact.mean(1, keepdim=True)
             return x.copy_(exact.sub_(mean) if exact is not stored else exact - mean), mean.to(x)
@@ -217,8 +213,8 @@ class Samples:
         mean = x.mean(1, keepdim=True)
         return x.sub_(mean), mean
 
-    def _widened(self, stored: Tensor) -> Tensor:
-        # torch has hardly any arithmetic for uint16; its bits are kept as int16 and widened chunk by chunk.
+    def _widen(self, stored: Tensor) -> Tensor:
+        # torch has hardly any arithmetic for uint16; its bits are kept as int16 and converted chunk by chunk.
         return stored.to(torch.int32).bitwise_and_(0xFFFF) if self.stored == "uint16" else stored
 
     def _pick(self, index: Index) -> range | Tensor:
@@ -230,9 +226,9 @@ class Samples:
         if where.dtype == torch.bool or where.is_floating_point() or where.dim() != 1:
             raise TypeError(f"an index is a slice or integers of shape (n,), not {where.dtype} {tuple(where.shape)}")
         where = where.to(torch.int64)
-        # On a GPU the check would make it wait for every batch; there index_select itself stops at a bad index.
+        # On a GPU the check would wait for every batch; there index_select itself fails at a bad index.
         if where.device.type == "cpu" and len(where) and not (int(where.min()) >= 0 and int(where.max()) < self.N):
-            raise IndexError(f"rows 0..{self.N - 1} are there, {int(where.min())}..{int(where.max())} were asked for")
+            raise IndexError(f"rows {int(where.min())}..{int(where.max())}; rows 0..{self.N - 1} exist")
         if isinstance(self._at, range):
             whole = self._at.start == 0 and self._at.step == 1
             return where if whole else where * self._at.step + self._at.start
@@ -251,5 +247,5 @@ class Samples:
 def _tensor(array: np.ndarray) -> Tensor:
     native = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")  # nothing here writes into the stored values
+        warnings.filterwarnings("ignore", message=".*not writable.*")  # stored values are never written
         return torch.from_numpy(native.view(np.int16) if native.dtype == np.uint16 else native)

@@ -1,4 +1,4 @@
-"""A union of affine subspaces whose best model is known: the data set that needs no download."""
+"""A synthetic data set whose best model is known: samples near affine subspaces. Needs no download."""
 
 from pathlib import Path
 
@@ -13,26 +13,26 @@ SUBSPACES_E = 3
 SIDE = 8
 D = SIDE * SIDE
 TRAIN, TEST = 4_000, 1_000
-OFFSET = 400.0  # |mu_k|; the mu_k are orthogonal, so components lie 566 apart where noise reaches some 62
+OFFSET = 400.0  # |mu_k|; the mu_k are orthogonal, so components are 566 apart, and the noise has norm 62
 SPREAD = (40.0, 30.0, 20.0)  # standard deviation of b along each basis vector
 SIGMA = 8.0  # standard deviation of the noise along each direction of the complement
 
-# Mean L2 of the model the data was made with, in expectation: noise fills the complement of a component's basis within
-# the vectors of zero mean, D - 1 - E directions of variance sigma^2, and none of it can be encoded. A model fitted to
-# the training set comes out a little lower there and a little higher on the test set.
+# Expected mean L2 of the model that generates the data: the noise has variance sigma^2 in D - 1 - E directions (of zero
+# mean, outside the basis), and none of it can be encoded. A model fitted to the training set is slightly better on the
+# training set and slightly worse on the test set.
 SUBSPACES_OPTIMUM = SIGMA**2 * (D - 1 - SUBSPACES_E) / D  # = 60
 
 
 def load_subspaces(data_dir: Path, centring: Centring, seed: int) -> Task:
     """Draw x = mu_k + W_k b + noise, with k uniform in 0..K-1 (the label) and b ~ N(0, diag(SPREAD^2)), 8x8 values.
 
-    W_k (D, E) has orthonormal columns, orthogonal to mu_k; noise ~ N(0, sigma^2) in the complement of W_k. All of it
-    is orthogonal to the all-ones vector, so every sample has zero mean already and centring changes nothing. Made
-    from the seed alone. At K = 4, E = 3 the best mean L2 is SUBSPACES_OPTIMUM.
+    W_k (D, E) has orthonormal columns, orthogonal to mu_k; noise ~ N(0, sigma^2) in the complement of W_k. Everything
+    is orthogonal to the all-ones vector, so every sample has zero mean and centring changes nothing. The data depends
+    only on the seed. At K = 4, E = 3 the best mean L2 is SUBSPACES_OPTIMUM.
     """
     generator = torch.Generator().manual_seed(seed)
     ones = torch.ones(D, 1, dtype=torch.float64)
-    mu = OFFSET * _orthonormal(torch.cat([ones, _normal(generator, D, SUBSPACES_K)], 1))[:, 1:].T  # (K, D)
+    mu = OFFSET * _orthonormalise(torch.cat([ones, _normal(generator, D, SUBSPACES_K)], 1))[:, 1:].T  # (K, D)
     W = torch.stack([_basis(generator, ones, mu_k) for mu_k in mu])  # (K, D, E)
     sets = []
     for n in (TRAIN, TEST):
@@ -52,13 +52,13 @@ def load_subspaces(data_dir: Path, centring: Centring, seed: int) -> Task:
 
 
 def _basis(generator: torch.Generator, ones: Tensor, mu_k: Tensor) -> Tensor:
-    return _orthonormal(torch.cat([ones, mu_k[:, None], _normal(generator, D, SUBSPACES_E)], 1))[:, 2:]
+    return _orthonormalise(torch.cat([ones, mu_k[:, None], _normal(generator, D, SUBSPACES_E)], 1))[:, 2:]
 
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def _orthonormal(columns: Tensor) -> Tensor:
+def _orthonormalise(columns: Tensor) -> Tensor:
     Q, R = torch.linalg.qr(columns)
-    return torch.mul(Q, R.diagonal().sign())  # LAPACKs differ in the sign of a column
+    return torch.mul(Q, R.diagonal().sign())  # LAPACK libraries differ in the sign of a column

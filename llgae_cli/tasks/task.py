@@ -1,4 +1,4 @@
-"""What a task is: two sets of samples, what their values mean, and where they came from."""
+"""A task: training and test samples, the meaning of their values, and their origin."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -14,12 +14,16 @@ HASHED_BLOCKS = 256
 
 @dataclass(frozen=True)
 class Task:
-    """A data set, ready to train on.
+    """A data set, ready for training.
 
-    `name`: canonical, as checkpoints carry it. `train`, `test`: the Samples. `shape`: of one sample, (H, W) or
-    (H, W, 3) for images and (D,) for plain vectors, in C order. `classes`: names of the labels 0, 1, ..., or None.
-    `peak`: greatest value minus least a sample can take (255 for 8-bit images), the unit of PSNR. `source`: in human
-    words, where the data was found. `fingerprint`: see `fingerprint`. `place`: the path within `source`, if any.
+    name          canonical name, as in checkpoints
+    train, test   the samples
+    shape         of one sample, in C order: (H, W) or (H, W, 3) for images, (D,) for vectors
+    classes       names of the labels 0, 1, ..., or None
+    peak          range of the values (255 for 8-bit images), for PSNR
+    source        where the data was read from, in words
+    fingerprint   see the function `fingerprint`
+    place         the path within `source`, if any
     """
 
     name: str
@@ -34,12 +38,12 @@ class Task:
 
     @property
     def origin(self) -> str:
-        """`source` for files that others get: of an absolute path only the last part."""
+        """`source` for files that are given away: of an absolute path only the last part."""
         path = PurePath(self.place)
         return self.source.replace(self.place, path.name) if path.is_absolute() and path.name else self.source
 
     def hold_out(self, share: float, seed: int) -> tuple[Samples, Samples | None]:
-        """Return the training samples without a random share of them, and that share (None where it is 0)."""
+        """Split the training samples: return the rest and a random `share` of them (None where it is empty)."""
         n = round(self.train.N * share)
         if n == 0:
             return self.train, None
@@ -47,16 +51,16 @@ class Task:
         return self.train.subset(order[n:].sort().values), self.train.subset(order[:n].sort().values)
 
     def to(self, device: torch.device) -> "Task":
-        """The same task with its samples on a device (see `Samples.to`)."""
+        """Return the same task with its samples on a device (see `Samples.to`)."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
 def fingerprint(train: Samples, test: Samples, shape: tuple[int, ...]) -> str:
-    """Return 16 hex digits that stand for the stored values of both sets: sha256 over shape, type and bytes, in order.
+    """Return 16 hex digits of the SHA-256 over shape, type and bytes of the stored values of both sets, in order.
 
-    The way of storing (memory or file, C or Fortran order) does not enter. Of a set of more than 256 MiB, shape,
-    type and 256 evenly spaced blocks of some 1 MiB are hashed, first and last included: quick for any size, but blind
-    to a change between the blocks.
+    It does not depend on how they are stored (memory or file, C or Fortran order). Of a set of more than 256 MiB,
+    shape, type and 256 evenly spaced blocks of some 1 MiB are hashed, with the first and the last: fast for any size,
+    but a change between the blocks goes unnoticed.
     """
     digest = hashlib.sha256()
     for samples in (train, test):
@@ -69,6 +73,6 @@ def fingerprint(train: Samples, test: Samples, shape: tuple[int, ...]) -> str:
         else:
             starts = sorted({last * i // (HASHED_BLOCKS - 1) for i in range(HASHED_BLOCKS)})
         for start in starts:
-            part = samples.part(start, start + block).stored_values()
+            part = samples.part(start, start + block).stored_rows()
             digest.update(part.contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()[:16]

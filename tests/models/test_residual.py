@@ -237,7 +237,7 @@ def test_codes_in_a_file_decode_to_the_models_own_mean_l2(tmp_path: Path) -> Non
     trainer = level_trainer(data, 3, dtype=torch.float32)
     run(trainer, 12)
     reported = write_codes(trainer.model, data, tmp_path / "codes.npz")
-    x_hat = torch.cat(list(codes.decoded(trainer.model, codes.CodesFile(tmp_path / "codes.npz", trainer.model))))
+    x_hat = torch.cat(list(codes.decode_file(trainer.model, codes.CodesFile(tmp_path / "codes.npz", trainer.model))))
     results = float((data.rows(slice(None)) - x_hat.detach()).square().mean())
     assert reported == pytest.approx(metrics.mean_l2(trainer.model, data), rel=1e-6) == pytest.approx(results, rel=1e-5)
     assert dict(np.load(tmp_path / "codes.npz"))["s"].shape == (data.N, 2)

@@ -250,7 +250,7 @@ def test_codes_in_a_file_decode_to_the_models_own_mean_l2(tmp_path: Path) -> Non
     model, trainer = closed_form(data, 1, dtype=torch.float32)
     run(trainer, 5)
     reported = write_codes(model, data, tmp_path / "codes.npz")
-    x_hat = torch.cat(list(codes.decoded(model, codes.CodesFile(tmp_path / "codes.npz", model))))
+    x_hat = torch.cat(list(codes.decode_file(model, codes.CodesFile(tmp_path / "codes.npz", model))))
     results = float((data.rows(slice(None)) - x_hat.detach()).square().mean())
     assert reported == pytest.approx(metrics.mean_l2(model, data), rel=1e-6) == pytest.approx(results, rel=1e-5)
 

@@ -17,20 +17,20 @@ import pictured  # tests/pictured.py
 import pytest
 import torch
 import yaml
-from hostile import Tally, cut, mutated, put, watched  # tests/hostile.py
+from hostile import Tally, cut, mutate, put, watched  # tests/hostile.py
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from llgae_cli.storage import checkpoint_file
 from llgae_cli import experiment
 from llgae_cli.cli.app import main
 from llgae_cli.config import Config, parse_yaml, read_config, validated
 from llgae_cli.errors import InputError, RunError
 from llgae_cli.factory import restore
 from llgae_cli.models import Model
-from llgae_cli.storage import codes, load
-from llgae_cli.storage.checkpoint import packed
+from llgae_cli.storage import codes, compare_name, load
+from llgae_cli.storage.checkpoint import pack
+from llgae_cli.storage.checkpoint_file import SIGNATURE_BYTES, sign
 from llgae_cli.storage.names import CheckpointName, name_of, slug
 from llgae_cli.storage.run_table import filter_rows
 from llgae_cli.sweep.plan import read_plan
@@ -84,9 +84,9 @@ def tried(name: str, tally: Tally, least_refused: float = 0.5) -> None:
 
 def signed(raw: bytes) -> bytes:
     """A checkpoint's bytes with their last 79 replaced by a checksum that agrees with what stands before."""
-    file = io.BytesIO(raw[: -checkpoint_file.COMMENT] if len(raw) > checkpoint_file.COMMENT else raw)
-    if len(raw) > checkpoint_file.COMMENT + 2:
-        checkpoint_file._sign(file)
+    file = io.BytesIO(raw[:-SIGNATURE_BYTES] if len(raw) > SIGNATURE_BYTES else raw)
+    if len(raw) > SIGNATURE_BYTES + 2:
+        sign(file)
     return file.getvalue()
 
 
@@ -96,7 +96,7 @@ def restored(path: Path) -> Callable[[], object]:
     def read() -> None:
         model, stored, _ = restore(path)
         model.decode(model.encode(torch.ones(3, model.D)))
-        checkpoint_file.disagreement(path, stored)
+        compare_name(path, stored)
 
     return read
 
@@ -134,7 +134,7 @@ def test_a_mutated_checkpoint_is_caught_by_its_checksum(checkpoint: Path, tmp_pa
     whole, draw, tally = checkpoint.read_bytes(), random.Random(1), Tally()
     path = tmp_path / checkpoint.name
     while int(tally) < TRIED["checkpoint, raw"]:
-        raw = mutated(whole, draw)
+        raw = mutate(whole, draw)
         if raw != whole:
             tally.attempt(restored(put(path, raw)), int(tally))
     tried("checkpoint, raw", tally, least_refused=1.0)
@@ -148,9 +148,9 @@ def test_a_mutated_checkpoint_with_a_checksum_of_its_own_is_refused_or_read(chec
     path = tmp_path / checkpoint.name
     for i in range(TRIED["checkpoint, signed again"]):
         if i % 2:  # the pickle and the zip's own structures, where a change means most
-            raw = whole[:start] + mutated(whole[start : start + size + 200], draw) + whole[start + size + 200 :]
+            raw = whole[:start] + mutate(whole[start : start + size + 200], draw) + whole[start + size + 200 :]
         else:
-            raw = mutated(whole[: -checkpoint_file.COMMENT - 2], draw) + whole[-checkpoint_file.COMMENT - 2 :]
+            raw = mutate(whole[: -SIGNATURE_BYTES - 2], draw) + whole[-SIGNATURE_BYTES - 2 :]
         tally.attempt(restored(put(path, signed(raw))), i)
     tried("checkpoint, signed again", tally)
 
@@ -186,7 +186,7 @@ def places(nest: Any) -> Iterator[tuple[Any, Any]]:
 
 def spoilt(checkpoint: Path, draw: random.Random, within: str | None = None) -> bytes:
     """A checkpoint's bytes with one to three values replaced or removed, and a checksum that agrees."""
-    content = packed(load(checkpoint))
+    content = pack(load(checkpoint))
     for _ in range(draw.choice((1, 1, 2, 3))):
         container, key = draw.choice(list(places(content if within is None else content[within])))
         if draw.random() < 0.15:
@@ -195,7 +195,7 @@ def spoilt(checkpoint: Path, draw: random.Random, within: str | None = None) -> 
             container[key] = evil(draw)
     file = io.BytesIO()
     torch.save(content, file)
-    checkpoint_file._sign(file)
+    sign(file)
     return file.getvalue()
 
 
@@ -205,6 +205,15 @@ def test_a_checkpoint_with_wrong_values_is_refused_or_read(checkpoint: Path, tmp
     for i in range(TRIED["checkpoint, wrong values"]):
         tally.attempt(restored(put(path, spoilt(checkpoint, draw))), i)
     tried("checkpoint, wrong values", tally, least_refused=0.3)
+
+
+@pytest.mark.parametrize("key", ["config", "state", "history"])
+def test_a_million_wrong_values_are_one_error(checkpoint: Path, tmp_path: Path, key: str) -> None:
+    content = pack(load(checkpoint))
+    content[key] = [1] * 1_000_000 if key == "history" else dict.fromkeys(range(1_000_000))
+    torch.save(content, tmp_path / checkpoint.name)
+    with watched(), pytest.raises(InputError, match=f"{key}: not a "):
+        load(tmp_path / checkpoint.name)
 
 
 CLAIMS = [
@@ -221,7 +230,7 @@ CLAIMS = [
 def test_a_model_of_claimed_sizes_is_not_built(
     checkpoint: Path, tmp_path: Path, claim: dict[str, Any], shape: list[int]
 ) -> None:
-    content = packed(load(checkpoint))
+    content = pack(load(checkpoint))
     content["config"] |= claim
     content["data"]["shape"] = shape
     torch.save(content, tmp_path / checkpoint.name)
@@ -276,7 +285,7 @@ def test_mutated_codes_are_refused_or_read(checkpoint: Path, model: Model, tmp_p
     draw, tally, path = random.Random(4), Tally(), tmp_path / "codes.npz"
 
     def read() -> None:
-        for part in codes.decoded(model, codes.CodesFile(path, model)):
+        for part in codes.decode_file(model, codes.CodesFile(path, model)):
             assert part.isfinite().all()
 
     for whole in sources:
@@ -285,7 +294,7 @@ def test_mutated_codes_are_refused_or_read(checkpoint: Path, model: Model, tmp_p
             tally.attempt(read, len(raw))
     while int(tally) < TRIED["codes"]:
         if draw.random() < 0.5:
-            put(path, mutated(draw.choice(sources), draw, sources[0]))
+            put(path, mutate(draw.choice(sources), draw, sources[0]))
         else:  # a member changed, with the zip's checksums right
             arrays = {name: np.load(io.BytesIO(sources[0]))[name] for name in ("k", "b", "mean", "model")}
             with zipfile.ZipFile(path, "w", draw.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
@@ -294,7 +303,7 @@ def test_mutated_codes_are_refused_or_read(checkpoint: Path, model: Model, tmp_p
                     member = io.BytesIO()
                     np.save(member, array)
                     raw = member.getvalue()
-                    archive.writestr(f"{name}.npy", mutated(raw, draw) if name == spoil else raw)
+                    archive.writestr(f"{name}.npy", mutate(raw, draw) if name == spoil else raw)
         tally.attempt(read, int(tally))
     tried("codes", tally, least_refused=0.4)
 
@@ -325,7 +334,7 @@ def test_mutated_npy_files_are_refused_or_read(tmp_path: Path) -> None:
     while int(tally) < TRIED["npy"]:
         whole = draw.choice(sources)
         head = draw.random() < 0.7  # the header is where a change means most
-        raw = mutated(whole[:128], draw, sources[0]) + whole[128:] if head else mutated(whole, draw, sources[0])
+        raw = mutate(whole[:128], draw, sources[0]) + whole[128:] if head else mutate(whole, draw, sources[0])
         put(path, raw)
         tally.attempt(read, int(tally))
     tried("npy", tally)
@@ -345,9 +354,9 @@ def test_mutated_idx_files_are_refused_or_read(tmp_path: Path) -> None:
             put(path, raw)
             tally.attempt(read, len(raw))
     while int(tally) < TRIED["idx"]:
-        raw = mutated(draw.choice(sources), draw, sources[0])
+        raw = mutate(draw.choice(sources), draw, sources[0])
         if draw.random() < 0.3:  # sound gzip around broken idx
-            raw = gzip.compress(mutated(plain, draw), mtime=0)
+            raw = gzip.compress(mutate(plain, draw), mtime=0)
         put(path, raw)
         tally.attempt(read, int(tally))
     tried("idx", tally)
@@ -372,7 +381,7 @@ def test_mutated_images_are_refused_or_read(tmp_path: Path) -> None:
     read()  # a format's reader is imported when it is first needed
     while int(tally) < TRIED["images"]:
         suffix = draw.choice([*sources, "png", "png"])
-        path = put(folder / f"{draw.choice('0b')}.{suffix}", mutated(sources[suffix], draw, sources["png"]))
+        path = put(folder / f"{draw.choice('0b')}.{suffix}", mutate(sources[suffix], draw, sources["png"]))
         tally.attempt(read, (suffix, int(tally)))
         path.unlink()
     tried("images", tally, least_refused=0.3)
@@ -410,7 +419,7 @@ def spoilt_text(draw: random.Random) -> bytes:
             at = draw.choice([i + 1 for i, c in enumerate(text) if c in " \n:"])
             text = text[:at] + draw.choice(PIECES) + draw.choice(("", "\n", " ")) + text[at:]
         return text.encode("utf-8", "surrogatepass")
-    return mutated(text.encode(), draw, CONFIGS[0].encode())
+    return mutate(text.encode(), draw, CONFIGS[0].encode())
 
 
 def test_mutated_configs_are_refused_or_read(tmp_path: Path) -> None:
@@ -511,7 +520,7 @@ def test_mutated_names_are_refused_or_read(checkpoint: Path) -> None:
     for i in range(TRIED["name"]):
         text = draw.choice((checkpoint.name, original))
         if i % 2:
-            text = mutated(text.encode(), draw, original.encode()).decode("utf-8", "surrogateescape")
+            text = mutate(text.encode(), draw, original.encode()).decode("utf-8", "surrogateescape")
         for _ in range(draw.choice((0, 1, 3)) if i % 2 else 1):
             at = draw.randrange(len(text) + 1)
             text = text[:at] + draw.choice(pieces) + text[at:]
@@ -528,7 +537,7 @@ def test_mutated_names_are_refused_or_read(checkpoint: Path) -> None:
 def test_mutated_conditions_are_refused_or_read() -> None:
     draw, tally = random.Random(12), Tally()
     for _ in range(TRIED["condition"]):
-        raw = mutated(draw.choice((b"K=11", b"mean_l2<800", b"task!=mnist", b"lr >= 3e-4")), draw, b"1e999 nan <=")
+        raw = mutate(draw.choice((b"K=11", b"mean_l2<800", b"task!=mnist", b"lr >= 3e-4")), draw, b"1e999 nan <=")
         text = raw.decode("utf-8", "surrogateescape")
         tally.attempt(lambda text=text: filter_rows([], [text]), text)  # type: ignore[misc]
     tried("condition", tally)

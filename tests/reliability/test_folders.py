@@ -18,22 +18,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import FAST, Command, check_refused  # tests/command_line.py
 from sweeping_helper import written
-from test_cli import FAST, Command, check_refused
-from test_cli import llgae as command_line
 
 from llgae_cli import regular_files
 from llgae_cli.bench.output import save as save_bench
 from llgae_cli.config import Config, read_config
 from llgae_cli.errors import InputError
 from llgae_cli.regular_files import open_own
-from llgae_cli.storage import PathLock, RunLock, clean_locks, disagreement, find_last, load
-from llgae_cli.storage.folders import machine, made_folder
+from llgae_cli.storage import Lock, clean_locks, compare_name, find_last, load, make_folder
+from llgae_cli.storage.processes import machine
 from llgae_cli.sweep import SweepFolder, read_plan
 from llgae_cli.sweep.cell import run_cell
 from llgae_cli.sweep.process import Share, spawn
 
-llgae = command_line  # the fixture, under its name
+pytestmark = pytest.mark.slow
 PRECIOUS = b"the only copy\n"
 NOBODY = 65534
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="becoming a second user takes root")
@@ -154,7 +153,7 @@ def test_a_runs_lock_is_no_link(
 ) -> None:
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
-    lock = RunLock(checkpoints, read_config([Path("fast.yaml")]))
+    lock = Lock.of_run(checkpoints, read_config([Path("fast.yaml")]))
     attack(lock.path, precious)
     check_refused(llgae("train", "-c", "fast.yaml"), lock.path.name, ATTACKS[attack], "remove it")
     assert os.listdir(checkpoints) == [lock.path.name] and clean_locks(checkpoints) == 0
@@ -234,11 +233,11 @@ def test_a_second_user_sees_the_first_ones_lock(shared: Path, mode: int) -> None
     checkpoints = shared / "checkpoints"
     checkpoints.mkdir()
     checkpoints.chmod(mode)
-    lock = RunLock(checkpoints, read_config([shared / "fast.yaml"]))
+    lock = Lock.of_run(checkpoints, read_config([shared / "fast.yaml"]))
     assert lock.attempt()
     lock.path.chmod(0o644)
     said = by_nobody(shared, "train", "-c", "fast.yaml", "-q")
-    check_refused(said, f"process {os.getpid()} is training this very config")
+    check_refused(said, f"process {os.getpid()} is already training this config")
     assert not list(checkpoints.glob("*.pkl"))
     name = lock.path
     lock.release()
@@ -255,7 +254,7 @@ def test_a_lock_that_a_second_user_may_not_even_read_is_one_line(shared: Path) -
     checkpoints = shared / "checkpoints"
     checkpoints.mkdir()
     checkpoints.chmod(0o777)
-    lock = RunLock(checkpoints, read_config([shared / "fast.yaml"]))
+    lock = Lock.of_run(checkpoints, read_config([shared / "fast.yaml"]))
     lock.path.touch()
     lock.path.chmod(0o600)
     check_refused(by_nobody(shared, "train", "-c", "fast.yaml", "-q"), lock.path.name, "belongs to another user")
@@ -286,7 +285,7 @@ def test_a_lock_is_taken_on_a_descriptor_that_only_reads(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "open", refusing)
     monkeypatch.setattr(os, "unlink", lambda name: refusing(path, os.O_RDWR))
-    first, second = PathLock(path), PathLock(path)
+    first, second = Lock(path), Lock(path)
     assert first.attempt() and first.supported
     assert not second.attempt() and second.holder == "another process"  # it may not write who it is
     first.release()
@@ -296,7 +295,7 @@ def test_a_lock_is_taken_on_a_descriptor_that_only_reads(tmp_path: Path, monkeyp
 
 
 def test_a_lock_names_no_machine_and_goes_with_its_holder(tmp_path: Path) -> None:
-    lock = PathLock(tmp_path / "lock")
+    lock = Lock(tmp_path / "lock")
     assert lock.attempt() and lock.path.read_text() == f"{os.getpid()} {machine()}\n"
     assert re.fullmatch(r"[0-9a-f]{6}", machine()) and platform.node() not in lock.path.read_text()
     lock.release()
@@ -476,9 +475,9 @@ def test_a_checkpoint_with_six_digits_in_its_name_goes_on(llgae: Command) -> Non
     saved = Path(json.loads(said.out)["checkpoint"])
     identity = load(saved) and read_config([Path("gradient.yaml")]).identity()
     old = saved.rename(saved.with_name(saved.name.replace(identity, identity[:6])))
-    assert disagreement(old, load(old)) is None
+    assert compare_name(old, load(old)) is None
     assert f"config {'0' * 6} for {identity[:6]}" in str(
-        disagreement(old.with_name(old.name.replace(identity[:6], "0" * 6)), load(old))
+        compare_name(old.with_name(old.name.replace(identity[:6], "0" * 6)), load(old))
     )
     assert json.loads(llgae("runs", "checkpoints", "--json").out)[0]["config_id"] == identity[:6]
     said = llgae("train", "-c", "gradient.yaml", "--resume", "last")
@@ -532,13 +531,13 @@ def test_a_path_that_standard_output_cannot_encode_ends_no_run(tmp_path: Path, e
 def test_new_parent_folders_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino))
-    made_folder(tmp_path / "a" / "b" / "c")
+    make_folder(tmp_path / "a" / "b" / "c")
     parents = [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
     assert flushed == [path.stat().st_ino for path in parents]
-    made_folder(tmp_path / "a" / "b" / "c")
+    make_folder(tmp_path / "a" / "b" / "c")
     assert len(flushed) == 3
     monkeypatch.chdir(tmp_path)
-    made_folder(Path("d"))
+    make_folder(Path("d"))
     assert flushed[3:] == [tmp_path.stat().st_ino]
 
 

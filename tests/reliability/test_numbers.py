@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pictured  # tests/pictured.py
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from llgae_cli import experiment
 from llgae_cli import inference as infer
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, RunError
-from llgae_cli.evaluation import metrics
+from llgae_cli.evaluation import evaluate_checkpoint, measure
 from llgae_cli.models import LLGAE
 from llgae_cli.storage import Checkpoint, load
 from llgae_cli.tasks import Samples
@@ -46,10 +45,10 @@ def trained(array: np.ndarray, folder: Path, **keys: Any) -> tuple[experiment.Ou
     outcome = experiment.train(settings(f"npy:{folder / 'x.npy'}", folder / "out", **keys))
     assert outcome.checkpoint is not None
     again = evaluate_checkpoint(outcome.checkpoint)
-    assert again.warnings == []
-    nothing_to_explain = again.evaluation.n == 1 or not (array != array[0]).any()
-    assert math.isfinite(again.evaluation.explained_variance) or nothing_to_explain
-    assert again.evaluation.mean_l2 == pytest.approx(outcome.mean_l2, rel=1e-6, abs=1e-30)
+    assert not again.warnings
+    nothing_to_explain = again.metrics.n == 1 or not (array != array[0]).any()
+    assert math.isfinite(again.metrics.explained_variance) or nothing_to_explain
+    assert again.metrics.mean_l2 == pytest.approx(outcome.mean_l2, rel=1e-6, abs=1e-30)
     return outcome, load(outcome.checkpoint)
 
 
@@ -260,7 +259,8 @@ def test_measures_are_those_of_float64() -> None:
     x, X = clusters()
     model = LLGAE(5, 30, 3, inference="least-squares")
     model.load_state_dict({"mu": fitted(x).mu, "W": fitted(x).U})
-    evaluation, latents = metrics.measure(model, Samples(x, centring="none"), 255.0)
+    measured = measure(model, Samples(x, centring="none"), 255.0)
+    evaluation, latents = measured.metrics, measured.latents
     k = model.encode(x).k
     residual = X - fitted(X).mu[k]
     U = fitted(X).U[k]
@@ -301,7 +301,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], list
     np.save(home / "x.npy", (generator.normal(size=(1500, 64)) * 20 * 0.9 ** np.arange(64) @ rotation).astype("f4"))
     for threads in (1, 2):
         folder = home / str(threads)
-        program = RUN.format(tests=str(Path(__file__).parent), folder=str(folder), threads=threads,
+        program = RUN.format(tests=str(Path(__file__).parents[1]), folder=str(folder), threads=threads,
                              task=f"npy:{home / 'x.npy'}")  # fmt: skip
         # Waiting threads sleep: where others use the cores too, spinning ones would take a hundred times as long.
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
@@ -353,7 +353,7 @@ def test_the_measures_of_one_model_do_not_depend_on_the_threads(runs: Runs) -> N
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(metrics.measure(model, samples, 255.0)[0])
+            found.append(measure(model, samples, 255.0).metrics)
     finally:
         torch.set_num_threads(before)
     one, two = (evaluation.plain() for evaluation in found)

@@ -1,6 +1,7 @@
 """Runs that are killed, interrupted, started twice or repeated: nothing is lost, changed, left behind or piled up."""
 
 import json
+import logging
 import os
 import pty
 import signal
@@ -15,24 +16,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from reliability_helper import Started
+from command_line import BY_GRADIENT, FAST  # tests/command_line.py
+from reliability_helper import ENDLESS, Started, check_same_run, equal, last  # tests/reliability_helper.py
 
 from llgae_cli import experiment, interrupts
 from llgae_cli.cli import signals
 from llgae_cli.config import Config, read_config
 from llgae_cli.errors import InputError, Interrupted
-from llgae_cli.storage import Checkpoint, CheckpointName, RunLock, clean_locks, load, locks
-from llgae_cli.storage import checkpoint_file as files_module
-from llgae_cli.storage.folders import temporary_path
+from llgae_cli.storage import CheckpointName, Lock, checkpoint_file, clean_locks, load, locks
+from llgae_cli.storage.atomic import temporary_path
 from llgae_cli.sweep import cell
 
 pytestmark = pytest.mark.slow
-HELPER = Path(__file__).with_name("reliability_helper.py")
+HELPER = Path(__file__).parents[1] / "reliability_helper.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # one thread: the order of sums is part of "bit for bit"
-FAST = "task: subspaces\nK: 4\nembed-dim: 3\nrestarts: 1\nmoves: 0\nepochs: 3\nfigures: false\n"
-BY_GRADIENT = FAST.replace("restarts: 1\nmoves: 0\n", "trainer: gradient\n")
-ENDLESS = BY_GRADIENT.replace("epochs: 3", "epochs: 1000000")
 KILLS = 20
 RUNS = int(os.environ.get("LLGAE_SOAK_RUNS", "200"))
 MB = 1 << 20
@@ -46,42 +43,11 @@ def helped(program: str, **options: Any) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-class Silent:
-    """A reporter that keeps its notes to itself."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def warn(self, message: str) -> None: ...
-
-    def epoch(self, record: dict[str, float], epochs: int) -> None: ...
-
-
 def a_config(folder: Path, *overrides: str, text: str = FAST) -> Config:
     """A config's `text`, with its checkpoints in `folder`."""
     path = folder.parent / f"{folder.name}.yaml"
     path.write_text(text)
     return read_config([path], [f"checkpoint-dir={folder}", *overrides])
-
-
-def equal(one: Any, other: Any) -> bool:
-    """Whether two nests of tensors and plain values are the same to the last bit."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
-
-
-def last(folder: Path, epoch: int) -> Checkpoint:
-    """The checkpoint of an epoch."""
-    (path,) = folder.glob(f"*_{epoch}_*.pkl")
-    return load(path)
 
 
 def write_config(folder: Path, trainer: str, epochs: int) -> Path:
@@ -99,19 +65,11 @@ def write_config(folder: Path, trainer: str, epochs: int) -> Path:
     return config
 
 
-def check_same_run(one: Checkpoint, other: Checkpoint) -> None:
-    """The same run to the last bit: weights, optimiser, generators, history and final numbers."""
-    assert equal(one.state, other.state) and equal(one.trainer_state, other.trainer_state)
-    assert equal(one.extras, other.extras) and one.train_mean_l2 == other.train_mean_l2 is not None
-    timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in c.history] for c in (one, other)]
-    assert timeless[0] == timeless[1]
-
-
 @pytest.fixture(autouse=True)
 def no_signal() -> Iterator[None]:
     """What a test makes this process believe to have heard is forgotten after it."""
     yield
-    interrupts.forget()
+    interrupts.reset()
 
 
 # ---- Killed and resumed
@@ -258,27 +216,26 @@ def test_torchrun_passes_an_interrupt_on_and_it_is_still_one(tmp_path: Path) -> 
 def test_an_interrupt_waits_for_a_file_to_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = experiment.train(a_config(tmp_path))
     assert outcome.checkpoint is not None
-    sign = files_module._sign
+    sign = checkpoint_file.sign
 
     def interrupted(file: Any) -> None:
-        interrupts.arrived(signal.SIGINT)
+        interrupts.receive(signal.SIGINT)
         sign(file)
 
-    monkeypatch.setattr(files_module, "_sign", interrupted)
+    monkeypatch.setattr(checkpoint_file, "sign", interrupted)
     name = CheckpointName.parse(outcome.checkpoint.name)
     with pytest.raises(Interrupted):
-        files_module.save(load(outcome.checkpoint), tmp_path / "other", name)
+        checkpoint_file.save(load(outcome.checkpoint), tmp_path / "other", name)
     assert [load(path).epoch for path in (tmp_path / "other").iterdir()] == [outcome.epochs]
 
 
 def test_an_interrupt_that_is_swallowed_ends_the_run_after_the_next_epoch(tmp_path: Path) -> None:
-    class Swallowing(Silent):
-        def epoch(self, record: dict[str, float], epochs: int) -> None:
-            with suppress(Interrupted):  # as a destructor or an import in C does
-                interrupts.arrived(signal.SIGINT)
+    def swallow(record: dict[str, float], epochs: int) -> None:
+        with suppress(Interrupted):  # as a destructor or an import in C does
+            interrupts.receive(signal.SIGINT)
 
     with pytest.raises(Interrupted) as caught:
-        experiment.train(a_config(tmp_path, text=BY_GRADIENT), Swallowing())
+        experiment.train(a_config(tmp_path, text=BY_GRADIENT), on_epoch=swallow)
     assert caught.value.saved is not None and load(caught.value.saved).epoch == 2
 
 
@@ -290,7 +247,7 @@ def test_a_run_saved_at_its_last_epoch_is_completed_on_resuming(
 
     config = a_config(tmp_path, text=BY_GRADIENT)
     with monkeypatch.context() as during, pytest.raises(Interrupted) as caught:
-        during.setattr(experiment.metrics, "measure", interrupted)
+        during.setattr(experiment, "measure", interrupted)
         experiment.train(config)
     assert caught.value.saved is not None and load(caught.value.saved).train_mean_l2 is None
     outcome = experiment.train(config, "last")
@@ -320,7 +277,7 @@ def test_a_second_run_of_one_config_is_told_or_waits_and_others_go_on(tmp_path: 
             assert second.wait() == 2
             said = second.said()
             assert said.count("\n") == 1 and said.startswith("llgae: checkpoints: ")
-            assert f"process {first.pid} is training" in said and "--wait" in said and "seed 28" in said
+            assert f"process {first.pid} is already training" in said and "--wait" in said and "seed 28" in said
             assert other.wait() == 0 and other.said() == ""
             patient.wait_for(f"waiting for process {first.pid}")
             assert first.process.is_alive() and patient.process.is_alive()
@@ -337,7 +294,7 @@ def test_one_of_many_has_the_lock_and_cleaning_disturbs_nobody(tmp_path: Path) -
     end = time.monotonic() + 1.5
 
     def contend() -> None:
-        lock = RunLock(tmp_path, config)
+        lock = Lock.of_run(tmp_path, config)
         while time.monotonic() < end:
             if lock.attempt():
                 inside.append(0)
@@ -361,10 +318,10 @@ def test_one_of_many_has_the_lock_and_cleaning_disturbs_nobody(tmp_path: Path) -
 
 def test_a_lock_that_a_killed_run_left_is_nothing(tmp_path: Path) -> None:
     config = a_config(tmp_path)
-    lock = RunLock(tmp_path, config)
+    lock = Lock.of_run(tmp_path, config)
     lock.path.write_text("1 elsewhere\n")  # process 1 lives, and holds nothing
     assert lock.attempt() and not clean_locks(tmp_path)
-    twin = RunLock(tmp_path, config)
+    twin = Lock.of_run(tmp_path, config)
     assert not twin.attempt() and twin.holder == f"process {os.getpid()}"
     lock.path.write_text("77 elsewhere\n")
     assert not twin.attempt() and twin.holder == "process 77 on another machine"
@@ -376,11 +333,13 @@ def test_a_lock_that_a_killed_run_left_is_nothing(tmp_path: Path) -> None:
     assert clean_locks(tmp_path) == 1 and os.listdir(tmp_path) == []
 
 
-def test_a_file_system_without_locks_is_said_and_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "_flock", lambda handle: None)
-    reporter = Silent()
-    assert experiment.train(a_config(tmp_path), reporter).checkpoint is not None
-    assert any("has no locks" in note for note in reporter.notes)
+def test_a_file_system_without_locks_is_reported_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(locks, "lock_handle", lambda handle: None)
+    assert experiment.train(a_config(tmp_path)).checkpoint is not None
+    assert "has no locks" in caplog.text
     assert len(os.listdir(tmp_path)) == 1
 
 
@@ -391,14 +350,14 @@ def test_a_sweeps_cell_waits_for_a_live_run_and_fails_in_one_line(
     config = a_config(tmp_path)
     (tmp_path / "config.yaml").write_text(FAST)
     monkeypatch.setattr(cell, "PATIENCE", patience)
-    lock = RunLock(tmp_path, config)
+    lock = Lock.of_run(tmp_path, config)
     assert lock.attempt()
     if patience:
         threading.Timer(0.5, lock.release).start()
         cell.run_cell(tmp_path)
         assert (tmp_path / "result.json").exists()
         return
-    with pytest.raises(InputError, match=f"process {os.getpid()} is training this very config"):
+    with pytest.raises(InputError, match=f"process {os.getpid()} is already training this config"):
         cell.run_cell(tmp_path)
     lock.release()
 

@@ -1,4 +1,4 @@
-"""The files of checkpoints: written whole or not at all, read as data that can run no code."""
+"""Files of checkpoints: written atomically, and read as data that can run no code."""
 
 import errno
 import io
@@ -29,21 +29,20 @@ from llgae_cli.storage import (
     FORMAT_VERSION,
     Checkpoint,
     CheckpointName,
+    atomic,
     check_writable,
     clean_temporaries,
-    disagreement,
+    compare_name,
     find_last,
     load,
     name_of,
     provenance,
     save,
 )
-from llgae_cli.storage import checkpoint_file as files_module
-from llgae_cli.storage import folders as folders_module
-from llgae_cli.storage.checkpoint import packed
-from llgae_cli.storage.folders import FORSAKEN, temporary_path
+from llgae_cli.storage.atomic import ABANDONED, temporary_path
+from llgae_cli.storage.checkpoint import pack
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = Config(task="subspaces", K=3, embed_dim=2, trainer="gradient")
 NAME = name_of(CONFIG, 4, 12.5)
 
@@ -106,7 +105,7 @@ def saved(tmp_path: Path) -> Path:
 
 def resaved(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """The file with its content changed, by torch's own writer."""
-    content = packed(a_checkpoint())
+    content = pack(a_checkpoint())
     change(content)
     torch.save(content, path)
     return path
@@ -171,11 +170,11 @@ def test_numbers_and_texts_of_other_libraries_are_made_plain(tmp_path: Path) -> 
     ("changes", "line"),
     [
         ({"state": {"W": torch.tensor([1.0, float("nan")])}}, "not finite"),
-        ({"state": {"W": [1.0]}}, "takes tensors alone"),
+        ({"state": {"W": [1.0]}}, "only tensors"),
         ({"config": {"path": Path("x")}}, "PosixPath"),
-        ({"config": {"W": torch.ones(1)}}, "takes plain values alone"),
+        ({"config": {"W": torch.ones(1)}}, "'config' has a Tensor"),
         ({"extras": {"f": print}}, "builtin_function"),
-        ({"extras": {"n": 10**2000}}, "digits"),
+        ({"extras": {"n": 10**2000}}, "bits"),
         ({"mean_l2": float("nan")}, "mean_l2"),
         ({"seconds": -1.0}, "seconds"),
         ({"history": [{"mean_l2": "low"}]}, "history"),
@@ -238,7 +237,7 @@ def test_a_full_or_broken_disk_is_one_line_and_leaves_older_checkpoints_intact(
     before = saved.read_bytes()
     if not links:
         monkeypatch.setattr(os, "link", fail_with(errno.EPERM))
-    monkeypatch.setattr(files_module.os, call, fail_with(number))
+    monkeypatch.setattr(os, call, fail_with(number))
     for epoch in (4, 5):  # the first changes the content under the existing name
         with pytest.raises(RunError) as caught:
             save(a_checkpoint(train_mean_l2=1.0), saved.parent, name_of(CONFIG, epoch, 12.5))
@@ -254,10 +253,10 @@ def test_a_folder_that_turns_read_only_in_mid_write_is_said_and_what_stays_is_cl
     with monkeypatch.context() as closed:
         for call in ("replace", "unlink"):
             closed.setattr(os, call, fail_with(errno.EPERM))
-        with pytest.raises(RunError, match=rf"no checkpoint could be written \({os.strerror(errno.EPERM)}\)"):
+        with pytest.raises(RunError, match=rf"cannot be written \({os.strerror(errno.EPERM)}\)"):
             save(a_checkpoint(), saved.parent, name_of(CONFIG, 5, 12.5))
     assert len(os.listdir(saved.parent)) == 2
-    monkeypatch.setattr(folders_module, "is_alive", lambda pid: False)  # as if this process had ended
+    monkeypatch.setattr(atomic, "is_alive", lambda pid: False)  # as if this process had ended
     assert clean_temporaries(saved.parent) == 1
     assert os.listdir(saved.parent) == [saved.name]
 
@@ -270,8 +269,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple["subprocess.Complet
     program = f"""
 import os, resource, signal, sys
 from pathlib import Path
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-from test_checkpoint_files import CONFIG, RunError, a_checkpoint, name_of, save, torch
+sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+from test_checkpoint_file import CONFIG, RunError, a_checkpoint, name_of, save, torch
 large, folder = a_checkpoint(state={{"W": torch.ones(200_000), "mu": torch.ones(50)}}), Path({str(folder)!r})
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, most))
@@ -291,7 +290,7 @@ def test_a_limit_on_the_files_size_is_one_line_and_leaves_nothing(
 ) -> None:
     done, folder = ended
     line, listed = done.stdout.splitlines()
-    assert line == f"{folder}: no checkpoint could be written ({os.strerror(errno.EFBIG)})"
+    assert line == f"{folder / name_of(CONFIG, 5, 1.0).format()}: cannot be written ({os.strerror(errno.EFBIG)})"
     assert listed == f"['{NAME.format()}']"
     assert done.stderr == ""
 
@@ -311,14 +310,17 @@ def test_a_killed_process_leaves_older_checkpoints_intact_and_its_rest_is_cleane
 def test_an_interrupt_while_writing_is_an_interrupt_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Interrupted(io.BytesIO):
+    class Interrupted(io.FileIO):
         def write(self, data: Any) -> int:
             raise KeyboardInterrupt
 
-    sink = files_module._Remembering(Interrupted())
-    monkeypatch.setattr(files_module, "_Remembering", lambda file: sink)
-    with pytest.raises(KeyboardInterrupt):
-        save(a_checkpoint(), tmp_path, NAME)
+    def open_interrupted(path: Any, mode: str = "r", *rest: Any) -> Any:
+        return Interrupted(path, "x+") if mode == "x+b" else open(path, mode, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", open_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save(a_checkpoint(), tmp_path, NAME)
     assert not os.listdir(tmp_path)
 
 
@@ -336,7 +338,7 @@ def test_a_folder_that_cannot_be_written_is_found_up_front(tmp_path: Path, monke
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match="checkpoints cannot be written here"):
             check_writable(folder)
-        with pytest.raises(RunError, match="no checkpoint could be written"):
+        with pytest.raises(RunError, match="cannot be written"):
             save(a_checkpoint(), folder, NAME)
     for number in (errno.EACCES, errno.EROFS, errno.ENOSPC):  # rightly named, and the system refuses
         monkeypatch.setattr("builtins.open", fail_with(number))
@@ -385,7 +387,7 @@ def test_only_temporaries_of_dead_processes_of_this_machine_are_removed(tmp_path
     assert clean_temporaries(tmp_path) == 1
     assert not dead.exists()
     assert len(os.listdir(tmp_path)) == 4
-    os.utime(elsewhere, (time.time() - FORSAKEN - 1,) * 2)  # nobody writes to a temporary file for so long
+    os.utime(elsewhere, (time.time() - ABANDONED - 1,) * 2)  # nobody writes to a temporary file for so long
     assert clean_temporaries(tmp_path) == 1
     assert not elsewhere.exists()
     assert clean_temporaries(tmp_path / "none") == 0
@@ -462,12 +464,12 @@ def test_a_flipped_bit_anywhere_is_refused_or_harmless(saved: Path, signed: bool
         flipped[place] ^= 1 << draw.randrange(8)
         saved.write_bytes(flipped)
         try:
-            found = vars(load(saved))
+            loaded = vars(load(saved))
         except InputError as error:
             assert "\n" not in str(error)
         else:
             assert not signed, place
-            assert same(truth, found), place
+            assert same(truth, loaded), place
 
 
 def test_a_member_marked_as_a_folder_is_refused(saved: Path) -> None:
@@ -484,7 +486,7 @@ def test_a_member_marked_as_a_folder_is_refused(saved: Path) -> None:
 @pytest.mark.parametrize("version", [0, 2, 99, "1", None, True, 1.0])
 def test_another_format_version_is_refused_with_the_versions_that_are_read(saved: Path, version: object) -> None:
     line = refusal(resaved(saved, lambda content: content.update(format_version=version)))
-    assert f"reads version {FORMAT_VERSION}" in line
+    assert f"reads only version {FORMAT_VERSION}" in line
 
 
 @pytest.mark.parametrize("key", [*vars(a_checkpoint())])
@@ -538,7 +540,7 @@ class Evil:
 
 
 def hostile(marker: Path) -> Iterator[tuple[str, bytes]]:
-    content = {**packed(a_checkpoint()), "extras": {"x": Evil(marker)}}
+    content = {**pack(a_checkpoint()), "extras": {"x": Evil(marker)}}
     for protocol in (0, 1, 2, 4, 5):
         yield f"pickle-{protocol}", pickle.dumps(content, protocol=protocol)
     for protocol in (2, 4):
@@ -622,12 +624,15 @@ def test_a_zip_of_too_many_or_overlapping_parts_is_refused(saved: Path) -> None:
     assert "too many parts" in refusal(saved)
     with zipfile.ZipFile(saved, "w") as archive:
         archive.writestr("a/data.pkl", bytes(5_000))
-        for number in range(50):  # further entries of the table that point at the one member
-            info = zipfile.ZipInfo(f"a/{number}")
-            first = archive.filelist[0]
-            info.CRC, info.file_size, info.compress_size, info.header_offset = first.CRC, 5_000, 5_000, 0
-            archive.filelist.append(info)
-        archive._didModify = True
+        for number in range(50):
+            archive.writestr(f"a/{number}", b"")
+    raw = bytearray(saved.read_bytes())
+    table = raw.index(b"PK\x01\x02")
+    numbers, at = bytes(raw[table + 16 : table + 28]), table  # checksum and sizes of the first member
+    while (at := raw.find(b"PK\x01\x02", at)) >= 0:  # every entry of the table points at the first member
+        raw[at + 16 : at + 28], raw[at + 42 : at + 46] = numbers, bytes(4)
+        at += 46
+    saved.write_bytes(raw)
     assert "overlap" in refusal(saved)
 
 
@@ -644,9 +649,9 @@ def test_no_warning_leaks(saved: Path) -> None:
 
 def test_a_name_that_disagrees_with_the_content_is_reported(saved: Path) -> None:
     checkpoint = load(saved)
-    assert disagreement(saved, checkpoint) is None
+    assert compare_name(saved, checkpoint) is None
     other = CheckpointName(**{**vars(NAME), "K": 4, "mean_l2": 12.4, "config_id": "abcdef", "lr": 0.1, "task": "mnist"})
-    line = disagreement(saved.with_name(other.format()), checkpoint)
+    line = compare_name(saved.with_name(other.format()), checkpoint)
     assert line is not None
     for part in (
         "K 4 for 3",
@@ -656,18 +661,18 @@ def test_a_name_that_disagrees_with_the_content_is_reported(saved: Path) -> None
         "config",
     ):
         assert part in line
-    assert "not the name of a checkpoint" in str(disagreement(Path("best.pkl"), checkpoint))
+    assert "not the name of a checkpoint" in str(compare_name(Path("best.pkl"), checkpoint))
     original = (
         "-S28-tasksubspaces-shuffle1-embed-dim2-kernel-size3-model-nameLLGAE-beta0.01-n-step5-loglr-3.0_4_12.50000.pkl"
     )
-    assert disagreement(Path(original), checkpoint) is None
-    assert "epoch 5 for 4" in str(disagreement(Path(original.replace("_4_", "_5_")), checkpoint))
+    assert compare_name(Path(original), checkpoint) is None
+    assert "epoch 5 for 4" in str(compare_name(Path(original.replace("_4_", "_5_")), checkpoint))
 
 
 def test_a_task_of_the_users_own_agrees_with_its_slug(tmp_path: Path) -> None:
     config = Config(task="npy:/data/my set.npy", lr=1.23456789e-4)
     path = save(a_checkpoint(config=config.plain(), mean_l2=1 / 3), tmp_path, name_of(config, 4, 1 / 3))
-    assert disagreement(path, load(path)) is None
+    assert compare_name(path, load(path)) is None
 
 
 def test_the_last_checkpoint_of_a_config_has_its_most_epochs(tmp_path: Path) -> None:
@@ -688,10 +693,10 @@ def test_the_last_checkpoint_of_a_config_has_its_most_epochs(tmp_path: Path) -> 
 def test_provenance_names_the_versions_and_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))  # temporary files may lie in a repository
-    found = provenance()
-    assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
-    assert found["git_commit"] is None
-    assert found["created"].endswith("+00:00")
+    versions = provenance()
+    assert versions["torch"] == torch.__version__.partition("+")[0] or versions["torch"] == torch.__version__
+    assert versions["git_commit"] is None
+    assert versions["created"].endswith("+00:00")
     monkeypatch.setenv("PATH", "")
     assert provenance()["git_commit"] is None
 

@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from llgae_cli.cli.app import app
 from llgae_cli.errors import InputError
-from llgae_cli.evaluation.metrics import CHUNK, Latents
-from llgae_cli.evaluation.principal_axes import principal
+from llgae_cli.evaluation.encoding import CHUNK, write_codes
+from llgae_cli.evaluation.latents import Latents, draw_codes, grid_codes, read_latents
+from llgae_cli.evaluation.principal_axes import principal_axes
 from llgae_cli.factory import restore
 from llgae_cli.models import LLGAE
-from llgae_cli.storage import codes
+from llgae_cli.storage import CheckpointName, codes, save
 from llgae_cli.tasks import Samples, load_task
 
 pytestmark = pytest.mark.numeric
@@ -50,8 +51,8 @@ def test_decode_of_encode_is_the_model_bit_for_bit(tmp_path: Path, K: int, E: in
     file = codes.CodesFile(tmp_path / "codes.npz", model)
     whole = np.load(tmp_path / "codes.npz", allow_pickle=False)
     assert (whole["k"].dtype, whole["b"].dtype) == (np.int32, np.float32) and whole["b"].shape == (samples.N, E)
-    codes.write_npy(codes.decoded(model, file, centred=True), tmp_path / "x.npy", (file.N, 5, 4))
-    codes.write_npy(codes.decoded(model, file), tmp_path / "v.npy", (file.N, 5, 4))
+    codes.write_npy(codes.decode_file(model, file, centred=True), tmp_path / "x.npy", (file.N, 5, 4))
+    codes.write_npy(codes.decode_file(model, file), tmp_path / "v.npy", (file.N, 5, 4))
     centred, images = np.load(tmp_path / "x.npy"), np.load(tmp_path / "v.npy")
     squared = []
     for here, x in samples.chunks(CHUNK):
@@ -117,7 +118,7 @@ def test_a_grid_is_affine_and_reaches_two_standard_deviations() -> None:
     assert code.k.tolist() == [1] * 25
     b = code.b.reshape(5, 5, 3)
     assert torch.allclose(b[2, 2], torch.ones(3)) and torch.allclose(b[0] + b[4], 2 * b[2], atol=1e-5)
-    ways = principal(model.W, latents.mean, latents.covariance)
+    ways = principal_axes(model.W, latents.mean, latents.covariance)
     assert torch.allclose(ways.coordinates(1, b[0, 4]), torch.tensor([2.0, -2, 0]).double(), atol=1e-5)
 
 
@@ -131,8 +132,8 @@ def test_directions_do_not_depend_on_the_basis_of_w() -> None:
         torch.randn(4, 4, dtype=torch.float64, generator=generator),
     )
     C, inverse = L @ L.mT, torch.linalg.inv(R)
-    one = principal(W, mean, C)
-    other = principal(W @ R, mean @ inverse.T, inverse @ C @ inverse.T)
+    one = principal_axes(W, mean, C)
+    other = principal_axes(W @ R, mean @ inverse.T, inverse @ C @ inverse.T)
     assert torch.allclose(one.variance, other.variance) and torch.allclose(W @ one.B, W @ R @ other.B)
     drawn = W @ one.B
     assert torch.allclose(drawn.mT @ drawn, torch.diag_embed(one.variance), atol=1e-9)  # orthogonal, by variance
@@ -170,7 +171,7 @@ def test_a_hostile_codes_file_is_refused_in_one_line(tmp_path: Path, checkpoint:
     make(path)
     model, _, _ = restore(checkpoint)
     with pytest.raises(InputError) as caught:
-        codes.write_npy(codes.decoded(model, codes.CodesFile(path, model)), tmp_path / "x.npy", (4, 64))
+        codes.write_npy(codes.decode_file(model, codes.CodesFile(path, model)), tmp_path / "x.npy", (4, 64))
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "x.npy").exists()
 
@@ -185,11 +186,13 @@ def test_a_header_that_promises_more_than_the_file_holds_is_refused(tmp_path: Pa
         codes.CodesFile(tmp_path / "c.npz", model)
 
 
-def test_a_checkpoint_without_latents_says_so(tmp_path: Path, checkpoint: Path) -> None:
+def test_nothing_is_sampled_from_an_unfinished_run(tmp_path: Path, checkpoint: Path) -> None:
     model, stored, _ = restore(checkpoint)
     stored.extras.clear()
+    assert read_latents(stored.extras, model, checkpoint) is None
+    unfinished = save(stored, tmp_path, CheckpointName.parse(checkpoint.name))
     with pytest.raises(InputError, match="unfinished"):
-        codes.latents_of(stored, model, checkpoint)
+        raise run("sample", unfinished, "-o", tmp_path / "x.npy").exception
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ def test_an_npy_file(
     assert task.name == f"npy:{tmp_path / 'x.npy'}" and task.shape == expected and task.classes is None
     assert task.train.on_disk == task.test.on_disk == streamed
     flat, held = array.reshape(30, -1), np.arange(30) % 10 == 9
-    np.testing.assert_array_equal(task.test.stored_values().numpy(), flat[held])
-    np.testing.assert_array_equal(task.train.stored_values().numpy(), flat[~held])
+    np.testing.assert_array_equal(task.test.stored_rows().numpy(), flat[held])
+    np.testing.assert_array_equal(task.train.stored_rows().numpy(), flat[~held])
     assert task.peak == pytest.approx(float(array.max()) - float(array.min()))
     assert "every 10th row held out" in task.source
 
@@ -150,7 +150,7 @@ def test_paths_that_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=np.zeros((5, 2)))
     refused("npy", tmp_path / "x.npz", ".npz archive", "np.save")
     os.mkfifo(tmp_path / "pipe")
-    refused("npy", tmp_path / "pipe", "not a plain file")
+    refused("npy", tmp_path / "pipe", "not a regular file")
     refused("images", tmp_path / "digits.npy", "not a folder")
     for name in ("npy:", "npy:a\0b", "images:"):
         with pytest.raises(InputError, match="a path is expected"):
@@ -173,7 +173,7 @@ def test_images_in_class_folders(tmp_path: Path, mode: str, shape: tuple[int, ..
     task = load("images", tmp_path)
     assert task.shape == shape and task.classes == ("a", "b") and task.peak == 255
     assert (task.train.N, task.test.N) == (11, 1)
-    np.testing.assert_array_equal(task.test.stored_values().numpy()[0], drawn[9].ravel())
+    np.testing.assert_array_equal(task.test.stored_rows().numpy()[0], drawn[9].ravel())
     assert task.train.labels is not None and task.train.labels.tolist() == [0] * 6 + [1] * 5
 
 
@@ -186,7 +186,7 @@ def test_images_without_classes_and_of_many_formats(tmp_path: Path) -> None:
     Image.fromarray(np.dstack([values, values[:, :, 0]])).save(tmp_path / "sub" / "a.PNG")
     task = load("images", tmp_path)
     assert task.classes is None and task.train.labels is None and (task.train.N, task.test.N) == (5, 1)
-    assert (task.train.stored_values() == task.test.stored_values()).all()
+    assert (task.train.stored_rows() == task.test.stored_rows()).all()
 
 
 def test_images_with_train_and_test_folders(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_images_that_do_not_agree(tmp_path: Path) -> None:
 
 def test_broken_images(tmp_path: Path) -> None:
     refused("images", tmp_path / "none", "no such file or folder")
-    refused("images", tmp_path, "no images there")
+    refused("images", tmp_path, "no images")
     draw(tmp_path / "a.png")
     refused("images", tmp_path, "holds 1 image", "at least 2")
     draw(tmp_path / "b.png", seed=1)
@@ -241,7 +241,7 @@ def test_links_that_lead_outside(tmp_path: Path) -> None:
     (tmp_path / "mine" / "inner.png").symlink_to("0.png")
     assert load("images", tmp_path / "mine").train.N == 3
     (tmp_path / "mine" / "z.png").symlink_to(tmp_path / "secret.png")
-    refused("images", tmp_path / "mine", "z.png", "leads outside")
+    refused("images", tmp_path / "mine", "z.png", "a link to a file outside")
     os.unlink(tmp_path / "mine" / "z.png")
     (tmp_path / "mine" / "folder").symlink_to(tmp_path)
     refused("images", tmp_path / "mine", "folder", "link to a folder")
@@ -262,4 +262,4 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
     frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
     for name in ("a.gif", "b.gif"):
         (tmp_path / name).write_bytes(out.getvalue())
-    assert (load("images", tmp_path).train.stored_values() == 10).all()
+    assert (load("images", tmp_path).train.stored_rows() == 10).all()

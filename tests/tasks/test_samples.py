@@ -1,5 +1,6 @@
 """Samples: centring is numpy's, and how and where the values are kept never shows in the rows."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,8 +121,8 @@ def test_shares_of_shares(tmp_path: Path, kept: str) -> None:
 def test_a_share_copies_nothing_and_memory_is_not_copied() -> None:
     array = values("uint8")
     samples = Samples(array)
-    assert samples.stored_values().data_ptr() == array.ctypes.data
-    assert samples.part(1, 9).to("cpu").stored_values().data_ptr() == array[1:].ctypes.data
+    assert samples.stored_rows().data_ptr() == array.ctypes.data
+    assert samples.part(1, 9).to("cpu").stored_rows().data_ptr() == array[1:].ctypes.data
 
 
 def test_read_only_values_are_taken_and_left_alone() -> None:
@@ -187,7 +188,7 @@ def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="changed while it was in use"):
         samples.rows(slice(0, 3))
     path.unlink()
-    with pytest.raises(RunError, match="cannot be read any more"):
+    with pytest.raises(RunError, match="can no longer be read"):
         samples.rows(slice(0, 3))
 
 
@@ -214,6 +215,9 @@ def test_streaming_stays_small(tmp_path: Path) -> None:
     array = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.dtype(np.uint8), (250_000, 784))  # 187 MiB, sparse
     array[::1000] = 7
     del array
-    run = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "x.npy")], capture_output=True, text=True)
+    # Every large buffer returned to the system as soon as it is freed: what malloc keeps depends on the machine.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "100000"}
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "x.npy")]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) < 64  # MiB; a chunk takes 15
+    assert int(run.stdout) < 32  # MiB; a chunk takes 15

@@ -73,7 +73,7 @@ def test_fashion_mnist_is_fashion_mnist(fashion_mnist: Task) -> None:
 def test_data_dir_comes_first(tmp_path: Path, folder: str, packed: bool) -> None:
     images = write_set(tmp_path / folder, packed=packed)
     task = load_task("fashion-mnist", tmp_path)
-    np.testing.assert_array_equal(task.train.stored_values().numpy(), images[:20].reshape(20, -1))
+    np.testing.assert_array_equal(task.train.stored_rows().numpy(), images[:20].reshape(20, -1))
     assert str(tmp_path / folder) in task.source and task.test.N == 10
 
 
@@ -83,7 +83,7 @@ def test_full_size_files_of_another_set_are_not_taken_for_fashion_mnist(tmp_path
         load_task("fashion-mnist", tmp_path)
 
 
-def test_fashion_mnist_names_three_ways_out(offline: Path) -> None:
+def test_a_failed_download_of_fashion_mnist_names_the_other_ways(offline: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_task("fashion-mnist", offline)
     said = str(caught.value)
@@ -94,8 +94,8 @@ def test_fashion_mnist_names_three_ways_out(offline: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "kmnist", "emnist-letters", "cifar10", "svhn"])
-def test_other_sets_name_two_ways_out(offline: Path, name: str) -> None:
-    with pytest.raises(InputError, match="Two ways out: put .* into .*; or let torchvision fetch"):
+def test_a_failed_download_of_other_sets_names_the_folder(offline: Path, name: str) -> None:
+    with pytest.raises(InputError, match="its download failed .* Put .* into "):
         load_task(name, offline)
 
 
@@ -110,7 +110,7 @@ def test_emnist_letters_are_upright_and_count_from_a(offline: Path) -> None:
     images = write_set(offline / "EMNIST" / "raw", first=1, parts=published.EMNIST_PARTS)
     task = load_task("emnist-letters", offline)
     expected = images[:20].transpose(0, 2, 1).reshape(20, -1)
-    np.testing.assert_array_equal(task.train.stored_values().numpy(), expected)
+    np.testing.assert_array_equal(task.train.stored_rows().numpy(), expected)
     assert task.classes is not None and task.classes[0] == "a" and len(task.classes) == 26
     assert task.train.labels is not None and int(task.train.labels[0]) == 0
 
@@ -142,7 +142,7 @@ def test_colour_sets(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cifar10", "svhn"):
         task = load_task(name, offline)
         assert task.shape == (32, 32, 3) and task.classes is not None and len(task.classes) == 10
-        np.testing.assert_array_equal(task.test.stored_values().numpy(), images.reshape(6, -1))
+        np.testing.assert_array_equal(task.test.stored_rows().numpy(), images.reshape(6, -1))
 
 
 @pytest.mark.parametrize(
@@ -232,14 +232,14 @@ HUGE = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 2**32 - 1)
         (lambda: b"\x89PNG" + bytes(20), "not an idx file"),
         (lambda: bytes([0, 0, 8, 9]) + bytes(50), "not an idx file"),
         (lambda: GOOD[:9], "within its header"),
-        (lambda: GOOD[:-1], "declares 3x28x28, 2352 bytes, more than|but fewer"),
-        (lambda: GOOD + b"x", "but more are there"),
+        (lambda: GOOD[:-1], "declares 3x28x28, 2352 bytes, more than|but has fewer"),
+        (lambda: GOOD + b"x", "but has more"),
         (lambda: HUGE, "more than the file can hold"),
         (lambda: gzip.compress(HUGE), "more than the file can hold"),
-        (lambda: gzip.compress(GOOD[:-1]), "but fewer are there"),
+        (lambda: gzip.compress(GOOD[:-1]), "but has fewer"),
         (lambda: gzip.compress(GOOD)[:-9], "broken gzip"),
         (lambda: gzip.compress(GOOD)[:20] + b"garbage" * 9, "broken gzip"),
-        (lambda: _bomb(np.zeros((3, 28, 28), np.uint8)), "but more are there"),
+        (lambda: _bomb(np.zeros((3, 28, 28), np.uint8)), "but has more"),
     ],
 )
 def test_broken_idx_files(tmp_path: Path, make: Callable[[], bytes], said: str) -> None:
@@ -254,7 +254,7 @@ def test_broken_idx_files(tmp_path: Path, make: Callable[[], bytes], said: str) 
     "part, array, said",
     [
         (0, np.zeros((20, 8, 8), np.uint8), "Nx28x28 uint8 is expected"),
-        (1, np.zeros(19, np.uint8), "20 uint8, one an image"),
+        (1, np.zeros(19, np.uint8), "20 uint8, one per image"),
         (3, np.full(10, 10, np.uint8), r"labels 10..10; 0..9 are expected"),
     ],
 )
