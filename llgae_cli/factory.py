@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from llgae_cli import storage
-from llgae_cli.config import Config, validated
+from llgae_cli.config import Config, parse_config
 from llgae_cli.errors import InputError, LlgaeError, printable
 from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Decoder, Model, Residual, Shift, SoftLLGAE
 from llgae_cli.storage import Checkpoint
@@ -214,7 +214,7 @@ def restore(path: Path) -> tuple[Model, Checkpoint, Config]:
     """The model in a checkpoint, ready to encode and decode; InputError where the file is not sound."""
     checkpoint = storage.load(path)
     try:
-        config = validated(checkpoint.config)
+        config = parse_config(checkpoint.config)
         shape = tuple(int(side) for side in checkpoint.data["shape"])
         check_sizes(config, checkpoint)
         # Sizes alone: what a config claims takes no memory before the tensors bear it out.

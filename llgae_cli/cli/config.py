@@ -25,7 +25,7 @@ def config(
         return
     settings = read_config(config or [], overrides or [])
     if json:
-        print_json(settings.shown())
+        print_json(settings.used_values())
         return
     say(f"# identity cfg{settings.identity()}")
-    write(yaml.safe_dump(settings.shown(), sort_keys=False, allow_unicode=True))
+    write(yaml.safe_dump(settings.used_values(), sort_keys=False, allow_unicode=True))

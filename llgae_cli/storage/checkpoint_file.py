@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any
 
-from llgae_cli.config import validated
+from llgae_cli.config import parse_config
 from llgae_cli.errors import InputError, RunError, nearest, printable
 from llgae_cli.interrupts import postponed
 from llgae_cli.regular_files import open_for_reading
@@ -324,7 +324,7 @@ def _put_back(aside: Path | None, final: Path) -> None:
 
 def _identity(config: dict[str, Any]) -> str | None:
     try:
-        return validated(config).identity()
+        return parse_config(config).identity()
     except InputError:  # a config of another version of llgae
         return None
 

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from llgae_cli.config import (
-    NEUTRAL_KEYS,
-    SOURCE_KEYS,
+    KEYS,
     Config,
-    keys,
-    known_key,
+    parse_config,
+    parse_key,
     parse_yaml,
     read_mapping,
     refuse_unused,
-    validated,
 )
 from llgae_cli.errors import InputError, nearest, printable
 from llgae_cli.storage import name_of
@@ -83,7 +81,7 @@ class Plan:
 
 def deciding(config: Config) -> Values:
     """The config's keys and values that decide what comes out of it: all but the places and ways of running."""
-    return {key: value for key, value in config.plain().items() if key == "epochs" or key not in NEUTRAL_KEYS}
+    return {key: value for key, value in config.plain().items() if key == "epochs" or not KEYS[key].neutral}
 
 
 def read_plan(path: Path, overrides: list[str] | None = None) -> Plan:
@@ -104,7 +102,7 @@ def read_plan(path: Path, overrides: list[str] | None = None) -> Plan:
     for section in document:
         if section not in SECTIONS:
             hint = nearest(str(section), SECTIONS)
-            if not hint and str(section).replace("_", "-") in keys():
+            if not hint and str(section).replace("_", "-") in KEYS:
                 hint = "; a config's keys belong under base or grid"
             raise InputError(
                 f"{path}: unknown key '{printable(section)}'{hint} (a sweep file has {', '.join(SECTIONS)})"
@@ -142,7 +140,7 @@ def _base(value: Any, path: Path) -> tuple[Values, dict[str, str]]:
         else:
             raise InputError(f"{path}: base: a config or the path of one is expected, not {printable(part)}")
         for key, one in mapping.items():
-            name = known_key(key, where)
+            name = parse_key(key, where)
             values[name], origin[name] = one, where
     return values, origin
 
@@ -153,7 +151,7 @@ def _override(base: Values, origin: dict[str, str], overrides: list[str], swept:
         key, separator, text = override.partition("=")
         if not separator:
             raise InputError(f"{where}: expected key=value")
-        name = known_key(key.strip(), where)
+        name = parse_key(key.strip(), where)
         if name in swept:
             raise InputError(f"{where}: the sweep itself varies {name}; -S overrides the base")
         base[name], origin[name] = parse_yaml(text, where), where
@@ -167,8 +165,8 @@ def _axes(value: Any, section: str, path: Path, *, crossed: bool) -> list[Values
             raise InputError(f"{path}: {section}: expected lines such as 'K: [5, 11]', not {printable(mapping)}")
         lists: dict[str, list[Any]] = {}
         for key, values in mapping.items():
-            name = known_key(key, f"{path}: {section}")
-            if name in NEUTRAL_KEYS and name != "epochs":
+            name = parse_key(key, f"{path}: {section}")
+            if KEYS[name].neutral and name != "epochs":
                 raise InputError(f"{path}: {section}: {name} does not change a result; set it in the base")
             if name in lists:
                 raise InputError(f"{path}: {section}: '{name}' stands twice")
@@ -201,7 +199,7 @@ def _seeds(value: Any, base: Values, path: Path, swept: list[str]) -> list[Value
         return [{"seed": seed} for seed in value]
     if type(value) is not int or not 1 <= value <= MAX_CELLS:
         raise InputError(f"{path}: repeat: {printable(value)} is neither a number of seeds nor a list of them")
-    first = validated({"seed": base["seed"]} if "seed" in base else {}).seed
+    first = parse_config({"seed": base["seed"]} if "seed" in base else {}).seed
     return [{"seed": first + i} for i in range(value)]
 
 
@@ -214,11 +212,11 @@ def _cells(rows: list[Values], base: Values, origin: dict[str, str], path: Path)
         where = {key: source for key, source in origin.items() if key not in row}
         try:
             given = {**base, **row}
-            config = validated(given, where)
-            reasons = {key: reason for key in given if (reason := config.no_effect(key))}
+            config = parse_config(given, where)
+            reasons = {key: reason for key in given if (reason := config.explain_unused(key))}
             unused = reasons if unused is None else {key: unused[key] for key in unused if key in reasons}
-            left_out = {key for key in reasons if key in varied or key not in SOURCE_KEYS}
-            cell = Cell(validated({key: value for key, value in given.items() if key not in left_out}, where))
+            left_out = {key for key in reasons if key in varied or not KEYS[key].source}
+            cell = Cell(parse_config({key: value for key, value in given.items() if key not in left_out}, where))
             name_of(cell.config, 0, 0.0)  # a value that no checkpoint's name can hold
             found.setdefault(cell.id, cell)
         except InputError as error:

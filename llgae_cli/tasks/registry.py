@@ -20,7 +20,8 @@ from llgae_cli.tasks.subspaces import load_subspaces
 from llgae_cli.tasks.task import Task
 
 TASKS: dict[str, Callable[[Path, Centring, int], Task]] = {
-    "fashion-mnist-compress": load_fashion_mnist,
+    "fashion-mnist": load_fashion_mnist,
+    "fashion-mnist-compress": load_fashion_mnist,  # the name in the source document and in checkpoints
     "mnist": load_mnist,
     "kmnist": load_kmnist,
     "emnist-letters": load_emnist_letters,
@@ -29,11 +30,10 @@ TASKS: dict[str, Callable[[Path, Centring, int], Task]] = {
     "subspaces": load_subspaces,
 }
 OWN: dict[str, Callable[[Path, str, Centring], Task]] = {"npy": load_npy, "images": load_images}
-ALIASES = {"fashion-mnist": "fashion-mnist-compress"}
 
 
 def load_task(name: str, data_dir: Path, centring: Centring = "sample", seed: int = 28) -> Task:
-    """Load the task of that name: one of TASKS, an alias, npy:PATH or images:FOLDER.
+    """Load the task of that name: one of TASKS, npy:PATH or images:FOLDER.
 
     Looks in `data_dir` first, then where the system keeps it, then downloads; `Task.source` says which it was. `seed`
     makes `subspaces`; the others ignore it. Raises InputError: an unknown name, data that cannot be had or is unsound.
@@ -42,12 +42,11 @@ def load_task(name: str, data_dir: Path, centring: Centring = "sample", seed: in
     if colon and kind in OWN:
         task = OWN[kind](_own_path(kind, where), name, centring)
     else:
-        known = ALIASES.get(name, name)
-        if known not in TASKS:
-            near = nearest(name.lower(), [*TASKS, *ALIASES])
+        if name not in TASKS:
+            near = nearest(name.lower(), TASKS)
             known_names = f"{', '.join(TASKS)}, npy:PATH and images:FOLDER"
             raise InputError(f"unknown task '{printable(name)}'{near or ';'} known are {known_names}")
-        task = TASKS[known](data_dir, centring, seed)
+        task = TASKS[name](data_dir, centring, seed)
     if centring == "sample" and task.train.D == 1:
         raise InputError(f"{printable(name)}: one value a sample, so centring 'sample' leaves nothing; set it to none")
     return task

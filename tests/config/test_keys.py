@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from llgae_cli import experiment
-from llgae_cli.config import NEUTRAL_KEYS, SOURCE_KEYS, Config, keys, read_config, read_stored, schema, validated
+from llgae_cli.config import NEUTRAL_KEYS, SOURCE_KEYS, Config, keys, parse_config, read_config, read_stored, schema
 from llgae_cli.errors import InputError
 from llgae_cli.evaluation import metrics
 
@@ -116,13 +116,13 @@ def choices_text(choices: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize(("choices", "having"), CASES)
 def test_every_key_has_an_effect_where_the_table_says_so(choices: dict[str, Any], having: set[str]) -> None:
-    config = validated(choices)
-    assert {key for key in keys() if config.no_effect(key) is None} == having
+    config = parse_config(choices)
+    assert {key for key in keys() if config.explain_unused(key) is None} == having
 
 
 @pytest.mark.parametrize(("choices", "having"), CASES)
 def test_a_key_without_effect_is_refused_even_at_its_default(choices: dict[str, Any], having: set[str]) -> None:
-    values = validated(choices).values()
+    values = parse_config(choices).values()
     for key in keys():
         said: list[str] = []
         given = [*choices_text(choices), f"{key}={yaml.safe_dump(values[key]).splitlines()[0]}"]
@@ -154,7 +154,7 @@ def test_a_key_without_effect_changes_nothing_but_rounding(
     }  # fmt: skip
 
     def train(**more: Any) -> tuple[dict[str, torch.Tensor], float]:
-        run = experiment.set_up(validated({**small, **more}), torch.device("cpu"))
+        run = experiment.set_up(parse_config({**small, **more}), torch.device("cpu"))
         run.trainer.start()
         for _ in range(2):
             if not run.trainer.finished:
@@ -194,16 +194,16 @@ STORED = {  # plain forms, and the identities that they had before keys without 
 
 @pytest.mark.parametrize(("identity", "values"), STORED.items())
 def test_stored_configs_load_with_the_identity_they_had(identity: str, values: dict[str, Any], tmp_path: Path) -> None:
-    config = validated(values)
+    config = parse_config(values)
     assert config.identity()[:6] == identity
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.plain()))
-    assert read_stored(tmp_path / "config.yaml") == config == validated(config.plain()) == validated(config.values())
+    assert read_stored(tmp_path / "config.yaml") == config == parse_config(config.plain()) == parse_config(config.values())
 
 
 @pytest.mark.parametrize(("choices", "having"), CASES)
 def test_the_shown_config_is_the_same_config_again(choices: dict[str, Any], having: set[str]) -> None:
     for more in ({}, {"lr": 0.5}, {"beta": 0.5}, {"n-step": 9}):
-        config = validated({**choices, **more})
+        config = parse_config({**choices, **more})
         said: list[str] = []
         again = read_config([], choices_text(config.shown()), said.append)
         assert again == config

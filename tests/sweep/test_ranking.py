@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 from sweeping_helper import Silent as SilentWatcher
 from sweeping_helper import swept, written
-from test_eval_every import Silent, a_config, trained
+from test_eval_every import a_config, trained
 from typer.testing import CliRunner
 
-from llgae_cli.cli import sweep_progress
 from llgae_cli import experiment
+from llgae_cli.cli import sweep_progress
 from llgae_cli.cli.app import app
 from llgae_cli.cli.sweep import show
 from llgae_cli.errors import InputError, Interrupted
