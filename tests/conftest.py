@@ -1,9 +1,10 @@
 """Fixtures that several test files share, and the processor that the tests run on or pretend to."""
 
 import locale
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,21 @@ def normal() -> Callable[..., torch.Tensor]:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
     return draw
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """The messages of the package, warnings and information, in the order in which they come."""
+    kept: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: kept.append(record.getMessage())  # type: ignore[method-assign]
+    package = logging.getLogger("llgae_cli")
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    yield kept
+    package.removeHandler(handler)
+    package.setLevel(level)
 
 
 @pytest.fixture(scope="session")

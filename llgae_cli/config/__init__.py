@@ -1,7 +1,7 @@
 """The configuration of an experiment: flat YAML in, one validated frozen Config out. Does not import torch."""
 
 from llgae_cli.config.schema import KEYS, Config, schema
-from llgae_cli.config.validation import describe_errors, parse_config, parse_key
+from llgae_cli.config.validation import parse_config, parse_key, validate
 from llgae_cli.config.yaml_files import (
     parse_override,
     parse_yaml,
@@ -14,7 +14,6 @@ from llgae_cli.config.yaml_files import (
 __all__ = [
     "KEYS",
     "Config",
-    "describe_errors",
     "parse_config",
     "parse_key",
     "parse_override",
@@ -24,4 +23,5 @@ __all__ = [
     "read_stored",
     "refuse_unused",
     "schema",
+    "validate",
 ]

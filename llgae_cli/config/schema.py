@@ -322,13 +322,13 @@ class Config(BaseModel):
         return {name: value for name, value in values.items() if name in used or value != without[name]}
 
     def explain_unused(self, name: str) -> str | None:
-        """Return why a key has no effect, as in `has no effect on trainer closed-form`; None where it has one."""
+        """Return why a key has no effect, as in `has no effect with trainer closed-form`; None where it has one."""
         effect = KEYS[name].effect
         unmet = [
             [f"{needed} {self._value(needed)}" for needed in case if not self._meets(needed, case[needed])]
             for case in (effect.cases if effect else ())
         ]
-        return f"has no effect on {min(unmet, key=len)[0]}" if unmet and all(unmet) else None
+        return f"has no effect with {min(unmet, key=len)[0]}" if unmet and all(unmet) else None
 
     @property
     def begins_in_closed_form(self) -> bool:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,15 +13,30 @@ from llgae_cli.errors import InputError, nearest, printable
 MAX_SHOWN = 3  # faults in one line
 
 
+Model = TypeVar("Model", bound=BaseModel)
+
+
 def parse_config(values: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> Config:
     """Return a Config from plain values, as files store them: keys without effect are accepted.
 
     `origin` names the file or option that each key came from, for errors. Raises InputError.
     """
+    return validate(Config, values, origin or {})
+
+
+def validate(model: type[Model], values: Mapping[str, Any], origin: Mapping[str, str]) -> Model:
+    """Return plain values as the model; InputError names file, key and value of the first MAX_SHOWN faults in one line.
+
+    `origin` names the file of each key, or of all keys under `""`.
+    """
     try:
-        return Config.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise InputError(describe_errors(error, Config, origin or {})) from None
+        faults: dict[str, list[Any]] = {}
+        for fault in error.errors():  # a key that accepts one of several types has a fault with each
+            faults.setdefault(str(fault["loc"][0]) if fault["loc"] else "", []).append(fault)
+        lines = [_describe(key, found, model, origin) for key, found in faults.items()]
+        raise InputError("; ".join(lines[:MAX_SHOWN])) from None
 
 
 def parse_key(name: object, where: str) -> str:
@@ -42,35 +57,24 @@ def source_of(key: str, origin: Mapping[str, str]) -> str:
     return f"{origin[key]}: " if key in origin and not origin[key].startswith("-S") else ""
 
 
-def describe_errors(error: ValidationError, model: type[BaseModel], origin: Mapping[str, str]) -> str:
-    """Return the first MAX_SHOWN faults of a mapping that is not as the model demands, in one line.
-
-    `origin` names the file of each key, or of any key under `""`.
-    """
-    faults: dict[str, list[Any]] = {}
-    for fault in error.errors():  # a key that accepts one of several types has a fault with each
-        faults.setdefault(str(fault["loc"][0]) if fault["loc"] else "", []).append(fault)
-    lines = [_describe_key(key, found, model, origin) for key, found in faults.items()]
-    return "; ".join(lines[:MAX_SHOWN])
-
-
-def _describe_key(key: str, faults: Sequence[Any], model: type[BaseModel], origin: Mapping[str, str]) -> str:
+def _describe(key: str, faults: Sequence[Any], model: type[BaseModel], origin: Mapping[str, str]) -> str:
     first = faults[0]
-    message = str(first["msg"]).removeprefix("Value error, ")
+    message = " or ".join(_lower(fault["msg"].removeprefix("Value error, ")) for fault in faults)
+    message = message.replace(" or input should be ", " or ")
     if not key:  # of several keys together: a validator's own words, which begin with the key at fault
+        message = first["msg"].removeprefix("Value error, ")
         return source_of(message.partition(":")[0], origin) + message
     key = key.replace("_", "-")
-    where = source_of(key, origin) or source_of("", origin)
+    where = source_of(key if key in origin else "", origin)
     if first["type"] == "extra_forbidden":
         known = [field.alias or name for name, field in model.model_fields.items()]
         return f"{where}unknown key '{printable(key)}'{nearest(key, known)}"
     if first["type"] == "missing":
         return f"{where}{key} is missing"
-    messages = " or ".join(_lower(str(fault["msg"]).removeprefix("Value error, ")) for fault in faults)
     options = " ".join(str((fault.get("ctx") or {}).get("expected", "")) for fault in faults)
     value = first["input"]
     near = nearest(value, re.findall(r"'([^']+)'", options)) if isinstance(value, str) else ""
-    return f"{where}{key}: {printable(_spell(value))} is not allowed: {messages}{near}"
+    return f"{where}{key}: {printable(_spell(value))} is not allowed: {message}{near}"
 
 
 def _lower(message: str) -> str:
