@@ -31,29 +31,24 @@ def sweep(
     config: Annotated[Path, typer.Option("--config", "-c", help="The sweep file (YAML).", metavar="FILE")],
     overrides: Overrides = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder for results.", metavar="DIR", show_default="sweeps/NAME"),
+        Path | None, typer.Option("--out", "-o", help="Results folder.", metavar="DIR", show_default="sweeps/NAME")
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of cells that run at a time.")] = 1,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a sweep in its folder. Finished cells are not run again.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue: run the cells without a result.")] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Like --resume, and run the failed cells again.")
+        bool, typer.Option("--retry-failed", help="Like --resume, and rerun failed cells.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and stop.")] = False,
-    engine: Annotated[
-        EngineName, typer.Option(help="Run cells as processes of this machine, or as tasks of a Ray cluster.")
-    ] = EngineName.local,
-    address: Annotated[
-        str | None, typer.Option(help="Ray: address of the cluster. Without it, one is started on this machine.")
-    ] = None,
+    engine: Annotated[EngineName, typer.Option(help="Processes of this machine, or tasks of a Ray cluster.")] = (
+        EngineName.local
+    ),
+    address: Annotated[str | None, typer.Option(help="Ray: address of a cluster; none starts one here.")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of each cell.", show_default="cores / jobs; 1 with Ray")
     ] = None,
     gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs of each cell, which may be a fraction.")] = 0.0,
     memory: Annotated[
-        float | None, typer.Option(min=0.1, help="Memory limit of each cell in GiB.", metavar="GIB")
+        float | None, typer.Option(min=0.1, help="Memory limit of each cell, in GiB.", metavar="GIB")
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

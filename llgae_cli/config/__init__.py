@@ -1,7 +1,7 @@
 """The configuration of an experiment: flat YAML in, one validated frozen Config out. Does not import torch."""
 
 from llgae_cli.config.schema import KEYS, Config, schema
-from llgae_cli.config.validation import parse_config, parse_key, validate
+from llgae_cli.config.validation import join_faults, parse_config, parse_key, parse_keys, validate
 from llgae_cli.config.yaml_files import (
     parse_override,
     parse_yaml,
@@ -14,8 +14,10 @@ from llgae_cli.config.yaml_files import (
 __all__ = [
     "KEYS",
     "Config",
+    "join_faults",
     "parse_config",
     "parse_key",
+    "parse_keys",
     "parse_override",
     "parse_yaml",
     "read_config",

@@ -58,8 +58,8 @@ class KeyNotes:
 def key(
     default: Any,
     description: str,
-    *,
     effect: Condition | None = None,
+    *,
     neutral: bool = False,
     later: bool = False,
     source: bool = False,

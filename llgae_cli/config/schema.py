@@ -11,13 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from llgae_cli.config.keys import KeyNotes, key, when
 
-# Groups of models. `deep-llgae` is a network on top of affine subspaces.
-AFFINE = ("llgae", "pca", "residual", "shift", "soft-llgae")  # the ascent on b collapses into a matrix
-ASCENDING = ("gae", "deep-llgae")  # the ascent on b is a loop through a decoder network
-ENCODED = ("autoencoder", "denoising-autoencoder")  # b comes from an encoder, without ascent
+AFFINE = ("llgae", "pca", "residual", "shift", "soft-llgae")  # models whose ascent on b collapses into a matrix
+ASCENDING = ("gae", "deep-llgae")  # models whose ascent on b is a loop through a decoder network
+ENCODED = ("autoencoder", "denoising-autoencoder")  # models whose b comes from an encoder, without ascent
 NETWORKS = (*ASCENDING, *ENCODED)
-SPLIT_MERGE = ("llgae", "kmeans", "residual", "shift")  # the closed-form trainer improves several components
-BEGUN = (*SPLIT_MERGE, "soft-llgae", "gae", "deep-llgae")  # the gradient trainer may begin from several components
+SEVERAL = ("llgae", "kmeans", "residual", "shift")  # models of several components that closed form trains
+DENSE = ("mlp", "conv")  # decoders with dense layers
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,14 @@ TASK_ALIASES = {"fashion-mnist": "fashion-mnist-compress"}
 
 # Conditions that several keys share.
 GRADIENT = when(trainer="gradient")
+COLLAPSE = when(model=AFFINE)
 ASCENT = when(model=ASCENDING)
-AFFINE_START = when(latent_start=("linear", "learnt"))  # a closed-form LLGAE gives the b that the ascent starts at
-CLOSED_FORM = when(trainer="closed-form") | when(start="closed-form") | AFFINE_START
-RESTARTS = when(trainer="closed-form", model=SPLIT_MERGE) | when(start="closed-form", model=BEGUN) | AFFINE_START
+NETWORK = when(model=NETWORKS)
 STEPS = when(trainer="gradient", model=AFFINE, inference=("loop", "collapse"))
+AFFINE_START = when(latent_start=("linear", "learnt"))  # the ascent on b starts at the code of a closed-form LLGAE
+SEVERAL_START = when(start="closed-form", model=(*SEVERAL, "soft-llgae", "gae", "deep-llgae"))
+CLOSED_FORM = when(trainer="closed-form") | when(start="closed-form") | AFFINE_START
+RESTARTS = when(trainer="closed-form", model=SEVERAL) | SEVERAL_START | AFFINE_START
 
 MAX_INT = 10**9 - 1  # the largest number that a checkpoint's name holds
 Positive = Annotated[int, Field(ge=1, le=MAX_INT)]
@@ -90,179 +92,153 @@ class Config(BaseModel):
     K: Positive = key(11, "number of components (affine subspaces)", source=True)
     embed_dim: NonNegative = key(20, "E, latent dimensions of each component", source=True)
     prior: Literal["uniform", "gaussian"] = key(
-        "uniform",
-        "prior on the latent b: uniform (alpha = 0) or unit Gaussian (alpha = 1)",
-        effect=when(model=AFFINE) | ASCENT,
+        "uniform", "prior on the latent b: uniform (alpha = 0) or unit Gaussian (alpha = 1)", COLLAPSE | ASCENT
     )
     inference: Literal["loop", "collapse", "least-squares"] = key(
         "collapse",
-        "how b is computed: T ascent steps one by one (loop), the same steps as one matrix (collapse), or the limit of "
-        "infinitely many (least-squares)",
-        effect=when(model=AFFINE),
+        "how b is computed: T ascent steps one by one (loop), as one matrix (collapse), or for T = infinity",
+        COLLAPSE,
     )
     beta: float = key(
         0.01,
         "step size of the ascent on b; with trainer closed-form it sets the scale of the bases W",
-        source=True,
-        gt=0,
-        effect=STEPS
+        STEPS
         | when(trainer="closed-form", model=("llgae", "pca", "residual", "shift"))
         | when(start="closed-form", model=AFFINE)
         | ASCENT,
+        source=True,
+        gt=0,
     )
     n_step: int = key(
         5,
         "T, number of steps of the ascent on b; 0 keeps b at a learnt or linear latent-start. After closed-form "
         "training the result is the same for every T from 1",
+        STEPS | when(model="soft-llgae", gates="embedding") | ASCENT,
         source=True,
         ge=0,
-        effect=STEPS | when(model="soft-llgae", gates="embedding") | ASCENT,
     )
     trainer: Literal["closed-form", "gradient"] = key("closed-form", "how the offsets mu and the bases W are trained")
     epochs: Positive = key(100, "largest number of passes over the training samples", neutral=True)
-    tol: float = key(
-        1e-4, "stop when a pass improves the objective by less than this fraction", ge=0, effect=CLOSED_FORM
-    )
+    tol: float = key(1e-4, "stop when a pass improves the objective by less than this fraction", CLOSED_FORM, ge=0)
     restarts: Positive | Literal["auto"] = key(
-        "auto", "number of initialisations, each tried on a part of the rows; the best is trained", effect=RESTARTS
+        "auto", "number of initialisations, each tried on a part of the rows; the best is trained", RESTARTS
     )
     moves: NonNegative | Literal["auto"] = key(
-        "auto", "largest number of split-merge moves that are tried on each initialisation", effect=RESTARTS
+        "auto", "largest number of split-merge moves that are tried on each initialisation", RESTARTS
     )
     candidates: Positive | Literal["auto", "off"] = key(
         "auto",
         "shortlist: number of components, the neighbours of its own, under which each sample is scored; off: all",
-        effect=when(trainer="closed-form", model=("llgae", "kmeans"))
-        | when(start="closed-form", model=BEGUN)
-        | AFFINE_START,
+        when(trainer="closed-form", model=("llgae", "kmeans")) | SEVERAL_START | AFFINE_START,
     )
     shrinkage: Annotated[float, Field(ge=0)] | Literal["auto"] = key(
         0.0,
-        "shrinkage of each component's scatter toward its neighbours' pooled scatter, which counts as this many "
-        "samples",
-        effect=when(trainer="closed-form", model=("llgae", "residual", "shift"))
-        | when(start="closed-form", model=tuple(model for model in BEGUN if model != "kmeans"))
+        "shrinkage of each component's scatter toward its neighbours', which counts as this many samples",
+        when(trainer="closed-form", model=("llgae", "residual", "shift"))
+        | when(start="closed-form", model=("llgae", "residual", "shift", "soft-llgae", "gae", "deep-llgae"))
         | AFFINE_START,
     )
-    optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = key("rmsprop", "the optimiser", effect=GRADIENT)
-    lr: float = key(1e-3, "the learning rate", source=True, gt=0, effect=GRADIENT)
-    batch_size: Positive = key(280, "samples in a mini-batch", effect=GRADIENT)
+    optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = key("rmsprop", "the optimiser", GRADIENT)
+    lr: float = key(1e-3, "the learning rate", GRADIENT, source=True, gt=0)
+    batch_size: Positive = key(280, "samples in a mini-batch", GRADIENT)
     start: Literal["random", "closed-form"] = key(
         "random",
         "initial mu and W: random, or those of an LLGAE that is trained in closed form first",
-        later=True,
-        effect=when(model="deep-llgae", latent_start="zero")
+        when(model="deep-llgae", latent_start="zero")
         | when(model="gae", latent_start="zero", decoder="linear")
         | when(trainer="gradient", model=("llgae", "pca", "kmeans", "soft-llgae", "residual", "shift")),
+        later=True,
     )
     schedule: Literal["constant", "one-cycle"] = key(
-        "constant",
-        "learning rate: constant, or a rise to lr and a fall to 0 over the epochs (one-cycle)",
-        later=True,
-        effect=GRADIENT,
+        "constant", "learning rate: constant, or a rise to lr and a fall to 0 over the epochs", GRADIENT, later=True
     )
     weight_decay: float = key(
         0.0,
         "weight decay of the networks",
+        when(optimizer="adamw", model=ASCENDING, decoder=DENSE) | when(optimizer="adamw", latent_start="learnt"),
         later=True,
         ge=0,
-        effect=when(optimizer="adamw", model=ASCENDING, decoder=("mlp", "conv"))
-        | when(optimizer="adamw", latent_start="learnt"),
     )
     average: float = key(
         0.0,
-        "EMA decay of the weights, per step; the averaged weights are saved. 0 turns it off",
+        "EMA decay of the weights; the averaged weights are saved. 0 turns it off",
+        GRADIENT,
         later=True,
         ge=0,
         lt=1,
-        effect=GRADIENT,
     )
     precision: Literal["float32", "bfloat16"] = key(
         "float32",
         "precision of the networks' products while codes are computed; reported numbers are always float32",
+        NETWORK,
         later=True,
-        effect=when(model=NETWORKS),
     )
-    flip: bool = key(
-        False, "mirror each training image left to right with probability 1/2", later=True, effect=GRADIENT
-    )
-    decoder: Literal["linear", "mlp", "conv"] = key(
-        "conv", "kind of the decoder network", later=True, effect=when(model=NETWORKS)
-    )
+    flip: bool = key(False, "mirror each training image left to right with probability 1/2", GRADIENT, later=True)
+    decoder: Literal["linear", "mlp", "conv"] = key("conv", "kind of the decoder network", NETWORK, later=True)
     width: Positive = key(
         512,
         "units in a dense layer of a network",
+        when(model=NETWORKS, decoder=DENSE) | when(latent_start="learnt"),
         later=True,
-        effect=when(model=NETWORKS, decoder=("mlp", "conv")) | when(latent_start="learnt"),
     )
     channels: Positive = key(
-        32,
-        "channels of a convolutional network at its finest resolution",
-        later=True,
-        effect=when(model=NETWORKS, decoder="conv"),
+        32, "channels of a network at its finest resolution", when(model=NETWORKS, decoder="conv"), later=True
     )
     latent_start: Literal["zero", "linear", "learnt"] = key(
         "zero",
         "where the ascent on b starts: at 0, at the code of a closed-form LLGAE (linear), or at the output of an "
         "encoder network (learnt)",
+        ASCENT,
         later=True,
-        effect=ASCENT,
     )
     ascent: Literal["through", "given", "later"] = key(
         "through",
         "how gradients treat the ascent: through it (unrolled), with its result detached (given), or no ascent in "
         "training (later)",
+        ASCENT,
         later=True,
-        effect=ASCENT,
     )
     tau: float = key(
-        1e-5, "gates are softmax(-tau |x - mu_k|^2)", later=True, gt=0, effect=when(model="soft-llgae", gates="data")
+        1e-5, "gates are softmax(-tau |x - mu_k|^2)", when(model="soft-llgae", gates="data"), later=True, gt=0
     )
     gates: Literal["data", "embedding"] = key(
         "data",
         "gates computed from the sample (data), or from a low-dimensional embedding that is part of the code",
+        when(model="soft-llgae"),
         later=True,
-        effect=when(model="soft-llgae"),
     )
-    gate_dim: Positive = key(
-        2, "dimensions of that embedding", later=True, effect=when(model="soft-llgae", gates="embedding")
-    )
+    gate_dim: Positive = key(2, "dimensions of that embedding", when(model="soft-llgae", gates="embedding"), later=True)
     levels: Positive = key(
-        2, "number of levels; a reconstruction adds up one component of each", later=True, effect=when(model="residual")
+        2, "number of levels; a reconstruction adds up one component of each", when(model="residual"), later=True
     )
     sweeps: int = key(
         1,
         "rounds in which the component of each level is chosen again, given those of the other levels",
+        when(model="residual"),
         later=True,
         ge=0,
-        effect=when(model="residual"),
     )
     window: int = key(
-        1, "largest shift of an image in each direction, in pixels", later=True, ge=0, effect=when(model="shift")
+        1, "largest shift of an image in each direction, in pixels", when(model="shift"), later=True, ge=0
     )
     noise: float = key(
         50.0,
         "standard deviation of the Gaussian noise that is added to each value in training",
+        when(model="denoising-autoencoder"),
         later=True,
         ge=0,
-        effect=when(model="denoising-autoencoder"),
     )
     centring: Literal["sample", "none"] = key("sample", "subtract each sample's own mean (sample), or nothing (none)")
-    validation: float = key(
-        0.0, "fraction of the training samples that is held out as the validation split", ge=0, le=0.5
-    )
+    validation: float = key(0.0, "fraction of the training samples held out as the validation split", ge=0, le=0.5)
     seed: int = key(28, "seed of all random numbers", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "device of the computation", neutral=True)
     threads: int = key(0, "CPU threads; 0 leaves the choice to torch", neutral=True, ge=0, le=1024)
     data_dir: Path = key(Path("data"), "folder in which data sets are stored", neutral=True, strict=False)
-    checkpoint_dir: Path = key(
-        Path("checkpoints"), "folder to which checkpoints are written", neutral=True, strict=False
-    )
+    checkpoint_dir: Path = key(Path("checkpoints"), "folder of the checkpoints", neutral=True, strict=False)
     save_every: NonNegative = key(0, "epochs between checkpoints; 0 writes only the last", neutral=True)
     eval_every: NonNegative = key(
         0,
-        "epochs between measurements of the mean L2 on the test (and validation) samples; 0 measures only when a "
-        "checkpoint is saved",
+        "epochs between measurements of test (and validation) mean L2; 0 measures only for checkpoints",
         neutral=True,
         later=True,
     )

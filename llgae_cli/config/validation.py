@@ -10,9 +10,6 @@ from pydantic import BaseModel, ValidationError
 from llgae_cli.config.schema import KEYS, Config
 from llgae_cli.errors import InputError, nearest, printable
 
-MAX_SHOWN = 3  # faults in one line
-
-
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -25,7 +22,7 @@ def parse_config(values: Mapping[str, Any], origin: Mapping[str, str] | None = N
 
 
 def validate(model: type[Model], values: Mapping[str, Any], origin: Mapping[str, str]) -> Model:
-    """Return plain values as the model; InputError names file, key and value of the first MAX_SHOWN faults in one line.
+    """Return plain values as the model; InputError names file, key and value of the first faults in one line.
 
     `origin` names the file of each key, or of all keys under `""`.
     """
@@ -35,8 +32,17 @@ def validate(model: type[Model], values: Mapping[str, Any], origin: Mapping[str,
         faults: dict[str, list[Any]] = {}
         for fault in error.errors():  # a key that accepts one of several types has a fault with each
             faults.setdefault(str(fault["loc"][0]) if fault["loc"] else "", []).append(fault)
-        lines = [_describe(key, found, model, origin) for key, found in faults.items()]
-        raise InputError("; ".join(lines[:MAX_SHOWN])) from None
+        raise InputError(join_faults([_describe(key, found, model, origin) for key, found in faults.items()])) from None
+
+
+def join_faults(lines: Sequence[str], limit: int = 3) -> str:
+    """Return the first faults in one line, with the number of those left out."""
+    return "; ".join(lines[:limit]) + (f"; and {len(lines) - limit} more" if len(lines) > limit else "")
+
+
+def parse_keys(mapping: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Return a mapping with its keys as `parse_key` returns them."""
+    return {parse_key(name, where): value for name, value in mapping.items()}
 
 
 def parse_key(name: object, where: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from llgae_cli.config.schema import KEYS, Config
-from llgae_cli.config.validation import MAX_SHOWN, parse_config, parse_key, source_of
+from llgae_cli.config.validation import join_faults, parse_config, parse_key, parse_keys, source_of
 from llgae_cli.errors import InputError, nearest, printable
 from llgae_cli.regular_files import read_text
 
@@ -29,9 +29,8 @@ def read_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
     origin: dict[str, str] = {}
     for path in paths:
         where = printable(path, 200)
-        for name, value in read_mapping(path).items():
-            key = parse_key(name, where)
-            values[key], origin[key] = value, where
+        given = parse_keys(read_mapping(path), where)
+        values, origin = {**values, **given}, {**origin, **dict.fromkeys(given, where)}
     for override in overrides:
         key, value, where = parse_override(override)
         values[key], origin[key] = value, where
@@ -43,7 +42,7 @@ def read_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
 def read_stored(path: Path) -> Config:
     """Read a config that this package wrote with every key in it; keys without effect are accepted."""
     where = printable(path, 200)
-    values = {parse_key(name, where): value for name, value in read_mapping(path).items()}
+    values = parse_keys(read_mapping(path), where)
     return parse_config(values, dict.fromkeys(values, where))
 
 
@@ -67,8 +66,7 @@ def refuse_unused(reasons: Mapping[str, str], origin: Mapping[str, str], varied:
         f"{line}; it is for {KEYS[key].effect}" for key, line in lines.items() if not KEYS[key].source or key in varied
     ]
     if wrong:
-        more = f"; and {len(wrong) - MAX_SHOWN} more" if len(wrong) > MAX_SHOWN else ""
-        raise InputError("; ".join(wrong[:MAX_SHOWN]) + more)
+        raise InputError(join_faults(wrong))
     if lines:
         logger.warning("; ".join(lines.values()))
 

@@ -23,7 +23,6 @@ from typing import Any
 
 import yaml
 
-from llgae_cli.config import Config
 from llgae_cli.errors import InputError, RunError, printable
 from llgae_cli.regular_files import check_own, open_for_reading
 from llgae_cli.storage import PathLock, check_writable, clean_temporaries, made_folder
@@ -48,9 +47,11 @@ class SweepFolder:
         """Return how many cells have a folder here."""
         return sum(1 for _ in (self.path / "cells").glob("*/config.yaml"))
 
-    def prepare(self, cell: Cell, threads: int, save_every: int) -> Path:
+    def prepare(self, cell: Cell, threads: int) -> Path:
         """Make the cell's folder and write its config, in which the sweep sets where and how the cell is run.
 
+        `threads` and the epochs between checkpoints (so few that a crash costs at most 5 %) are those of the config
+        where it has them.
         Raises InputError where the folder, its log or its lock is a link, or anything else that may not be written to.
         """
         folder = self.cell_folder(cell.id)
@@ -60,9 +61,12 @@ class SweepFolder:
         for name in ("lock", "log.txt"):
             check_own(folder / name)
         clean_temporaries(folder)
-        plain = {**cell.config.plain(), "checkpoint-dir": str(folder), "threads": threads, "save-every": save_every}
+        config = cell.config
+        save_every = config.save_every or (max(1, config.epochs // 20) if config.trainer == "gradient" else 1)
+        set_here = {"checkpoint-dir": str(folder), "threads": config.threads or threads, "save-every": save_every}
+        plain = {**config.plain(), **set_here}
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-        write_file(folder / "config.yaml", f"# one cell of a sweep, cfg{cell.config.identity()}\n{text}")
+        write_file(folder / "config.yaml", f"# one cell of a sweep, cfg{config.identity()}\n{text}")
         return folder
 
     def read_result(self, id: str, until: int | None = None) -> dict[str, Any] | None:
@@ -102,13 +106,6 @@ def result_name(until: int | None) -> str:
 def result_model(until: int | None) -> type[RungResult]:
     """Return the schema of that file."""
     return CellResult if until is None else RungResult
-
-
-def choose_save_every(config: Config) -> int:
-    """Return the epochs between a cell's checkpoints: the config's number, else at most 5 % of the epochs."""
-    if config.save_every:
-        return config.save_every
-    return max(1, config.epochs // 20) if config.trainer == "gradient" else 1
 
 
 @contextmanager

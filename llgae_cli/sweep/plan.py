@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from llgae_cli.config import (
     KEYS,
     Config,
+    join_faults,
     parse_config,
     parse_key,
+    parse_keys,
     parse_override,
     read_mapping,
     refuse_unused,
@@ -26,7 +28,7 @@ from llgae_cli.storage import name_of
 from llgae_cli.sweep.halving import Halving
 
 MAX_CELLS = 100_000  # more is a mistake, such as a range under the wrong key
-MAX_SHOWN = 5  # errors in one line
+MAX_SHOWN = 5  # faulty cells in one line
 
 Values = dict[str, Any]
 Mappings = dict[Any, Any] | list[dict[Any, Any]] | None
@@ -162,9 +164,8 @@ def _read_base(base: Any, path: Path) -> tuple[Values, dict[str, str]]:
     origin: dict[str, str] = {}
     for part in base if isinstance(base, list) else [base]:
         where = str(path.parent / part) if isinstance(part, str) else f"{path}: base"
-        for name, value in (read_mapping(path.parent / part) if isinstance(part, str) else part).items():
-            key = parse_key(name, where)
-            values[key], origin[key] = value, where
+        given = parse_keys(read_mapping(path.parent / part) if isinstance(part, str) else part, where)
+        values, origin = {**values, **given}, {**origin, **dict.fromkeys(given, where)}
     return values, origin
 
 
@@ -236,8 +237,7 @@ def _make_cells(rows: list[Values], base: Values, origin: dict[str, str], path: 
             settings = ", ".join(f"{key}={printable(value, 30)}" for key, value in row.items())
             errors.append(f"cell {i + 1} of {len(rows)} ({settings}): {error}" if row else str(error))
     if errors:
-        more = f"; and {len(errors) - MAX_SHOWN} more cells" if len(errors) > MAX_SHOWN else ""
-        raise InputError(f"{path}: " + "; ".join(errors[:MAX_SHOWN]) + more)
+        raise InputError(f"{path}: {join_faults(errors, MAX_SHOWN)}")
     refuse_unused(unused or {}, origin, varied)
     return list(cells.values())
 

@@ -5,8 +5,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from llgae_cli.config import join_faults
 from llgae_cli.errors import InputError, Interrupted
-from llgae_cli.sweep.folder import SweepFolder, choose_save_every, result_name
+from llgae_cli.sweep.folder import SweepFolder, result_name
 from llgae_cli.sweep.leaderboard import Leaderboard
 from llgae_cli.sweep.plan import MAX_SHOWN, Cell, Plan
 from llgae_cli.sweep.process import Share
@@ -60,7 +61,7 @@ def run_sweep(
             if retry_failed:
                 folder.remove_failure(cell.id)
             if folder.read_result(cell.id) is None:
-                folder.prepare(cell, cell.config.threads or engine.share.threads, choose_save_every(cell.config))
+                folder.prepare(cell, engine.share.threads)
         try:
             cells = list(plan.cells)
             for rung in plan.rungs:
@@ -109,8 +110,7 @@ def check_data(plan: Plan) -> None:
         except InputError as error:
             errors.append(f"cell {plan.label(cell)}: {error}")
     if errors:
-        more = f"; and {len(errors) - MAX_SHOWN} more" if len(errors) > MAX_SHOWN else ""
-        raise InputError("; ".join(errors[:MAX_SHOWN]) + more)
+        raise InputError(join_faults(errors, MAX_SHOWN))
 
 
 def run_cells(
