@@ -35,9 +35,7 @@ def sweep(
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of cells that run at a time.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Continue: run the cells without a result.")] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Like --resume, and rerun failed cells.")
-    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Like --resume, and rerun failures.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and stop.")] = False,
     engine: Annotated[EngineName, typer.Option(help="Processes of this machine, or tasks of a Ray cluster.")] = (
         EngineName.local
@@ -47,9 +45,7 @@ def sweep(
         int | None, typer.Option(min=1, help="CPU threads of each cell.", show_default="cores / jobs; 1 with Ray")
     ] = None,
     gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs of each cell, which may be a fraction.")] = 0.0,
-    memory: Annotated[
-        float | None, typer.Option(min=0.1, help="Memory limit of each cell, in GiB.", metavar="GIB")
-    ] = None,
+    memory: Annotated[float | None, typer.Option(min=0.1, help="Memory limit of each cell.", metavar="GIB")] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

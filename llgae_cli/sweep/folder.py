@@ -50,9 +50,9 @@ class SweepFolder:
     def prepare(self, cell: Cell, threads: int) -> Path:
         """Make the cell's folder and write its config, in which the sweep sets where and how the cell is run.
 
-        `threads` and the epochs between checkpoints (so few that a crash costs at most 5 %) are those of the config
-        where it has them.
-        Raises InputError where the folder, its log or its lock is a link, or anything else that may not be written to.
+        Where the config does not set them, the cell gets `threads`, and checkpoints so often that a crash costs at most
+        5 % of its epochs. Raises InputError where the folder, its log or its lock is a link, or anything
+        else that may not be written to.
         """
         folder = self.cell_folder(cell.id)
         if folder.is_symlink():  # files would be replaced, and checkpoints removed, in another folder

@@ -94,7 +94,7 @@ def describe_exit(status: int) -> str:
 def follow_parent() -> None:
     """Make this process, a cell's, stop as on SIGTERM once its standard input is closed: then its parent has died.
 
-    The system closes the pipe whatever the parent died of, on every Unix, so no cell runs on without its sweep. A cell
+    The system closes the pipe however the parent died, on every Unix, so no cell runs on without its sweep. A cell
     that has not saved within GRACE seconds is killed.
     """
 

@@ -47,11 +47,11 @@ def run_sweep(
     data that cannot be loaded or do not fit a cell.
     """
     with folder.lock(), contextlib.closing(engine):
-        begun = folder.count_cells()
-        if begun and not (resume or retry_failed):
+        existing = folder.count_cells()
+        if existing and not (resume or retry_failed):
             done = sum(folder.read_result(cell.id) is not None for cell in plan.cells)
             raise InputError(
-                f"{folder.path}: holds {begun} cells already, {done} of this sweep's {len(plan.cells)} are done; "
+                f"{folder.path}: holds {existing} cells already, {done} of this sweep's {len(plan.cells)} are done; "
                 "continue with --resume, or choose another folder with --out"
             )
         check_results(plan, folder)

@@ -35,11 +35,11 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"trainer": "gradient", "inference": "least-squares"},
         GRADIENT | {"prior", "inference", "start"},
     ),
-    "llgae gradient begun": (
+    "llgae gradient from closed form": (
         {"trainer": "gradient", "start": "closed-form"},
         GRADIENT | LATENT | STARTS | {"n-step", "start"},
     ),
-    "llgae gradient begun exact": (
+    "llgae gradient from closed form exact": (
         {"trainer": "gradient", "start": "closed-form", "inference": "least-squares"},
         GRADIENT | LATENT | STARTS | {"start"},
     ),
@@ -52,7 +52,7 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"model": "residual", "trainer": "gradient"},
         GRADIENT | LATENT | {"n-step", "start", "levels", "sweeps"},
     ),
-    "residual gradient begun": (
+    "residual gradient from closed form": (
         {"model": "residual", "trainer": "gradient", "start": "closed-form"},
         GRADIENT | LATENT | STARTS | {"n-step", "start", "levels", "sweeps"},
     ),
@@ -77,7 +77,7 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
     "gae adamw": ({"model": "gae", "optimizer": "adamw"}, GRADIENT | CLIMBED | NETWORK | {"weight-decay"}),
     "gae mlp": ({"model": "gae", "decoder": "mlp"}, GRADIENT | CLIMBED | NETWORK - {"channels"}),
     "gae linear": ({"model": "gae", "decoder": "linear"}, GRADIENT | CLIMBED | {"decoder", "precision", "start"}),
-    "gae linear begun": (
+    "gae linear from closed form": (
         {"model": "gae", "decoder": "linear", "start": "closed-form"},
         GRADIENT | CLIMBED | STARTS | {"decoder", "precision", "start"},
     ),
@@ -175,10 +175,10 @@ def test_a_key_without_effect_changes_nothing_but_rounding(
 
     state, mean_l2 = train()
     for key in sorted(set(KEYS) - having):
-        other, found = train(**{key: OTHER[key]})
+        other, other_mean_l2 = train(**{key: OTHER[key]})
         for name, tensor in state.items():
             torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-4, msg=f"{key}: {name}")
-        assert found == pytest.approx(mean_l2, rel=1e-5), key
+        assert other_mean_l2 == pytest.approx(mean_l2, rel=1e-5), key
 
 
 @pytest.mark.parametrize(("choices", "having"), CASES)

@@ -31,12 +31,12 @@ MARK = "LLGAE_TEST_SWEEP"  # in the environment of every process that a sweep st
 
 def find_marked(mark: str) -> list[str]:
     """Return the command lines of the living processes with this mark."""
-    found = []
+    lines = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is another user's
             if f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_text().replace("\0", " "))
-    return found
+                lines.append((process / "cmdline").read_text().replace("\0", " "))
+    return lines
 
 
 def wait_for_end(mark: str) -> bool:
