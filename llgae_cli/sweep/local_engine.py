@@ -2,9 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Sequence
 
-from llgae_cli.sweep.folder import SweepFolder
 from llgae_cli.sweep.plan import Cell
 from llgae_cli.sweep.process import Share, release, spawn, stop
 from llgae_cli.sweep.progress import SweepProgress
@@ -18,17 +16,15 @@ class LocalEngine:
     def __init__(self, jobs: int, share: Share):
         self.jobs, self.share = jobs, share
 
-    def run(self, folder: SweepFolder, cells: Sequence[Cell], until: int | None, progress: SweepProgress) -> None:
-        """Run all cells. On any exception, Ctrl-C included, every process is asked to save before it leaves."""
-        waiting = list(reversed(cells))
+    def run(self, progress: SweepProgress) -> None:
+        """Run all waiting cells. On any exception, Ctrl-C included, every process is asked to save first."""
         running: dict[subprocess.Popen[bytes], Cell] = {}
         try:
-            while waiting or running:
-                while waiting and len(running) < self.jobs:
-                    cell = waiting.pop()
+            while progress.waiting or running:
+                for cell in list(progress.waiting.values())[: self.jobs - len(running)]:
                     share = Share(cell.config.threads or self.share.threads, self.share.memory)
-                    process = spawn(folder.cell_folder(cell.id), until, cell.config.save_every > 0, share)
-                    running[process] = cell
+                    folder, keep_all = progress.folder.cell_folder(cell.id), cell.config.save_every > 0
+                    running[spawn(folder, progress.until, keep_all, share)] = cell
                     progress.start(cell)
                 for process in [process for process in running if process.poll() is not None]:
                     release(process)

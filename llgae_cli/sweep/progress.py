@@ -21,7 +21,8 @@ class SweepProgress:
     `jobs`: how many cells run at a time. `draw` is called with this object several times a second.
 
     total, done, failed   numbers of cells
-    waiting, running      cells by id; `running` with the time.monotonic() of their start
+    waiting, running      cells by id: those to run, the largest first (so that at the end no large one keeps a single
+                          worker busy), and those that run, with the time.monotonic() of their start
     best                  (mean L2, label) of the best cell so far by `Plan.ranked_by`, or None
     """
 
@@ -41,7 +42,7 @@ class SweepProgress:
         self.best: tuple[float, str] | None = None
         self._draw = draw
         self._work = self._seconds = 0.0  # of the cells that this sweep has run, for the time left
-        for cell in cells:
+        for cell in sorted(cells, key=lambda cell: -cell.work):
             result = folder.read_result(cell.id, until)
             if result is not None:
                 self.add_result(cell, result)

@@ -11,12 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from llgae_cli.errors import InputError, RunError, printable
-from llgae_cli.sweep.folder import SweepFolder
 from llgae_cli.sweep.plan import Cell
 from llgae_cli.sweep.process import GIB, GRACE, Share, release, spawn, stop
 from llgae_cli.sweep.progress import SweepProgress
@@ -55,26 +54,27 @@ class RayEngine:
         if where:
             self.jobs = max(1, int(ray.cluster_resources().get("CPU", 1) // share.threads))
 
-    def run(self, folder: SweepFolder, cells: Sequence[Cell], until: int | None, progress: SweepProgress) -> None:
-        """Run all cells. On any exception their tasks are cancelled first, and the processes asked to save."""
+    def run(self, progress: SweepProgress) -> None:
+        """Run all waiting cells. On any exception their tasks are cancelled first, and the processes asked to save."""
         task = self.ray.remote(run_process)
         pending: dict[Any, Cell] = {}
         since = time.time()
         try:
-            for cell in cells:
+            for cell in progress.waiting.values():
                 share = Share(cell.config.threads or self.share.threads, self.share.memory, self.share.gpus)
                 options: dict[str, Any] = {"num_cpus": share.threads, "num_gpus": share.gpus, "max_retries": RETRIES}
                 if share.memory is not None:
                     options["memory"] = int(share.memory * GIB)
-                path, keep_all = str(folder.cell_folder(cell.id).resolve()), cell.config.save_every > 0
+                path, keep_all = str(progress.folder.cell_folder(cell.id).resolve()), cell.config.save_every > 0
                 named = task.options(name=f"llgae {cell.id}", **options)
-                pending[named.remote(path, os.getcwd(), until, keep_all, share)] = cell
+                pending[named.remote(path, os.getcwd(), progress.until, keep_all, share)] = cell
             while pending:
                 for ref in self.ray.wait(list(pending), timeout=POLL)[0]:
                     cell = pending.pop(ref)
                     progress.finish(cell, self._status(ref))
                 for cell in pending.values():
-                    if cell.id not in progress.running and _was_written(folder.cell_folder(cell.id) / "log.txt", since):
+                    log = progress.folder.cell_folder(cell.id) / "log.txt"
+                    if cell.id not in progress.running and _was_written(log, since):
                         progress.start(cell)
                 progress.draw()
         finally:

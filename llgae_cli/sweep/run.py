@@ -15,8 +15,6 @@ from llgae_cli.sweep.progress import SweepProgress
 
 logger = logging.getLogger(__name__)
 
-Draw = Callable[[SweepProgress], None]
-
 
 class Engine(Protocol):
     """Runs cells, each in a process of its own. `share`: what each may use; `jobs`: how many run at a time."""
@@ -24,8 +22,8 @@ class Engine(Protocol):
     share: Share
     jobs: int
 
-    def run(self, folder: SweepFolder, cells: Sequence[Cell], until: int | None, progress: SweepProgress) -> None:
-        """Run all cells and update the progress. On any exception all processes are stopped before it leaves."""
+    def run(self, progress: SweepProgress) -> None:
+        """Run all waiting cells and update the progress. On any exception all processes are stopped first."""
 
     def close(self) -> None:
         """Release what the engine started."""
@@ -38,7 +36,7 @@ def run_sweep(
     *,
     resume: bool = False,
     retry_failed: bool = False,
-    draw: Draw = lambda progress: None,
+    draw: Callable[[SweepProgress], None] = lambda progress: None,
 ) -> Leaderboard:
     """Run every cell that has no result yet, write the leaderboard and return it. It lists failed cells too.
 
@@ -65,9 +63,9 @@ def run_sweep(
         try:
             cells = list(plan.cells)
             for rung in plan.rungs:
-                run_cells(plan, folder, engine, cells, rung, draw)
+                run_cells(engine, SweepProgress(plan, folder, cells, rung, engine.jobs, draw))
                 cells = select_cells(plan, folder, cells, rung)
-            run_cells(plan, folder, engine, cells, None, draw)
+            run_cells(engine, SweepProgress(plan, folder, cells, None, engine.jobs, draw))
         except Interrupted:
             Leaderboard.collect(plan, folder).write(folder.path)
             raise
@@ -113,21 +111,14 @@ def check_data(plan: Plan) -> None:
         raise InputError(join_faults(errors, MAX_SHOWN))
 
 
-def run_cells(
-    plan: Plan, folder: SweepFolder, engine: Engine, cells: Sequence[Cell], until: int | None, draw: Draw
-) -> None:
-    """Run those of the cells that have no result (after `until` epochs) and have not failed.
-
-    The largest run first, so that at the end no single large cell keeps one worker busy while the others are idle.
-    """
-    progress = SweepProgress(plan, folder, cells, until, engine.jobs, draw)
-    waiting = sorted(progress.waiting.values(), key=lambda cell: -cell.work)
-    if waiting:
+def run_cells(engine: Engine, progress: SweepProgress) -> None:
+    """Run the cells that have no result (after `progress.until` epochs) and have not failed."""
+    if progress.waiting:
         done = f", {progress.done} done before" if progress.done else ""
         failed = f", {progress.failed} failed before (--retry-failed runs them again)" if progress.failed else ""
         threads = f"{engine.share.threads} thread{'s' * (engine.share.threads > 1)} each"
-        logger.info("%d cells to run%s%s; %d at a time, %s", len(waiting), done, failed, engine.jobs, threads)
-        engine.run(folder, waiting, until, progress)
+        logger.info("%d cells to run%s%s; %d at a time, %s", len(progress.waiting), done, failed, engine.jobs, threads)
+        engine.run(progress)
 
 
 def select_cells(plan: Plan, folder: SweepFolder, cells: Sequence[Cell], rung: int) -> list[Cell]:
