@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from llgae_cli import storage
-from llgae_cli.config import Config, validated
+from llgae_cli.config import Config, parse_config
 from llgae_cli.errors import InputError, LlgaeError, printable
 from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Decoder, Model, Residual, Shift, SoftLLGAE
 from llgae_cli.storage import Checkpoint
@@ -210,7 +210,7 @@ def restore(path: Path) -> tuple[Model, Checkpoint, Config]:
     """
     checkpoint = storage.load(path)
     try:
-        config = validated(checkpoint.config)
+        config = parse_config(checkpoint.config)
         shape = tuple(int(side) for side in checkpoint.data["shape"])
         check_sizes(config, checkpoint)
         with torch.device("meta"), _NoRandomNumbers():

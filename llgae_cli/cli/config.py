@@ -13,10 +13,13 @@ from llgae_cli.config import read_config, schema
 
 def config(
     config: Annotated[
-        list[Path] | None, typer.Option("--config", "-c", help="YAML config; the later wins.", metavar="FILE")
+        list[Path] | None,
+        typer.Option("--config", "-c", help="YAML config; given several times, the later wins.", metavar="FILE"),
     ] = None,
     overrides: Overrides = None,
-    show_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a config.")] = False,
+    show_schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema: type, default and description of every key.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Run `llgae config`; `app` has its help."""
@@ -25,7 +28,7 @@ def config(
         return
     settings = read_config(config or [], overrides or [])
     if json:
-        print_json(settings.shown())
+        print_json(settings.used_values())
         return
     say(f"# identity cfg{settings.identity()}")
-    write(yaml.safe_dump(settings.shown(), sort_keys=False, allow_unicode=True))
+    write(yaml.safe_dump(settings.used_values(), sort_keys=False, allow_unicode=True))

@@ -1,95 +1,86 @@
-"""`llgae sweep`, and the hidden `llgae sweep-cell` that one cell's process runs."""
+"""`llgae sweep`, and the hidden `llgae sweep-cell` that the process of one cell runs."""
 
-from collections.abc import Callable
+import logging
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llgae_cli.cli.console import TrainingBar, print_json, say, table
+from llgae_cli.cli.console import TrainingBar, complain, print_json, say, set_up_logging, table
 from llgae_cli.cli.options import Json, Overrides, Quiet
 from llgae_cli.errors import InputError, printable
 from llgae_cli.formatting import five_digits
 
 if TYPE_CHECKING:
-    from llgae_cli.sweep import Board, Plan
+    from llgae_cli.sweep import Engine, Leaderboard, Plan
 
-SHOWN_ROWS = 20
+logger = logging.getLogger(__name__)
+
+MAX_ROWS = 20  # of the leaderboard on stdout
 
 
 class EngineName(StrEnum):
-    """Where cells run."""
+    """What runs the cells."""
 
     local = "local"
     ray = "ray"
 
 
 def sweep(
-    config: Annotated[Path, typer.Option("--config", "-c", help="The sweep file.", metavar="FILE")],
+    config: Annotated[Path, typer.Option("--config", "-c", help="The sweep file (YAML).", metavar="FILE")],
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the sweep.", metavar="DIR", show_default="sweeps/NAME")
+        Path | None, typer.Option("--out", "-o", help="Results folder.", metavar="DIR", show_default="sweeps/NAME")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Cells at a time.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on; finished cells stay as they are.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="As --resume, failed cells again too.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of cells that run at a time.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue: run the cells without a result.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Like --resume, and rerun failures.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and stop.")] = False,
     engine: Annotated[EngineName, typer.Option(help="Processes of this machine, or tasks of a Ray cluster.")] = (
         EngineName.local
     ),
-    address: Annotated[str | None, typer.Option(help="Ray: the cluster's address; none starts one here.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray: address of a cluster; none starts one here.")] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of a cell.", show_default="cores / jobs; with Ray 1")
+        int | None, typer.Option(min=1, help="CPU threads of each cell.", show_default="cores / jobs; 1 with Ray")
     ] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs of a cell, may be a fraction.")] = 0.0,
-    memory: Annotated[float | None, typer.Option(min=0.1, help="GiB that a cell may use.", metavar="GIB")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs of each cell, which may be a fraction.")] = 0.0,
+    memory: Annotated[float | None, typer.Option(min=0.1, help="Memory limit of each cell.", metavar="GIB")] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run `llgae sweep`; `app` has its help."""
+    set_up_logging(quiet)
     from llgae_cli.sweep import SweepFolder, read_plan, run_sweep
 
     plan = read_plan(config, overrides or [])
     if dry_run:
-        _list_cells(plan, json)
+        list_cells(plan, json)
         return
-    from llgae_cli.cli.sweep_progress import Watching
-    from llgae_cli.sweep.data import check_data
-    from llgae_cli.sweep.process import Share, fair_threads
+    from llgae_cli.cli.sweep_progress import LiveTable
 
-    if engine is EngineName.local:
-        if address or gpus:
-            raise InputError("--address and --gpus are for --engine ray")
-        from llgae_cli.sweep.local_engine import Local
-
-        chosen: Any = Local(jobs, Share(threads or fair_threads(jobs), memory))
-    else:
-        from llgae_cli.sweep.ray_engine import Cluster
-
-        chosen = Cluster(address, jobs, Share(threads or 1, memory, gpus))
     folder = SweepFolder(out or Path("sweeps") / plan.name)
-    with Watching(quiet) as watching:
-        board = run_sweep(plan, folder, chosen, watching, resume=resume, retry_failed=retry_failed, check=check_data)
-        pictures = _pictures(board, folder.path, watching.note)
+    runner = make_engine(engine, jobs, threads, memory, address, gpus)
+    with LiveTable() as live:
+        leaderboard = run_sweep(plan, folder, runner, resume=resume, retry_failed=retry_failed, draw=live.draw)
+        pictures = draw_figures(leaderboard, folder.path)
     if json:
-        print_json(board.rows)
+        print_json(leaderboard.rows)
     else:
-        show(board)
+        show(leaderboard, plan.duplicates)
         say("", f"tables      {folder.path / 'results.csv'}, results.json")
-        for path in pictures:
-            say(f"picture     {path}")
-    for failure in board.failed:
-        watching.complain(f"{failure['label']}: {failure['reason']}: {failure['last_line']} ({failure['log']})")
-    if board.failed:
-        watching.complain(f"{len(board.failed)} of {len(plan.cells)} cells failed; --retry-failed runs them again")
+        say(*(f"picture     {path}" for path in pictures))
+    for failure in leaderboard.failed:
+        complain(f"{failure['label']}: {failure['reason']}: {failure['last_line']} ({failure['log']})")
+    if leaderboard.failed:
+        complain(f"{len(leaderboard.failed)} of {len(plan.cells)} cells failed; --retry-failed runs them again")
         raise typer.Exit(1)
 
 
 def sweep_cell(
-    folder: Annotated[Path, typer.Argument(help="The cell's folder.")],
-    until: Annotated[int | None, typer.Option(help="Epochs after which to stop for now.")] = None,
-    memory: Annotated[float | None, typer.Option(help="GiB that this process may use.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of the cell.")],
+    until: Annotated[int | None, typer.Option(help="Stop after this many epochs.")] = None,
+    memory: Annotated[float | None, typer.Option(help="Memory limit of this process in GiB.")] = None,
     keep_all: Annotated[bool, typer.Option("--keep-all", help="Keep superseded checkpoints.")] = False,
 ) -> None:
     """Run `llgae sweep-cell`; `app` has its help."""
@@ -103,43 +94,56 @@ def sweep_cell(
         run_cell(folder, until, keep_all, bar.show_epoch)
 
 
-def show(board: "Board") -> None:
-    """The leaderboard on stdout; where cells are ranked by validation, test is shown for the best cell alone."""
-    chosen = board.ranked_by == "validation_mean_l2"
-    keys = [key.replace("-", "_") for key in board.plan.keys]
-    figures = ["validation_mean_l2" if chosen else "mean_l2", "train_mean_l2", "bits_coded", "epoch", "seconds"]
-    headers = ["rank", *keys, *figures, "cell"]
+def make_engine(
+    engine: EngineName, jobs: int, threads: int | None, memory: float | None, address: str | None, gpus: float
+) -> "Engine":
+    """Return the engine that runs the cells; InputError for options that it does not have."""
+    from llgae_cli.sweep.process import Share, choose_threads
+
+    if engine is EngineName.ray:
+        from llgae_cli.sweep.ray_engine import RayEngine
+
+        return RayEngine(address, jobs, Share(threads or 1, memory, gpus))
+    if address or gpus:
+        raise InputError("--address and --gpus need --engine ray")
+    from llgae_cli.sweep.local_engine import LocalEngine
+
+    return LocalEngine(jobs, Share(threads or choose_threads(jobs), memory))
+
+
+def show(leaderboard: "Leaderboard", duplicates: int = 0) -> None:
+    """Print the leaderboard on stdout.
+
+    Where cells are ranked by validation samples, the figure on test samples is printed only for the best cell.
+    """
+    by_validation = leaderboard.ranked_by == "validation_mean_l2"
+    keys = leaderboard.keys
+    figures = [leaderboard.ranked_by, "train_mean_l2", "bits_coded", "epoch", "seconds"]
     rows = []
-    for i, row in enumerate(board.rows[:SHOWN_ROWS]):
+    for i, row in enumerate(leaderboard.rows[:MAX_ROWS]):
         rank = str(i + 1) if row["status"] == "done" else "stopped"
         rows.append([rank, *(str(row[key]) for key in keys), *(_number(row.get(key)) for key in figures), row["cell"]])
-    say(board.heading)
-    table(headers, rows)
-    if len(board.rows) > SHOWN_ROWS:
-        say(f"... and {len(board.rows) - SHOWN_ROWS} more rows in results.csv")
-    if board.plan.duplicates:
-        say(f"{board.plan.duplicates} cells of the file came out the same as another and ran once")
-    if not board.done:
+    say(leaderboard.heading)
+    table(["rank", *keys, *figures, "cell"], rows)
+    if len(leaderboard.rows) > MAX_ROWS:
+        say(f"... and {len(leaderboard.rows) - MAX_ROWS} more rows in results.csv")
+    if duplicates:
+        say(f"{duplicates} duplicate cells of the file were left out")
+    if not leaderboard.done:
         return
-    first = board.done[0]
-    label = " ".join(f"{key}={first[key.replace('-', '_')]}" for key in board.plan.keys) or first["cell"]
-    if chosen:
-        say(
-            "",
-            f"best        {label}, chosen on validation samples",
-            f"validation  {five_digits(first['validation_mean_l2'])}",
-        )
+    first = leaderboard.done[0]
+    label = " ".join(f"{key.replace('_', '-')}={first[key]}" for key in keys) or first["cell"]
+    if by_validation:
+        value = five_digits(first["validation_mean_l2"])
+        say("", f"best        {label}, chosen on validation samples", f"validation  {value}")
     else:
         say("", f"first       {label}, by test mean L2: no choice of a model")
     say(f"mean L2     {five_digits(first['mean_l2'])} on test, {five_digits(first['train_mean_l2'])} on train")
     say(f"checkpoint  {first['checkpoint']}")
 
 
-def _number(value: float | int | None) -> str:
-    return "" if value is None else five_digits(value) if isinstance(value, float) else str(value)
-
-
-def _list_cells(plan: "Plan", json: bool) -> None:
+def list_cells(plan: "Plan", json: bool) -> None:
+    """Print the cells of a plan on stdout: their configs as JSON, or a table of the varied keys."""
     rows = [
         {"cell": cell.id, **{key.replace("-", "_"): value for key, value in plan.settings(cell).items()}}
         for cell in plan.cells
@@ -152,10 +156,15 @@ def _list_cells(plan: "Plan", json: bool) -> None:
     say(f"{len(rows)} cells" + (f", {plan.duplicates} duplicates left out" if plan.duplicates else ""))
 
 
-def _pictures(board: "Board", folder: Path, note: Callable[[str], None]) -> list[Path]:
-    if not board.done:
+def draw_figures(leaderboard: "Leaderboard", folder: Path) -> list[Path]:
+    """Draw the figures of the cells that are done, into the sweep's folder."""
+    if not leaderboard.done:
         return []
-    note("drawing")
+    logger.info("drawing figures")
     from llgae_cli.figures import write_sweep
 
-    return write_sweep(board.done, board.plan.keys, board.ranked_by, folder / "figures")
+    return write_sweep(leaderboard.done, leaderboard.keys, leaderboard.ranked_by, folder / "figures")
+
+
+def _number(value: float | int | None) -> str:
+    return "" if value is None else five_digits(value) if isinstance(value, float) else str(value)

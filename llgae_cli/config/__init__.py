@@ -1,16 +1,9 @@
-"""The experiment's configuration: flat YAML in, one validated frozen object out. Does not import torch."""
+"""The configuration of an experiment: flat YAML in, one validated frozen Config out. Does not import torch."""
 
-from llgae_cli.config.schema import (
-    FIXED,
-    NEUTRAL_KEYS,
-    SOURCE_KEYS,
-    Config,
-    keys,
-    known_key,
-    schema,
-    validated,
-)
+from llgae_cli.config.schema import KEYS, Config, schema
+from llgae_cli.config.validation import join_faults, parse_config, parse_key, parse_keys, validate
 from llgae_cli.config.yaml_files import (
+    parse_override,
     parse_yaml,
     read_config,
     read_mapping,
@@ -19,17 +12,18 @@ from llgae_cli.config.yaml_files import (
 )
 
 __all__ = [
-    "FIXED",
-    "NEUTRAL_KEYS",
-    "SOURCE_KEYS",
+    "KEYS",
     "Config",
-    "keys",
-    "known_key",
+    "join_faults",
+    "parse_config",
+    "parse_key",
+    "parse_keys",
+    "parse_override",
     "parse_yaml",
     "read_config",
     "read_mapping",
     "read_stored",
     "refuse_unused",
     "schema",
-    "validated",
+    "validate",
 ]

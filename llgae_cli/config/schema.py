@@ -1,111 +1,72 @@
-"""The experiment's configuration: flat YAML in, one validated frozen object out. Does not import torch."""
+"""The schema of a config: every key with its type, default, limits and effect, and what each model fixes."""
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from llgae_cli.errors import InputError, nearest, printable
+from llgae_cli.config.keys import KeyNotes, key, when
 
-# Keys that say where and how a run is carried out, never what comes out of it: they stay out of a config's identity.
-# `epochs` is among them because a run may be continued; the checkpoint's name holds the epoch that was reached.
-NEUTRAL_KEYS = frozenset(
-    {"epochs", "data-dir", "checkpoint-dir", "save-every", "eval-every", "device", "threads", "figures"}
-)
-
-# Keys that came later than the first checkpoints: at their default they stay out of a config's plain form, so that the
-# identity of older configs is what it was.
-LATER_KEYS = frozenset(
-    [
-        *("decoder", "width", "channels", "latent-start", "ascent", "tau", "gates", "gate-dim", "levels", "sweeps"),
-        *("window", "noise", "start", "schedule", "weight-decay", "average", "precision", "flip", "eval-every"),
-    ]
-)
-
-# The keys of every config of the source, which its checkpoint names carry. Where one has no effect, a config that
-# gives it gets a warning, and not an error as for any other key.
-SOURCE_KEYS = ("K", "embed-dim", "beta", "n-step", "lr", "task")
-
-ENCODED = ("autoencoder", "denoising-autoencoder")  # models that take no steps on b
-NETWORKS = ("gae", "deep-llgae", *ENCODED)  # models that have a decoder network
-GRADIENT_ONLY = ("soft-llgae", *NETWORKS)
+AFFINE = ("llgae", "pca", "residual", "shift", "soft-llgae")  # models whose ascent on b collapses into a matrix
+ASCENDING = ("gae", "deep-llgae")  # models whose ascent on b is a loop through a decoder network
+ENCODED = ("autoencoder", "denoising-autoencoder")  # models whose b comes from an encoder, without ascent
+NETWORKS = (*ASCENDING, *ENCODED)
+SEVERAL = ("llgae", "kmeans", "residual", "shift")  # models of several components that closed form trains
+DENSE = ("mlp", "conv")  # decoders with dense layers
 
 
 @dataclass(frozen=True)
-class Used:
-    """When a key has an effect: in any of `cases`, each a mapping of other keys to the values that they need then.
+class ModelRules:
+    """Config keys that follow from the model: `fixed` to one value, and `defaults` that replace the general ones."""
 
-    A key without this note always has an effect. The sizes are left aside: at K = 1 or embed-dim = 0 further keys
-    change nothing, and are accepted.
-    """
+    fixed: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
 
-    cases: tuple[dict[str, tuple[str, ...]], ...]
-
-    def __or__(self, other: "Used") -> "Used":
-        return Used(self.cases + other.cases)
-
-    def __str__(self) -> str:
-        return ", or ".join(_told(case) for case in self.cases)
-
-
-def used(**needs: str | tuple[str, ...]) -> Used:
-    """A key has an effect where all these keys have one of these values; `|` adds another case."""
-    return Used(({key.replace("_", "-"): (n,) if isinstance(n, str) else n for key, n in needs.items()},))
-
-
-def _told(case: dict[str, tuple[str, ...]]) -> str:
-    return " with ".join(
-        f"{key} {', '.join(values[:-1])}{' or ' * bool(values[:-1])}{values[-1]}" for key, values in case.items()
-    )
-
-
-# The cases that several keys share.
-BY_GRADIENT = used(trainer="gradient")
-BY_CLOSED_FORM = (  # as the trainer, or to begin the gradient trainer from
-    used(trainer="closed-form") | used(start="closed-form") | used(latent_start=("linear", "learnt"))
-)
-SEVERAL = (  # the same, with more than one component
-    used(trainer="closed-form", model=("llgae", "kmeans", "residual", "shift"))
-    | used(start="closed-form", model=("llgae", "kmeans", "residual", "shift", "soft-llgae", "gae", "deep-llgae"))
-    | used(latent_start=("linear", "learnt"))
-)
-AFFINE = ("llgae", "pca", "residual", "shift", "soft-llgae")  # models whose ascent on b collapses into a matrix
-BY_ASCENT = used(model=("gae", "deep-llgae"))
-
-# What a model is: such a key may be left out or said, and nothing else.
-FIXED: dict[str, dict[str, Any]] = {
-    "pca": {"K": 1},
-    "kmeans": {"embed-dim": 0},
-    "autoencoder": {"K": 1},
-    "denoising-autoencoder": {"K": 1},
-}
 
 NETWORK_TRAINING = {
-    "trainer": "gradient", "optimizer": "adamw", "lr": 2e-3, "weight-decay": 0.01, "schedule": "one-cycle",
-    "average": 0.998, "batch-size": 128, "epochs": 20,
+    "optimizer": "adamw", "lr": 2e-3, "weight-decay": 0.01, "schedule": "one-cycle", "average": 0.998,
+    "batch-size": 128, "epochs": 20,
 }  # fmt: skip
 
-# What a model is trained with unless the config says otherwise.
-TRAINED_WITH: dict[str, dict[str, Any]] = {
-    "pca": {"inference": "least-squares", "tol": 1e-7},
-    "soft-llgae": {"trainer": "gradient", "start": "closed-form", "optimizer": "adam"},
-    "gae": {"trainer": "gradient", "optimizer": "adam"},
-    "deep-llgae": {"latent-start": "learnt", "ascent": "later", "beta": 4e-6, "n-step": 5, **NETWORK_TRAINING},
-    "autoencoder": {"n-step": 0, **NETWORK_TRAINING},
-    "denoising-autoencoder": {"n-step": 0, **NETWORK_TRAINING},
+MODEL_RULES: dict[str, ModelRules] = {
+    "llgae": ModelRules(),
+    "pca": ModelRules({"K": 1}, {"inference": "least-squares", "tol": 1e-7}),
+    "kmeans": ModelRules({"embed-dim": 0}),
+    "soft-llgae": ModelRules({"trainer": "gradient"}, {"start": "closed-form", "optimizer": "adam"}),
+    "gae": ModelRules({"trainer": "gradient"}, {"optimizer": "adam"}),
+    "deep-llgae": ModelRules(
+        {"trainer": "gradient"},
+        {"latent-start": "learnt", "ascent": "later", "beta": 4e-6, "n-step": 5, **NETWORK_TRAINING},
+    ),
+    "residual": ModelRules(),
+    "shift": ModelRules(),
+    "autoencoder": ModelRules({"trainer": "gradient", "K": 1}, {"n-step": 0, **NETWORK_TRAINING}),
+    "denoising-autoencoder": ModelRules({"trainer": "gradient", "K": 1}, {"n-step": 0, **NETWORK_TRAINING}),
 }
 
-ALIASES = {"fashion-mnist": "fashion-mnist-compress"}  # the source's name is the one that names carry
+# Names of data sets that are accepted in place of the ones that checkpoints' names carry.
+TASK_ALIASES = {"fashion-mnist": "fashion-mnist-compress"}
 
-MOST = 10**9 - 1  # what a checkpoint's name holds
-Positive = Annotated[int, Field(ge=1, le=MOST)]
+# Conditions that several keys share.
+GRADIENT = when(trainer="gradient")
+COLLAPSE = when(model=AFFINE)
+ASCENT = when(model=ASCENDING)
+NETWORK = when(model=NETWORKS)
+STEPS = when(trainer="gradient", model=AFFINE, inference=("loop", "collapse"))
+AFFINE_START = when(latent_start=("linear", "learnt"))  # the ascent on b starts at the code of a closed-form LLGAE
+SEVERAL_START = when(start="closed-form", model=(*SEVERAL, "soft-llgae", "gae", "deep-llgae"))
+CLOSED_FORM = when(trainer="closed-form") | when(start="closed-form") | AFFINE_START
+RESTARTS = when(trainer="closed-form", model=SEVERAL) | SEVERAL_START | AFFINE_START
 
-# Of the JSON Schema; the docstring, which would be it, is gone under `python -OO`.
+MAX_INT = 10**9 - 1  # the largest number that a checkpoint's name holds
+Positive = Annotated[int, Field(ge=1, le=MAX_INT)]
+NonNegative = Annotated[int, Field(ge=0, le=MAX_INT)]
+
+# Of the JSON Schema. A docstring would serve as well, but `python -OO` removes it.
 DESCRIPTION = "One experiment. Keys are spelled with dashes in YAML (`embed-dim`), with underscores in Python."
 
 
@@ -123,300 +84,269 @@ class Config(BaseModel):
         json_schema_extra={"description": DESCRIPTION},
     )
 
-    task: str = Field("fashion-mnist-compress", min_length=1, description="data set: a name, npy:PATH or images:FOLDER")
+    task: str = key("fashion-mnist-compress", "data set: a name, npy:PATH or images:FOLDER", source=True, min_length=1)
     model: Literal[
         "llgae", "pca", "kmeans", "soft-llgae", "gae", "deep-llgae", "residual", "shift", "autoencoder",
         "denoising-autoencoder",
-    ] = Field("llgae", description="member of the family")  # fmt: skip
-    K: Positive = Field(11, description="number of components (affine subspaces)")
-    embed_dim: int = Field(20, ge=0, le=MOST, description="E, latent dimensions of each component")
-    prior: Annotated[Literal["uniform", "gaussian"], used(model=AFFINE) | BY_ASCENT] = Field(
-        "uniform", description="prior on the latent b: uniform (alpha = 0) or unit Gaussian (alpha = 1)"
+    ] = key("llgae", "the model")  # fmt: skip
+    K: Positive = key(11, "number of components (affine subspaces)", source=True)
+    embed_dim: NonNegative = key(20, "E, latent dimensions of each component", source=True)
+    prior: Literal["uniform", "gaussian"] = key(
+        "uniform", "prior on the latent b: uniform (alpha = 0) or unit Gaussian (alpha = 1)", COLLAPSE | ASCENT
     )
-    inference: Annotated[Literal["loop", "collapse", "least-squares"], used(model=AFFINE)] = Field(
-        "collapse", description="how b is found: T ascent steps one by one, the same in closed form, or T = infinity"
+    inference: Literal["loop", "collapse", "least-squares"] = key(
+        "collapse",
+        "how b is computed: T ascent steps one by one (loop), as one matrix (collapse), or for T = infinity",
+        COLLAPSE,
     )
-    beta: Annotated[
-        float,
-        used(trainer="gradient", model=AFFINE, inference=("loop", "collapse"))
-        | used(trainer="closed-form", model=("llgae", "pca", "residual", "shift"))  # the scale of W
-        | used(start="closed-form", model=AFFINE)
-        | BY_ASCENT,
-    ] = Field(0.01, gt=0, description="step size of the ascent on b; under closed-form it sets the scale of W")
-    n_step: Annotated[
-        int,
-        used(trainer="gradient", model=AFFINE, inference=("loop", "collapse"))
-        | used(model="soft-llgae", gates="embedding")
-        | BY_ASCENT,
-    ] = Field(
+    beta: float = key(
+        0.01,
+        "step size of the ascent on b; with trainer closed-form it sets the scale of the bases W",
+        STEPS
+        | when(trainer="closed-form", model=("llgae", "pca", "residual", "shift"))
+        | when(start="closed-form", model=AFFINE)
+        | ASCENT,
+        source=True,
+        gt=0,
+    )
+    n_step: int = key(
         5,
+        "T, number of steps of the ascent on b; 0 keeps b at a learnt or linear latent-start. After closed-form "
+        "training the result is the same for every T from 1",
+        STEPS | when(model="soft-llgae", gates="embedding") | ASCENT,
+        source=True,
         ge=0,
-        description="T, steps of the ascent on b; 0 keeps a learnt or linear latent-start. "
-        "The first step is exact after closed-form, whatever T",
     )
-    trainer: Literal["closed-form", "gradient"] = Field("closed-form", description="how mu and W are improved")
-    epochs: Positive = Field(100, description="passes over the training data, at most")
-    tol: Annotated[float, BY_CLOSED_FORM] = Field(
-        1e-4, ge=0, description="stop once a pass improves the objective by a smaller share than this"
+    trainer: Literal["closed-form", "gradient"] = key("closed-form", "how the offsets mu and the bases W are trained")
+    epochs: Positive = key(100, "largest number of passes over the training samples", neutral=True)
+    tol: float = key(1e-4, "stop when a pass improves the objective by less than this fraction", CLOSED_FORM, ge=0)
+    restarts: Positive | Literal["auto"] = key(
+        "auto", "number of initialisations, each tried on a part of the rows; the best is trained", RESTARTS
     )
-    restarts: Annotated[Positive | Literal["auto"], SEVERAL] = Field(
-        "auto", description="initialisations tried on some of the rows; the best is kept"
+    moves: NonNegative | Literal["auto"] = key(
+        "auto", "largest number of split-merge moves that are tried on each initialisation", RESTARTS
     )
-    moves: Annotated[Annotated[int, Field(ge=0, le=MOST)] | Literal["auto"], SEVERAL] = Field(
-        "auto", description="split-merge moves tried on each initialisation, at most"
+    candidates: Positive | Literal["auto", "off"] = key(
+        "auto",
+        "shortlist: number of components, the neighbours of its own, under which each sample is scored; off: all",
+        when(trainer="closed-form", model=("llgae", "kmeans")) | SEVERAL_START | AFFINE_START,
     )
-    candidates: Annotated[
-        Positive | Literal["auto", "off"],
-        used(trainer="closed-form", model=("llgae", "kmeans"))
-        | used(start="closed-form", model=("llgae", "kmeans", "residual", "shift", "soft-llgae", "gae", "deep-llgae"))
-        | used(latent_start=("linear", "learnt")),
-    ] = Field("auto", description="shortlist: neighbours of its component that each sample is scored under")
-    shrinkage: Annotated[
-        Annotated[float, Field(ge=0)] | Literal["auto"],
-        used(trainer="closed-form", model=("llgae", "residual", "shift"))
-        | used(start="closed-form", model=("llgae", "residual", "shift", "soft-llgae", "gae", "deep-llgae"))
-        | used(latent_start=("linear", "learnt")),
-    ] = Field(0.0, description="samples' worth of its neighbours' scatter that is added to each component's own")
-    optimizer: Annotated[Literal["rmsprop", "adam", "adamw", "sgd"], BY_GRADIENT] = Field(
-        "rmsprop", description="the optimiser"
-    )
-    lr: Annotated[float, BY_GRADIENT] = Field(1e-3, gt=0, description="the learning rate")
-    batch_size: Annotated[Positive, BY_GRADIENT] = Field(280, description="samples a mini-batch")
-    start: Annotated[
-        Literal["random", "closed-form"],
-        used(model="deep-llgae", latent_start="zero")
-        | used(model="gae", latent_start="zero", decoder="linear")
-        | used(trainer="gradient", model=("llgae", "pca", "kmeans", "soft-llgae", "residual", "shift")),
-    ] = Field("random", description="initial mu and W: random, or of an LLGAE trained in closed form")
-    schedule: Annotated[Literal["constant", "one-cycle"], BY_GRADIENT] = Field(
-        "constant", description="the learning rate stays, or rises to lr and falls to 0 over the epochs"
-    )
-    weight_decay: Annotated[
-        float,
-        used(optimizer="adamw", model=("gae", "deep-llgae"), decoder=("mlp", "conv"))
-        | used(optimizer="adamw", latent_start="learnt"),
-    ] = Field(0.0, ge=0, description="decay of network weights")
-    average: Annotated[float, BY_GRADIENT] = Field(
+    shrinkage: Annotated[float, Field(ge=0)] | Literal["auto"] = key(
         0.0,
+        "shrinkage of each component's scatter toward its neighbours', which counts as this many samples",
+        when(trainer="closed-form", model=("llgae", "residual", "shift"))
+        | when(start="closed-form", model=("llgae", "residual", "shift", "soft-llgae", "gae", "deep-llgae"))
+        | AFFINE_START,
+    )
+    optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = key("rmsprop", "the optimiser", GRADIENT)
+    lr: float = key(1e-3, "the learning rate", GRADIENT, source=True, gt=0)
+    batch_size: Positive = key(280, "samples in a mini-batch", GRADIENT)
+    start: Literal["random", "closed-form"] = key(
+        "random",
+        "initial mu and W: random, or those of an LLGAE that is trained in closed form first",
+        when(model="deep-llgae", latent_start="zero")
+        | when(model="gae", latent_start="zero", decoder="linear")
+        | when(trainer="gradient", model=("llgae", "pca", "kmeans", "soft-llgae", "residual", "shift")),
+        later=True,
+    )
+    schedule: Literal["constant", "one-cycle"] = key(
+        "constant", "learning rate: constant, or a rise to lr and a fall to 0 over the epochs", GRADIENT, later=True
+    )
+    weight_decay: float = key(
+        0.0,
+        "weight decay of the networks",
+        when(optimizer="adamw", model=ASCENDING, decoder=DENSE) | when(optimizer="adamw", latent_start="learnt"),
+        later=True,
+        ge=0,
+    )
+    average: float = key(
+        0.0,
+        "EMA decay of the weights; the averaged weights are saved. 0 turns it off",
+        GRADIENT,
+        later=True,
         ge=0,
         lt=1,
-        description="EMA decay of the weights, per step; the averaged weights are saved. 0 turns it off",
     )
-    precision: Annotated[Literal["float32", "bfloat16"], used(model=NETWORKS)] = Field(
-        "float32", description="of networks' products on the way to a code; every reported number is float32's"
+    precision: Literal["float32", "bfloat16"] = key(
+        "float32",
+        "precision of the networks' products while codes are computed; reported numbers are always float32",
+        NETWORK,
+        later=True,
     )
-    flip: Annotated[bool, BY_GRADIENT] = Field(
-        False, description="train on mirror images too, one of the two at random"
+    flip: bool = key(False, "mirror each training image left to right with probability 1/2", GRADIENT, later=True)
+    decoder: Literal["linear", "mlp", "conv"] = key("conv", "kind of the decoder network", NETWORK, later=True)
+    width: Positive = key(
+        512,
+        "units in a dense layer of a network",
+        when(model=NETWORKS, decoder=DENSE) | when(latent_start="learnt"),
+        later=True,
     )
-    decoder: Annotated[Literal["linear", "mlp", "conv"], used(model=NETWORKS)] = Field(
-        "conv", description="the decoder network"
+    channels: Positive = key(
+        32, "channels of a network at its finest resolution", when(model=NETWORKS, decoder="conv"), later=True
     )
-    width: Annotated[Positive, used(model=NETWORKS, decoder=("mlp", "conv")) | used(latent_start="learnt")] = Field(
-        512, description="numbers in a network's dense layers"
+    latent_start: Literal["zero", "linear", "learnt"] = key(
+        "zero",
+        "where the ascent on b starts: at 0, at the code of a closed-form LLGAE (linear), or at the output of an "
+        "encoder network (learnt)",
+        ASCENT,
+        later=True,
     )
-    channels: Annotated[Positive, used(model=NETWORKS, decoder="conv")] = Field(
-        32, description="channels at the finest resolution"
-    )
-    latent_start: Annotated[Literal["zero", "linear", "learnt"], BY_ASCENT] = Field(
-        "zero", description="where the ascent on b begins: 0, the locally linear code, or a network's guess"
-    )
-    ascent: Annotated[Literal["through", "given", "later"], BY_ASCENT] = Field(
+    ascent: Literal["through", "given", "later"] = key(
         "through",
-        description="how gradients treat the ascent: through it (unrolled), with its result detached, "
-        "or no ascent in training",
+        "how gradients treat the ascent: through it (unrolled), with its result detached (given), or no ascent in "
+        "training (later)",
+        ASCENT,
+        later=True,
     )
-    tau: Annotated[float, used(model="soft-llgae", gates="data")] = Field(
-        1e-5, gt=0, description="gates are softmax(-tau |x - mu_k|^2)"
+    tau: float = key(
+        1e-5, "gates are softmax(-tau |x - mu_k|^2)", when(model="soft-llgae", gates="data"), later=True, gt=0
     )
-    gates: Annotated[Literal["data", "embedding"], used(model="soft-llgae")] = Field(
-        "data", description="gates from the sample, or from an embedding that is part of the code"
+    gates: Literal["data", "embedding"] = key(
+        "data",
+        "gates computed from the sample (data), or from a low-dimensional embedding that is part of the code",
+        when(model="soft-llgae"),
+        later=True,
     )
-    gate_dim: Annotated[Positive, used(model="soft-llgae", gates="embedding")] = Field(
-        2, description="numbers in that embedding"
+    gate_dim: Positive = key(2, "dimensions of that embedding", when(model="soft-llgae", gates="embedding"), later=True)
+    levels: Positive = key(
+        2, "number of levels; a reconstruction adds up one component of each", when(model="residual"), later=True
     )
-    levels: Annotated[Positive, used(model="residual")] = Field(
-        2, description="components that add up, one of each level"
-    )
-    sweeps: Annotated[int, used(model="residual")] = Field(
-        1, ge=0, description="rounds in which each level is chosen again, given the others"
-    )
-    window: Annotated[int, used(model="shift")] = Field(
-        1, ge=0, description="pixels that a sample may be moved by, each way"
-    )
-    noise: Annotated[float, used(model="denoising-autoencoder")] = Field(
-        50.0, ge=0, description="standard deviation added to each value"
-    )
-    centring: Literal["sample", "none"] = Field("sample", description="subtract each sample's own mean, or nothing")
-    validation: float = Field(0.0, ge=0, le=0.5, description="share of the training samples held out to choose by")
-    seed: int = Field(28, ge=0, lt=2**63, description="seed of every random number generator")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where the arithmetic is done")
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 leaves the choice to torch")
-    data_dir: Path = Field(Path("data"), strict=False, description="where data sets are looked for and kept")
-    checkpoint_dir: Path = Field(Path("checkpoints"), strict=False, description="where checkpoints are written")
-    save_every: int = Field(0, ge=0, le=MOST, description="epochs between checkpoints; 0 writes the last alone")
-    eval_every: int = Field(
-        0,
+    sweeps: int = key(
+        1,
+        "rounds in which the component of each level is chosen again, given those of the other levels",
+        when(model="residual"),
+        later=True,
         ge=0,
-        le=MOST,
-        description="epochs between measurements of the test (and validation) mean L2; 0 measures saved epochs alone",
     )
-    figures: bool = Field(True, description="draw the training curve and reconstructions beside the checkpoint")
+    window: int = key(
+        1, "largest shift of an image in each direction, in pixels", when(model="shift"), later=True, ge=0
+    )
+    noise: float = key(
+        50.0,
+        "standard deviation of the Gaussian noise that is added to each value in training",
+        when(model="denoising-autoencoder"),
+        later=True,
+        ge=0,
+    )
+    centring: Literal["sample", "none"] = key("sample", "subtract each sample's own mean (sample), or nothing (none)")
+    validation: float = key(0.0, "fraction of the training samples held out as the validation split", ge=0, le=0.5)
+    seed: int = key(28, "seed of all random numbers", ge=0, lt=2**63)
+    device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "device of the computation", neutral=True)
+    threads: int = key(0, "CPU threads; 0 leaves the choice to torch", neutral=True, ge=0, le=1024)
+    data_dir: Path = key(Path("data"), "folder in which data sets are stored", neutral=True, strict=False)
+    checkpoint_dir: Path = key(Path("checkpoints"), "folder of the checkpoints", neutral=True, strict=False)
+    save_every: NonNegative = key(0, "epochs between checkpoints; 0 writes only the last", neutral=True)
+    eval_every: NonNegative = key(
+        0,
+        "epochs between measurements of test (and validation) mean L2; 0 measures only for checkpoints",
+        neutral=True,
+        later=True,
+    )
+    figures: bool = key(True, "draw the training curve and reconstructions next to the checkpoint", neutral=True)
 
     @field_validator("task")
     @classmethod
-    def _canonical(cls, value: str) -> str:
-        return ALIASES.get(value, value)
+    def _resolve_alias(cls, value: str) -> str:
+        return TASK_ALIASES.get(value, value)
 
     @field_validator("model", mode="before")
     @classmethod
     def _lower_case(cls, value: Any) -> Any:
-        return value.lower() if isinstance(value, str) else value  # the source writes LLGAE
+        return value.lower() if isinstance(value, str) else value  # the source document writes LLGAE
 
     @model_validator(mode="before")
     @classmethod
-    def _of_the_model(cls, values: Any) -> Any:
-        """What the model fixes, and what it is trained with unless something else is said."""
-        given = {str(key).replace("_", "-"): value for key, value in values.items()}
+    def _apply_model_rules(cls, values: Any) -> Any:
+        given = {str(name).replace("_", "-"): value for name, value in values.items()}
         model = str(given.get("model", "llgae")).lower()
-        for key, value in FIXED.get(model, {}).items():
-            if given.setdefault(key, value) != value:
-                raise ValueError(f"{key}: {given[key]} with model {model}, which is {key} {value}")
-        if model in GRADIENT_ONLY and given.get("trainer", "gradient") == "closed-form":
-            raise ValueError(f"trainer: closed-form with model {model}, which is trained by gradient alone")
-        with_it = dict(TRAINED_WITH.get(model, {}))
+        rules = MODEL_RULES.get(model, ModelRules())
+        for name, value in rules.fixed.items():
+            if given.setdefault(name, value) != value:
+                raise ValueError(f"{name}: {given[name]} is not allowed with model {model}: its {name} is {value}")
+        defaults = dict(rules.defaults)
         if given.get("optimizer", "adamw") != "adamw":
-            with_it.pop("weight-decay", None)  # adamw's
-        return {**with_it, **given}
+            defaults.pop("weight-decay", None)  # only adamw uses it
+        return {**defaults, **given}
 
     @model_validator(mode="after")
-    def _possible(self) -> "Config":
+    def _check_ascent(self) -> "Config":
         if self.n_step == 0 and self.latent_start == "zero" and self.model not in ENCODED:
             raise ValueError(
-                "n-step: 0 leaves b at 0; at least 1 step, or another latent-start (model gae, deep-llgae)"
+                "n-step: 0 is not allowed with latent-start zero: b would stay at 0. Set n-step to at least 1, or "
+                "another latent-start (model gae, deep-llgae)"
             )
         return self
 
     def values(self) -> dict[str, Any]:
-        """Every key with its value, as plain values under its YAML key, in the order of the fields."""
+        """Return the plain value of every key under its YAML spelling, in the order of the fields."""
         return self.model_dump(mode="json", by_alias=True)
 
     def plain(self) -> dict[str, Any]:
-        """The resolved config as checkpoints store it: `values` without the later keys at their default."""
-        defaults = {str(field.alias): field.default for field in Config.model_fields.values()}
-        return {key: value for key, value in self.values().items() if key not in LATER_KEYS or value != defaults[key]}
+        """Return the config as checkpoints store it: `values` without the later keys that have their default."""
+        return {
+            name: value for name, value in self.values().items() if not (KEYS[name].later and value == DEFAULTS[name])
+        }
 
-    def shown(self) -> dict[str, Any]:
-        """The values of all keys that have an effect. As a config file, this is the same config again.
+    def used_values(self) -> dict[str, Any]:
+        """Return the values of all keys that have an effect. As a config file, they give the same config again.
 
-        A key without effect is among them only where leaving it out would change the config's identity.
+        A key without effect is included only where leaving it out would change the config's identity.
         """
         values = self.values()
-        having = {key: value for key, value in values.items() if self.no_effect(key) is None}
-        left_out = Config.model_validate(having).values()
-        return {key: value for key, value in values.items() if key in having or value != left_out[key]}
+        used = {name: value for name, value in values.items() if self.explain_unused(name) is None}
+        without = Config.model_validate(used).values()
+        return {name: value for name, value in values.items() if name in used or value != without[name]}
 
-    def no_effect(self, key: str) -> str | None:
-        """Why a key changes nothing here, as in `has no effect on trainer closed-form`; None where it has an effect."""
+    def explain_unused(self, name: str) -> str | None:
+        """Return why a key has no effect, as in `has no effect with trainer closed-form`; None where it has one."""
+        effect = KEYS[name].effect
         unmet = [
-            [f"{needed} {self._choice(needed)}" for needed in case if not self._meets(needed, case[needed])]
-            for case in (USED[key].cases if key in USED else ())
+            [f"{needed} {self._value(needed)}" for needed in case if not self._meets(needed, case[needed])]
+            for case in (effect.cases if effect else ())
         ]
-        return f"has no effect on {min(unmet, key=len)[0]}" if unmet and all(unmet) else None
+        return f"has no effect with {min(unmet, key=len)[0]}" if unmet and all(unmet) else None
 
     @property
     def begins_in_closed_form(self) -> bool:
         """Whether the gradient trainer begins from an LLGAE that is trained in closed form first."""
         return self._meets("start", ("closed-form",)) or self._meets("latent-start", ("linear", "learnt"))
 
-    def _choice(self, key: str) -> str:
-        return str(getattr(self, key.replace("-", "_")))
+    def _value(self, name: str) -> str:
+        return str(getattr(self, name.replace("-", "_")))
 
-    def _meets(self, key: str, allowed: Sequence[str]) -> bool:
-        return self._choice(key) in allowed and self.no_effect(key) is None
+    def _meets(self, name: str, allowed: Sequence[str]) -> bool:
+        return self._value(name) in allowed and self.explain_unused(name) is None
 
-    def is_fixed(self, key: str) -> bool:
-        """Return whether the model allows one value of the key only, such as K = 1 for pca."""
-        return key in FIXED.get(self.model, {})
+    def is_fixed(self, name: str) -> bool:
+        """Return whether the model allows only one value of the key, such as K = 1 for pca."""
+        return name in MODEL_RULES[self.model].fixed
 
     def identity(self) -> str:
-        """Ten hex digits that stand for every key that can change the result (see `neutral`)."""
+        """Return ten hex digits of a hash of all keys that can change the result."""
         neutral = self.neutral()
-        what = {key: value for key, value in self.plain().items() if key not in neutral}
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
+        deciding = {name: value for name, value in self.plain().items() if name not in neutral}
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:10]
 
     def neutral(self) -> frozenset[str]:
-        """The keys that cannot change the result: NEUTRAL_KEYS, without `epochs` where the schedule follows them."""
-        return NEUTRAL_KEYS - {"epochs"} if self.schedule == "one-cycle" else NEUTRAL_KEYS
+        """Return the keys that cannot change the result.
+
+        `epochs` is one of them, because a run may be continued and the checkpoint's name holds the epoch; not where
+        the learning rate follows the number of epochs.
+        """
+        neutral = frozenset(name for name, notes in KEYS.items() if notes.neutral)
+        return neutral - {"epochs"} if self.schedule == "one-cycle" else neutral
 
 
-def keys() -> list[str]:
-    """The config's keys as YAML spells them."""
-    return [str(field.alias) for field in Config.model_fields.values()]
+DEFAULTS: dict[str, Any] = {str(one.alias): one.default for one in Config.model_fields.values()}
 
-
-# When each key has an effect, for those that do not always have one.
-USED: dict[str, Used] = {
-    str(field.alias): note
-    for field in Config.model_fields.values()
-    for note in field.metadata
-    if isinstance(note, Used)
+# The notes on every key, under its YAML spelling.
+KEYS: dict[str, KeyNotes] = {
+    str(one.alias): one.json_schema_extra
+    for one in Config.model_fields.values()
+    if isinstance(one.json_schema_extra, KeyNotes)
 }
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of a config file; a description says for which models and trainers its key is."""
-    document = Config.model_json_schema(by_alias=True)
-    for key, note in USED.items():
-        document["properties"][key]["description"] += f" (for {note})"
-    return document
-
-
-def validated(values: dict[str, Any], origin: dict[str, str] | None = None) -> Config:
-    """A Config from plain values, as files store them: keys without effect are accepted.
-
-    `origin` names the file or option each key came from, for the error's line. Raises InputError.
-    """
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        problems: dict[str, list[Any]] = {}
-        for problem in error.errors():  # a key that takes one of two types has a problem with each
-            problems.setdefault(str(problem["loc"][0]) if problem["loc"] else "config", []).append(problem)
-        lines = [_line(key, found, origin or {}) for key, found in problems.items()]
-        raise InputError("; ".join(lines[:3])) from None
-
-
-def known_key(key: object, where: str) -> str:
-    """The YAML spelling of `key` (underscores accepted); InputError with the nearest key when there is none."""
-    name = str(key).replace("_", "-")
-    if name == "model-name":  # the source's spelling, as its checkpoint names have it
-        name = "model"
-    if name not in keys():
-        raise InputError(f"{where}: unknown key '{printable(key)}'{nearest(name, keys())}")
-    return name
-
-
-def source_of(key: str, origin: Mapping[str, str]) -> str:
-    """Return the file that a key came from, as an error's line begins; nothing for an override."""
-    return f"{origin[key]}: " if key in origin and not origin[key].startswith("-S") else ""
-
-
-def _line(key: str, problems: Sequence[Any], origin: dict[str, str]) -> str:
-    together = not problems[0]["loc"]  # of several keys, in words of our own that begin with the key at fault
-    said = str(problems[0]["msg"]).removeprefix("Value error, ")
-    key = said.partition(":")[0] if together else key.replace("_", "-")
-    where = source_of(key, origin)
-    if together:
-        return where + said
-    value = problems[0]["input"]
-    said = " or ".join(problem["msg"][0].lower() + problem["msg"][1:] for problem in problems)
-    options = " ".join(str((problem.get("ctx") or {}).get("expected", "")) for problem in problems)
-    near = nearest(value, re.findall(r"'([^']+)'", options)) if isinstance(value, str) else ""
-    return f"{where}{key}: {printable(_spelled(value))} is not allowed: {said}{near}"
-
-
-def _spelled(value: Any) -> str:
-    try:
-        return json.dumps(value, default=str)
-    except (TypeError, ValueError, RecursionError):  # a number of 5000 digits, a list that holds itself
-        return f"a {type(value).__name__}"
+    """Return the JSON Schema of a config file. Descriptions name the models and trainers that their key is for."""
+    return Config.model_json_schema()

@@ -259,8 +259,8 @@ def name_models(evaluated: Sequence[Evaluated]) -> list[str]:
     names: list[str] = []
     for one in evaluated:
         alike = [other.config for other in evaluated if other.title == one.title]
-        values = [config.shown() for config in alike]
-        own = one.config.shown()
+        values = [config.used_values() for config in alike]
+        own = one.config.used_values()
         different = [
             key for key in own if key not in one.config.neutral() and len({str(other.get(key)) for other in values}) > 1
         ]

@@ -29,10 +29,11 @@ from llgae_cli.formatting import five_digits, format_value, percent
 from llgae_cli.models import LLGAE
 from llgae_cli.regular_files import read_bytes
 from llgae_cli.report import explorer
-from llgae_cli.report.sweep_results import Leaderboard, read_leaderboard
 from llgae_cli.storage.atomic import write_atomically
+from llgae_cli.sweep import Leaderboard
 
 MAX_CHECKPOINTS = 12
+MAX_ROWS = 200  # of a leaderboard
 FIRST_OF_SWEEP = 3
 MAX_PNG = 1_000_000  # bytes of a picture in a sweep's folder
 OF_SWEEP = {
@@ -70,8 +71,8 @@ def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = 
     """
     board, paths = None, list(sources)
     if len(paths) == 1 and os.path.isdir(paths[0]):  # unlike Path.is_dir, it raises for no name
-        board = read_leaderboard(paths[0])
-        paths = board.first(paths[0], FIRST_OF_SWEEP)
+        board = Leaderboard.read(paths[0])
+        paths = board.find_checkpoints(paths[0], FIRST_OF_SWEEP)
     if not paths and board is None:
         raise InputError("report: give checkpoints, or the folder of a sweep")
     if len(paths) > MAX_CHECKPOINTS:
@@ -92,8 +93,7 @@ def render(checkpoints: Sequence[Evaluated], board: Leaderboard | None = None, f
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     if board is not None:
-        rows = [{key: hide_folders(value) for key, value in row.items()} for row in board.rows]
-        board = replace(board, rows=rows)
+        board = replace(board, rows=_hide_folders(board.rows), failed=_hide_folders(board.failed))
     script, style = (_asset(name) for name in ("explorer.js", "page.css"))
     called = name_models(checkpoints)
     data = pack_explorer(checkpoints, called)
@@ -108,6 +108,7 @@ def render(checkpoints: Sequence[Evaluated], board: Leaderboard | None = None, f
         explorable=bool(data["checkpoints"]),
         missing=explain_missing(checkpoints, called, {one["at"] for one in data["checkpoints"]}),
         board=board,
+        listed=[] if board is None else [*board.rows, *board.failed][:MAX_ROWS],
         sweep_pictures=[] if board is None else _sweep_pictures(board, folder),
         names=called,
         numbers=tabulate(checkpoints),
@@ -132,6 +133,10 @@ def render(checkpoints: Sequence[Evaluated], board: Leaderboard | None = None, f
         five_digits=five_digits,
         file_name=lambda value: Path(value).name if isinstance(value, str) else "",
     )
+
+
+def _hide_folders(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: hide_folders(value) for key, value in row.items()} for row in rows]
 
 
 def explain_missing(checkpoints: Sequence[Evaluated], called: Sequence[str], explorable: set[int]) -> list[str]:

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any
 
-from llgae_cli.config import validated
+from llgae_cli.config import parse_config
 from llgae_cli.errors import InputError, RunError, explain, nearest, printable, show_path
 from llgae_cli.interrupts import postpone
 from llgae_cli.regular_files import open_for_reading
@@ -285,7 +285,7 @@ def _load_same(path: Path, checkpoint: Checkpoint) -> Checkpoint | None:
 
 def _identity(config: dict[str, Any]) -> str | None:
     try:
-        return validated(config).identity()
+        return parse_config(config).identity()
     except InputError:  # a config of another version of llgae
         return None
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llgae_cli.config import Config, validated
+from llgae_cli.config import Config, parse_config
 from llgae_cli.errors import InputError, printable, show_path
 from llgae_cli.storage.checkpoint_file import load
 from llgae_cli.storage.names import SUFFIX, CheckpointName, name_of
@@ -78,7 +78,7 @@ def find_finished(folder: Path, config: Config) -> Path:
     for _, path in sorted(ranked, reverse=True):
         with suppress(InputError):  # damaged, or a config of another version of llgae
             checkpoint = load(path)
-            if checkpoint.train_mean_l2 is not None and validated(checkpoint.config).identity() == config.identity():
+            if checkpoint.train_mean_l2 is not None and parse_config(checkpoint.config).identity() == config.identity():
                 return path
     raise InputError(
         f"{show_path(folder)}: no finished checkpoint of this config (cfg{config.identity()}, seed {config.seed}, "

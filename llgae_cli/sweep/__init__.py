@@ -1,8 +1,9 @@
-"""Sweeps: grids of runs, each cell a process of its own, that finish, resume and say what was learnt."""
+"""Sweeps: many runs of one plan, each cell in a process of its own, that can be resumed and end in a leaderboard."""
 
 from llgae_cli.sweep.folder import SweepFolder
-from llgae_cli.sweep.leaderboard import Board
+from llgae_cli.sweep.leaderboard import Leaderboard
 from llgae_cli.sweep.plan import Cell, Plan, read_plan
-from llgae_cli.sweep.run import Engine, Watcher, run_sweep
+from llgae_cli.sweep.progress import SweepProgress
+from llgae_cli.sweep.run import Engine, run_sweep
 
-__all__ = ["Board", "Cell", "Engine", "Plan", "SweepFolder", "Watcher", "read_plan", "run_sweep"]
+__all__ = ["Cell", "Engine", "Leaderboard", "Plan", "SweepFolder", "SweepProgress", "read_plan", "run_sweep"]

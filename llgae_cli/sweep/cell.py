@@ -1,4 +1,4 @@
-"""One cell at work, in a process of its own: train or go on, measure, leave the result."""
+"""Run one cell, in a process of its own: train it or continue it, and write its result."""
 
 import json
 from collections.abc import Callable
@@ -10,15 +10,16 @@ from llgae_cli import storage
 from llgae_cli.config import Config, read_stored
 from llgae_cli.errors import InputError, RunError
 from llgae_cli.storage import CheckpointName
+from llgae_cli.storage.atomic import write_text
 from llgae_cli.storage.json_files import validate
-from llgae_cli.sweep.folder import held_when_free, result_model, result_name, write_whole
+from llgae_cli.sweep.folder import result_model, result_name, wait_for_lock
 from llgae_cli.sweep.results import read_record
 
-PATIENCE = 120.0  # seconds: an orphan of a killed sweep saves and goes within one of its epochs
+PATIENCE = 120.0  # seconds in which the cell of a sweep that was killed saves and ends
 
 
 def remove_superseded(config: Config) -> None:
-    """Remove all of the config's checkpoints but the last: the others only served to continue from."""
+    """Remove all checkpoints of the config but the last: they were only needed to continue from."""
     with suppress(InputError):
         named, _ = storage.list_named(config.checkpoint_dir, config)
         epoch = CheckpointName.parse(named[0].name).epoch if named else 0
@@ -33,15 +34,15 @@ def run_cell(
     keep_all: bool = False,
     on_epoch: Callable[[dict[str, float], int], None] = lambda record, epochs: None,
 ) -> None:
-    """Bring the cell in `folder` to its end, or to `until` epochs, and write its result there.
+    """Train the cell in `folder` to its end, or to `until` epochs, and write its result there.
 
-    Goes on from its last checkpoint where there is one, and does nothing where the result is there. Raises what
-    `experiment.train` raises.
+    Continues from its last checkpoint where there is one, and does nothing where the result exists. `keep_all` keeps
+    earlier checkpoints; `on_epoch` is that of `experiment.train`. Raises what `experiment.train` raises.
     """
     config = read_stored(folder / "config.yaml").model_copy(update={"checkpoint_dir": folder})
     if until is not None:
         config = config.model_copy(update={"epochs": min(until, config.epochs)})
-    with held_when_free(folder / "lock", PATIENCE):
+    with wait_for_lock(folder / "lock", PATIENCE):
         path = folder / result_name(until)
         if read_record(path, result_model(until)) is not None:
             return
@@ -52,9 +53,11 @@ def run_cell(
             if not keep_all:
                 remove_superseded(config)
 
-        outcome = experiment.train(config, "last" if _begun(folder, config) else None, PATIENCE, complete_epoch)
+        outcome = experiment.train(
+            config, "last" if _has_checkpoint(folder, config) else None, PATIENCE, complete_epoch
+        )
         if outcome.checkpoint is None or outcome.evaluated is None:  # only the first process of several has one
-            raise RunError("a cell of a sweep is one process; torchrun does not start sweeps")
+            raise RunError("a cell of a sweep is one process; do not start it by torchrun")
         if not keep_all:
             remove_superseded(config)
         result = {
@@ -68,10 +71,10 @@ def run_cell(
             **(asdict(outcome.evaluated.rate) if until is None else {}),
         }
         validate(result_model(until), result, path)
-        write_whole(path, json.dumps(result, indent=2) + "\n")
+        write_text(path, json.dumps(result, indent=2) + "\n")
 
 
-def _begun(folder: Path, config: Config) -> bool:
+def _has_checkpoint(folder: Path, config: Config) -> bool:
     try:
         storage.find_last(folder, config)
     except InputError:

@@ -1,17 +1,15 @@
-"""The folder of a sweep: what is in it, who is at work in it, and files that are whole or not there.
+"""The folder of a sweep, OUT: its files, the locks of the processes that work in it, and what its cells left.
 
-In OUT:
-
-    OUT/lock                     held by the sweep at work, with its process number; removed at its end
-    OUT/results.csv, .json       the leaderboard
-    OUT/figures/*.png
-    OUT/cells/ID/lock            likewise, held by the cell's process
-    OUT/cells/ID/config.yaml     the cell's resolved config
-    OUT/cells/ID/log.txt         all that it said, all attempts
-    OUT/cells/ID/*.pkl           its checkpoints
-    OUT/cells/ID/rung-N.json     its figures after N epochs, where the sweep halves
-    OUT/cells/ID/result.json     its figures: there once it is done, and never written again
-    OUT/cells/ID/failed.json     why it failed
+OUT/lock                     held by the running sweep, with its process number; removed at its end
+OUT/results.csv, .json       the leaderboard
+OUT/figures/*.png
+OUT/cells/ID/lock            likewise, held by the cell's process
+OUT/cells/ID/config.yaml     the cell's resolved config
+OUT/cells/ID/log.txt         the output of its process, of all attempts
+OUT/cells/ID/*.pkl           its checkpoints
+OUT/cells/ID/rung-N.json     its figures after N epochs, where the sweep halves
+OUT/cells/ID/result.json     its figures: written once, when the cell is done
+OUT/cells/ID/failed.json     why it failed
 """
 
 import json
@@ -25,7 +23,6 @@ from typing import Any
 
 import yaml
 
-from llgae_cli.config import Config
 from llgae_cli.errors import InputError, RunError, printable
 from llgae_cli.regular_files import check_own, open_for_reading
 from llgae_cli.storage import Lock, check_writable, clean_temporaries, make_folder
@@ -33,7 +30,7 @@ from llgae_cli.storage.atomic import write_text
 from llgae_cli.sweep.plan import Cell
 from llgae_cli.sweep.results import CellFailure, CellResult, RungResult, read_record
 
-LOG_TAIL = 8192  # bytes of a log in which its last line is looked for
+LOG_TAIL = 8192  # bytes at the end of a log that are searched for its last line
 
 
 @dataclass(frozen=True)
@@ -42,84 +39,80 @@ class SweepFolder:
 
     path: Path
 
-    def cell(self, id: str) -> Path:
-        """The folder of one cell."""
+    def cell_folder(self, id: str) -> Path:
+        """Return the folder of one cell."""
         return self.path / "cells" / id
 
-    def holds(self) -> int:
-        """How many cells were begun here."""
+    def count_cells(self) -> int:
+        """Return how many cells have a folder here."""
         return sum(1 for _ in (self.path / "cells").glob("*/config.yaml"))
 
-    def prepare(self, cell: Cell, threads: int, save_every: int) -> Path:
-        """Make the cell's folder and write its config: what decides the result as it is, the rest set by the sweep.
+    def prepare(self, cell: Cell, threads: int) -> Path:
+        """Make the cell's folder and write its config, in which the sweep sets where and how the cell is run.
 
-        Raises InputError where the folder, its log or its lock is a link, or otherwise nothing that may be written to.
+        Where the config does not set them, the cell gets `threads`, and checkpoints so often that a crash costs at most
+        5 % of its epochs. Raises InputError where the folder, its log or its lock is a link, or anything
+        else that may not be written to.
         """
-        folder = self.cell(cell.id)
-        if folder.is_symlink():  # files of the same names, and old checkpoints, would be replaced wherever it leads
-            raise InputError(
-                f"{printable(folder, 300)}: a symbolic link, where a cell's own folder is expected; remove it"
-            )
+        folder = self.cell_folder(cell.id)
+        if folder.is_symlink():  # files would be replaced, and checkpoints removed, in another folder
+            raise InputError(f"{printable(folder, 300)}: a symbolic link, not a folder of the cell's own; remove it")
         make_folder(folder)
         for name in ("lock", "log.txt"):
             check_own(folder / name)
         clean_temporaries(folder)
-        plain = {**cell.config.plain(), "checkpoint-dir": str(folder), "threads": threads, "save-every": save_every}
+        config = cell.config
+        save_every = config.save_every or (max(1, config.epochs // 20) if config.trainer == "gradient" else 1)
+        set_here = {"checkpoint-dir": str(folder), "threads": config.threads or threads, "save-every": save_every}
+        plain = {**config.plain(), **set_here}
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-        write_whole(folder / "config.yaml", f"# one cell of a sweep, cfg{cell.config.identity()}\n{text}")
+        write_text(folder / "config.yaml", f"# one cell of a sweep, cfg{config.identity()}\n{text}")
         return folder
 
-    def result(self, id: str, until: int | None = None) -> dict[str, Any] | None:
-        """The cell's figures, or those after `until` epochs; None while there are none."""
-        return read_record(self.cell(id) / result_name(until), result_model(until))
+    def read_result(self, id: str, until: int | None = None) -> dict[str, Any] | None:
+        """Return the cell's figures, or those after `until` epochs; None while there are none."""
+        return read_record(self.cell_folder(id) / result_name(until), result_model(until))
 
-    def failure(self, id: str) -> dict[str, Any] | None:
-        """`reason` and `last_line` of a cell that failed, else None."""
-        return read_record(self.cell(id) / "failed.json", CellFailure)
+    def read_failure(self, id: str) -> dict[str, Any] | None:
+        """Return `reason` and `last_line` of a cell that failed, else None."""
+        return read_record(self.cell_folder(id) / "failed.json", CellFailure)
 
-    def fail(self, id: str, reason: str) -> dict[str, Any]:
-        """Note that the cell failed."""
-        failure = {"reason": reason, "last_line": last_line(self.cell(id) / "log.txt")}
-        write_whole(self.cell(id) / "failed.json", json.dumps(failure, indent=2) + "\n")
+    def write_failure(self, id: str, reason: str) -> dict[str, Any]:
+        """Record that the cell failed, and return the record."""
+        failure = {"reason": reason, "last_line": last_line(self.cell_folder(id) / "log.txt")}
+        write_text(self.cell_folder(id) / "failed.json", json.dumps(failure, indent=2) + "\n")
         return failure
 
-    def forgive(self, id: str) -> None:
-        """Forget that the cell failed; its log keeps the story."""
-        (self.cell(id) / "failed.json").unlink(missing_ok=True)
+    def remove_failure(self, id: str) -> None:
+        """Remove the record of the cell's failure, so that it runs again. Its log stays."""
+        (self.cell_folder(id) / "failed.json").unlink(missing_ok=True)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold OUT against other sweeps; InputError names the one that has it. The system lets go at any death."""
+    def lock(self) -> Iterator[None]:
+        """Lock OUT against other sweeps; InputError names the process that has it. Any end of the process unlocks."""
         check_writable(self.path)
         clean_temporaries(self.path)
-        with held(self.path / "lock") as holder:
+        with try_lock(self.path / "lock") as holder:
             if holder is not None:
                 raise InputError(f"{printable(self.path, 300)}: another sweep is at work here ({holder})")
             yield
 
 
 def result_name(until: int | None) -> str:
-    """The file for a cell's figures: its last ones, or those after `until` epochs."""
+    """Return the name of the file with a cell's figures: the last ones, or those after `until` epochs."""
     return "result.json" if until is None else f"rung-{until}.json"
 
 
 def result_model(until: int | None) -> type[RungResult]:
-    """What stands in that file."""
+    """Return the schema of that file."""
     return CellResult if until is None else RungResult
 
 
-def begin_save_every(config: Config) -> int:
-    """Epochs between a cell's checkpoints: the config's own number, else so that a death costs 5 % at most."""
-    if config.save_every:
-        return config.save_every
-    return max(1, config.epochs // 20) if config.trainer == "gradient" else 1
-
-
 @contextmanager
-def held(path: Path) -> Iterator[str | None]:
-    """Try to lock a file: None inside when this process has it, else who has it (`process 123`).
+def try_lock(path: Path) -> Iterator[str | None]:
+    """Try to lock a file: the block gets None where this process has the lock, else its holder (`process 123`).
 
-    None too where the file system has no locks: better two sweeps in one folder, if anybody starts them, than none.
+    None as well where the file system has no locks: it is the user who then must not start two sweeps in one folder.
     """
     lock = Lock(path)
     if not lock.attempt():
@@ -132,26 +125,21 @@ def held(path: Path) -> Iterator[str | None]:
 
 
 @contextmanager
-def held_when_free(path: Path, patience: float) -> Iterator[None]:
-    """Lock a file, waiting up to `patience` seconds for another process to let go; RunError after that."""
+def wait_for_lock(path: Path, patience: float) -> Iterator[None]:
+    """Lock a file, waiting up to `patience` seconds for another process to release it; RunError after that."""
     end = time.monotonic() + patience
     while True:
-        with held(path) as holder:
+        with try_lock(path) as holder:
             if holder is None:
                 yield
                 return
         if time.monotonic() > end:
-            raise RunError(f"{printable(path.parent, 300)}: {holder} is still at work on this cell")
+            raise RunError(f"{printable(path.parent, 300)}: {holder} is still working on this cell")
         time.sleep(0.1)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, a kill or a full disk never leaves half of it under its name."""
-    write_text(path, text)
-
-
 def last_line(log: Path) -> str:
-    """The last line of a log that is not empty."""
+    """Return the last line of a log that is not empty."""
     try:
         with os.fdopen(open_for_reading(log), "rb") as file:
             file.seek(0, os.SEEK_END)

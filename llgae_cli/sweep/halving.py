@@ -1,57 +1,54 @@
-"""Successive halving: all cells train a little, the better share trains on. Chosen on held-out training samples.
+"""Successive halving: all cells train for a few epochs, and the better part of them continues.
 
-With rungs e_1 < e_2 < ... and n cells, all n train e_1 epochs; the ceil(keep n) with the lowest validation mean L2 go
-on to e_2, the ceil(keep^2 n) best of those to e_3, and so on; the last ones train their own `epochs`. The test samples
-decide nothing. Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
+With rungs e_1 < e_2 < ... and n cells, all n train e_1 epochs; the ceil(keep n) with the lowest validation mean L2
+continue to e_2, the ceil(keep^2 n) best of those to e_3, and so on; the last ones train their own `epochs`. The test
+samples are not used. Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
 optimization", AISTATS 2016.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from llgae_cli.config import Config
-from llgae_cli.errors import InputError, nearest, printable
 
 
-@dataclass(frozen=True)
-class Halving:
-    """`rungs`: epochs after which cells are judged, ascending. `keep`: the share that goes on, 0 < keep < 1."""
+class Halving(BaseModel):
+    """The `halving` section of a sweep file.
 
-    rungs: tuple[int, ...]
-    keep: float
+    `rungs`: epochs after which cells are compared, ascending. `keep`: fraction of the cells that continues.
+    """
 
-    def survivors(self, validation: Mapping[str, float]) -> list[str]:
-        """The ceil(keep n) of n cells with the lowest validation mean L2; of equal ones, the first by name."""
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    rungs: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    keep: float = Field(0.5, gt=0, lt=1)
+
+    @field_validator("rungs")
+    @classmethod
+    def _check_order(cls, rungs: list[int]) -> list[int]:
+        if sorted(set(rungs)) != rungs:
+            raise ValueError("numbers of epochs have to increase")
+        return rungs
+
+    def find_conflict(self, configs: Sequence[Config]) -> str | None:
+        """Return why cells of these configs cannot be halved, or None."""
+        for config in configs:
+            if config.trainer != "gradient":
+                return f"needs trainer gradient; {config.trainer} stops on its own"
+            if config.validation == 0:
+                return "needs 'validation' above 0 in the base, because the test samples may not choose a cell"
+            if config.schedule != "constant":
+                return f"needs schedule constant; {config.schedule} depends on the number of epochs"
+            if config.epochs <= self.rungs[-1]:
+                return f"the last rung, {self.rungs[-1]}, has to be below epochs: {config.epochs}"
+        if len({(config.task, config.validation) for config in configs}) > 1:
+            return "needs one task and one validation fraction in all cells"
+        return None
+
+    def select(self, validation: Mapping[str, float]) -> list[str]:
+        """Return the ceil(keep n) of n cells with the lowest validation mean L2; of equal ones, the first by name."""
         count = math.ceil(self.keep * len(validation))
         return sorted(validation, key=lambda id: (validation[id], id))[:count]
-
-
-def read_halving(value: Any, configs: Sequence[Config], path: Path) -> Halving:
-    """The `halving` section of a sweep file, checked against its cells; InputError says what does not fit."""
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: halving: expected 'rungs: [5, 15]' and 'keep: 0.5', not {printable(value)}")
-    for key in value:
-        if key not in ("rungs", "keep"):
-            raise InputError(f"{path}: halving: unknown key '{printable(key)}'{nearest(str(key), ('rungs', 'keep'))}")
-    rungs, keep = value.get("rungs"), value.get("keep", 0.5)
-    if not isinstance(rungs, list) or not rungs or any(type(rung) is not int or rung < 1 for rung in rungs):
-        raise InputError(f"{path}: halving: rungs: {printable(rungs)} is no list of numbers of epochs")
-    if sorted(set(rungs)) != rungs:
-        raise InputError(f"{path}: halving: rungs: {printable(rungs)} do not rise")
-    if type(keep) not in (int, float) or not 0 < keep < 1:
-        raise InputError(f"{path}: halving: keep: {printable(keep)} is no share between 0 and 1")
-    for config in configs:
-        if config.trainer != "gradient":
-            raise InputError(f"{path}: halving: for trainer gradient alone; {config.trainer} stops by itself")
-        if config.validation == 0:
-            raise InputError(f"{path}: halving: needs 'validation' above 0 in the base: the test set decides nothing")
-        if config.schedule != "constant":
-            raise InputError(f"{path}: halving: needs schedule constant; {config.schedule} ends with the epochs")
-        if config.epochs <= rungs[-1]:
-            raise InputError(f"{path}: halving: the last rung, {rungs[-1]}, is not below epochs: {config.epochs}")
-    if len({(config.task, config.validation) for config in configs}) > 1:
-        raise InputError(f"{path}: halving: compares cells of one task and one validation share")
-    return Halving(tuple(rungs), float(keep))

@@ -1,50 +1,62 @@
-"""What a sweep has learnt: its rows, ranked; its failures; `results.csv` and `results.json`."""
+"""The leaderboard of a sweep: its cells ranked, its failures, and the files results.csv and results.json."""
 
 import csv
 import io
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from llgae_cli.sweep.folder import SweepFolder, write_whole
+from pydantic import BaseModel, ConfigDict, Field
+
+from llgae_cli.errors import InputError, printable
+from llgae_cli.storage.atomic import write_text
+from llgae_cli.storage.json_files import Count, Measure, Scalar, Text, read_json, validate
+from llgae_cli.sweep.folder import SweepFolder
 from llgae_cli.sweep.plan import Cell, Plan
 
-Row = dict[str, Any]
-
+RESULTS = "results.json"
+MAX_BYTES = 50_000_000
+MAX_KEYS = 12  # columns of keys where the file does not name the varied ones
 HEADINGS = {
     "validation_mean_l2": "ranked by mean L2 on validation samples",
     "mean_l2": "ranked by test mean L2: no choice of a model (for that, set one `validation` share for all cells)",
 }
 
+Row = dict[str, Any]
+
 
 @dataclass(frozen=True)
-class Board:
-    """The leaderboard.
+class Leaderboard:
+    """The cells of a sweep, ranked.
 
+    name        of the sweep
+    keys        the config's keys that differ between cells, in snake_case
+    ranked_by   `validation_mean_l2`, or `mean_l2` of the test samples: see `Plan.ranked_by`
     rows        one per cell with a result, the lowest `ranked_by` first: `cell`, `status` (done, or stopped by
                 halving), `checkpoint`, `mean_l2` (of the test samples), `train_mean_l2`, `validation_mean_l2` (all in
                 squared grey levels per pixel), `epoch` (epochs done), `seconds`, `threads`, the fields of `rate.Rate`,
                 and the config's keys in snake_case
-    ranked_by   `validation_mean_l2`, or `mean_l2` of the test samples: see `Plan.ranked_by`
-    failed      `cell`, `label`, `reason`, `last_line`, `log`
-    missing     cells that have not run
+    failed      one per failed cell: `cell`, `label`, `reason`, `last_line`, `log`
+    missing     number of cells that have not run
     """
 
-    plan: Plan
-    rows: list[Row]
+    name: str
+    keys: list[str]
     ranked_by: str
-    failed: list[dict[str, str]]
-    missing: int
+    rows: list[Row]
+    failed: list[Row]
+    missing: int = 0
 
     @classmethod
-    def read(cls, plan: Plan, folder: SweepFolder) -> "Board":
-        """The board of what is in the folder now."""
+    def collect(cls, plan: Plan, folder: SweepFolder) -> "Leaderboard":
+        """Return the leaderboard of the results that are in the folder now."""
         rows, failed, missing = [], [], 0
         for cell in plan.cells:
-            row = _row(plan, folder, cell)
-            failure = None if row and row["status"] == "done" else folder.failure(cell.id)
+            row = _make_row(plan, folder, cell)
+            failure = None if row and row["status"] == "done" else folder.read_failure(cell.id)
             if failure is not None:
-                log = str(folder.cell(cell.id) / "log.txt")
+                log = str(folder.cell_folder(cell.id) / "log.txt")
                 failed.append({"cell": cell.id, "label": plan.label(cell), **failure, "log": log})
             elif row is not None:
                 rows.append(row)
@@ -52,11 +64,11 @@ class Board:
                 missing += 1
         by = plan.ranked_by
         rows.sort(key=lambda row: (row["status"] != "done", row[by], row["cell"]))
-        return cls(plan, rows, by, failed, missing)
+        return cls(plan.name, [key.replace("-", "_") for key in plan.keys], by, rows, failed, missing)
 
     @property
     def heading(self) -> str:
-        """What the ranking is by, and that a ranking by test is no choice."""
+        """What the ranking is by, and that a ranking by test samples may not be used to choose a model."""
         return HEADINGS[self.ranked_by]
 
     @property
@@ -64,34 +76,124 @@ class Board:
         """The rows of cells that trained to their end."""
         return [row for row in self.rows if row["status"] == "done"]
 
-    def write(self, folder: SweepFolder) -> None:
-        """Write results.csv and results.json into the folder, each whole."""
+    def write(self, folder: Path) -> None:
+        """Write results.csv and results.json into the folder, each as a whole."""
         text = io.StringIO()
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        write_whole(folder.path / "results.csv", text.getvalue())
+        write_text(folder / "results.csv", text.getvalue())
         document = {
-            "sweep": self.plan.name,
-            "swept": [key.replace("-", "_") for key in self.plan.keys],
-            "ranked_by": {"mean_l2": "test_mean_l2"}.get(self.ranked_by, self.ranked_by),
+            "sweep": self.name,
+            "swept": self.keys,
+            "ranked_by": "test_mean_l2" if self.ranked_by == "mean_l2" else self.ranked_by,
             "heading": self.heading,
             "rows": self.rows,
             "failed": self.failed,
             "missing": self.missing,
         }
-        write_whole(folder.path / "results.json", json.dumps(document, indent=2) + "\n")
+        write_text(folder / RESULTS, json.dumps(document, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Leaderboard":
+        """Read results.json in the folder: what `write` wrote, or a bare list of rows, which is ranked here.
+
+        A row needs no key; one without `mean_l2` is a failure. Raises InputError for anything else.
+        """
+        path = folder / RESULTS
+        try:
+            content = read_json(path, MAX_BYTES, "leaderboard")
+        except FileNotFoundError:
+            raise InputError(f"{printable(folder, 200)}: not a sweep's folder, it has no {RESULTS}") from None
+        document = validate(_Document, {"rows": content} if isinstance(content, list) else content, path)
+        rows = [{key.replace("-", "_"): value for key, value in row.model_dump().items()} for row in document.rows]
+        done = [row for row in rows if row["mean_l2"] is not None]
+        if document.ranked_by is None:
+            done.sort(key=lambda row: row["mean_l2"])
+        failed = [row for row in rows if row["mean_l2"] is None] + [one.model_dump() for one in document.failed]
+        keys = document.swept or _find_differing(rows)
+        by = "validation_mean_l2" if document.ranked_by == "validation_mean_l2" else "mean_l2"
+        return cls(document.sweep, keys, by, done, failed, document.missing)
+
+    def find_checkpoints(self, folder: Path, n: int) -> list[Path]:
+        """Return the checkpoints of the first n rows whose file exists, here or in the sweep's folder."""
+        paths: list[Path] = []
+        for row in self.rows:
+            path = _find_file(folder, row.get("checkpoint"))
+            if path is not None and path not in paths and len(paths) < n:
+                paths.append(path)
+        return paths
 
 
-def _row(plan: Plan, folder: SweepFolder, cell: Cell) -> Row | None:
-    status, result = "done", folder.result(cell.id)
-    for rung in reversed(plan.halving.rungs if plan.halving and result is None else ()):
+class _Row(BaseModel):
+    """A row: checkpoint and mean L2, None where the run failed, and any plain values next to them."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow", populate_by_name=True)
+    __pydantic_extra__: dict[str, Scalar] = Field(init=False)
+
+    checkpoint: Text | None = None
+    mean_l2: Measure | None = Field(None, validation_alias="mean-l2")
+
+
+class _Failure(BaseModel):
+    """A cell that failed."""
+
+    model_config = ConfigDict(strict=True)
+
+    cell: Text | None = None
+    label: Text | None = None
+    reason: Text | None = None
+    last_line: Text | None = None
+    log: Text | None = None
+
+
+class _Document(BaseModel):
+    """The content of results.json."""
+
+    model_config = ConfigDict(strict=True)
+
+    sweep: Text = ""
+    swept: list[Text] = []
+    ranked_by: Text | None = None
+    rows: list[_Row]
+    failed: list[_Failure] = []
+    missing: Count = 0
+
+
+def _make_row(plan: Plan, folder: SweepFolder, cell: Cell) -> Row | None:
+    status, result = "done", folder.read_result(cell.id)
+    for rung in reversed(plan.rungs if result is None else []):
         if result is None:
-            status, result = "stopped", folder.result(cell.id, rung)
+            status, result = "stopped", folder.read_result(cell.id, rung)
     if result is None:
         return None
     config = {key.replace("-", "_"): value for key, value in plan.settings(cell).items()}
     head = {"cell": cell.id, "status": status, **result}
-    head["checkpoint"] = str(folder.cell(cell.id) / result["checkpoint"])
+    head["checkpoint"] = str(folder.cell_folder(cell.id) / result["checkpoint"])
     return {**head, **{key: value for key, value in config.items() if key not in head}}
+
+
+# Columns of rows whose file does not name the varied keys: these first, and those never.
+SHOWN_FIRST = ("task", "model", "trainer", "K", "embed_dim", "beta", "n_step", "lr", "prior", "inference", "seed")
+HIDDEN = frozenset({"checkpoint", "mean_l2", "config", "history", "error", "checkpoint_dir", "data_dir", "id", "cell"})
+
+
+def _find_differing(rows: list[Row]) -> list[str]:
+    keys = [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row)
+        if key not in HIDDEN and len({json.dumps(row.get(key)) for row in rows}) > 1
+    ]
+    first = [key for key in SHOWN_FIRST if key in keys]
+    return first + [key for key in keys if key not in first][: MAX_KEYS - len(first)]
+
+
+def _find_file(folder: Path, checkpoint: Any) -> Path | None:
+    if not isinstance(checkpoint, str) or not checkpoint or "\0" in checkpoint:
+        return None
+    name = Path(checkpoint).name
+    for path in (Path(checkpoint), folder / checkpoint, folder / name, folder / "checkpoints" / name):
+        if path.is_file():
+            return path
+    return next(iter(sorted(folder.rglob(name))), None) if not set(name) & set("*?[") else None

@@ -1,44 +1,38 @@
-"""The local engine: a few processes side by side on this machine."""
+"""The local engine: a few processes at a time on this machine."""
 
 import subprocess
 import time
-from collections.abc import Sequence
 
-from llgae_cli.sweep.folder import SweepFolder
 from llgae_cli.sweep.plan import Cell
 from llgae_cli.sweep.process import Share, release, spawn, stop
-from llgae_cli.sweep.run import Ledger
+from llgae_cli.sweep.progress import SweepProgress
 
 POLL = 0.05  # seconds
 
 
-class Local:
-    """`jobs` cells at a time. A cell that dies is a line in the ledger and takes nobody along."""
+class LocalEngine:
+    """Runs `jobs` cells at a time. A cell that dies is counted as failed; the others run on."""
 
     def __init__(self, jobs: int, share: Share):
-        self.width, self.share = jobs, share
+        self.jobs, self.share = jobs, share
 
-    def run(self, folder: SweepFolder, cells: Sequence[Cell], until: int | None, ledger: Ledger) -> None:
-        """Run all cells. On any exception, Ctrl-C included, every process has been asked to save before it leaves."""
-        waiting = list(reversed(cells))
+    def run(self, progress: SweepProgress) -> None:
+        """Run all waiting cells. On any exception, Ctrl-C included, every process is asked to save first."""
         running: dict[subprocess.Popen[bytes], Cell] = {}
         try:
-            while waiting or running:
-                while waiting and len(running) < self.width:
-                    cell = waiting.pop()
-                    process = spawn(folder.cell(cell.id), until, cell.config.save_every > 0, self._share(cell))
-                    running[process] = cell
-                    ledger.begun(cell)
+            while progress.waiting or running:
+                for cell in list(progress.waiting.values())[: self.jobs - len(running)]:
+                    share = Share(cell.config.threads or self.share.threads, self.share.memory)
+                    folder, keep_all = progress.folder.cell_folder(cell.id), cell.config.save_every > 0
+                    running[spawn(folder, progress.until, keep_all, share)] = cell
+                    progress.start(cell)
                 for process in [process for process in running if process.poll() is not None]:
                     release(process)
-                    ledger.ended(running.pop(process), process.returncode)
-                ledger.tick()
+                    progress.finish(running.pop(process), process.returncode)
+                progress.draw()
                 time.sleep(POLL)
         finally:
             stop(running)
 
-    def _share(self, cell: Cell) -> Share:
-        return Share(cell.config.threads or self.share.threads, self.share.memory)
-
     def close(self) -> None:
-        """Nothing was started that is still there."""
+        """Do nothing: no process outlives `run`."""

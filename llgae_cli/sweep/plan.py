@@ -1,33 +1,49 @@
-"""A sweep file and the cells it stands for: every one validated before the first is started. Does not import torch."""
+"""A sweep file, and its cells: each is validated before the first one starts. Does not import torch."""
 
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from llgae_cli.config import (
-    NEUTRAL_KEYS,
-    SOURCE_KEYS,
+    KEYS,
     Config,
-    keys,
-    known_key,
-    parse_yaml,
+    join_faults,
+    parse_config,
+    parse_key,
+    parse_keys,
+    parse_override,
     read_mapping,
     refuse_unused,
-    validated,
+    validate,
 )
-from llgae_cli.errors import InputError, nearest, printable
+from llgae_cli.errors import InputError, printable
 from llgae_cli.storage import name_of
-from llgae_cli.sweep.halving import Halving, read_halving
+from llgae_cli.sweep.halving import Halving
 
-SECTIONS = ("base", "grid", "zip", "repeat", "halving")
-MAX_CELLS = 100_000  # a typing error such as a range in the wrong place, not a sweep
-SHOWN_ERRORS = 5
+MAX_CELLS = 100_000  # more is a mistake, such as a range under the wrong key
+MAX_SHOWN = 5  # faulty cells in one line
 
 Values = dict[str, Any]
+Mappings = dict[Any, Any] | list[dict[Any, Any]] | None
+
+
+class SweepFile(BaseModel):
+    """The mapping in a sweep file, see `read_plan`; what base, grid and zip contain is checked later."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    base: str | dict[Any, Any] | list[str | dict[Any, Any]] = {}
+    grid: Mappings = None
+    zip: Mappings = None
+    repeat: Annotated[int, Field(ge=1, le=MAX_CELLS)] | Annotated[list[Any], Field(min_length=1)] | None = None
+    halving: dict[Any, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -38,22 +54,28 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Twelve hex digits for all that decides the result: the keys of `Config.identity` and `epochs`.
+        """Twelve hex digits of a hash of all that decides the result: the keys of `Config.identity`, and `epochs`.
 
-        A checkpoint's own ten digits leave `epochs` out, because a run may be continued; two cells that differ in
-        nothing else are still two cells.
+        The identity in a checkpoint's name leaves `epochs` out, because a run may be continued; two cells that differ
+        only in `epochs` are still two cells.
         """
-        return hashlib.sha256(json.dumps(deciding(self.config), sort_keys=True).encode()).hexdigest()[:12]
+        deciding = {
+            key: value for key, value in self.config.plain().items() if key == "epochs" or not KEYS[key].neutral
+        }
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def work(self) -> float:
-        """K (E + 1) and a constant: what a pass over the data costs, in no unit. Orders cells, estimates time left."""
+        """Relative cost of one pass over the data: K (E + 1) plus a constant. Orders cells, estimates the time left."""
         return self.config.K * (self.config.embed_dim + 1) + 200.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep file asks for. `keys`: those that differ between cells, as YAML spells them, in the file's order."""
+    """The cells of a sweep file. `keys`: those that differ between cells, in YAML's spelling and the file's order.
+
+    `duplicates`: how many equal cells were left out.
+    """
 
     name: str
     cells: tuple[Cell, ...]
@@ -62,181 +84,165 @@ class Plan:
     halving: Halving | None
 
     @property
-    def ranked_by(self) -> str:
-        """The figure that compares the cells: `validation_mean_l2` where all hold out one share of one task's samples.
+    def rungs(self) -> list[int]:
+        """Epochs after which cells are compared and the worse ones stop; none without halving."""
+        return self.halving.rungs if self.halving else []
 
-        Else `mean_l2`, which is of the test samples and chooses nothing. Each seed holds out samples of its own.
+    @property
+    def ranked_by(self) -> str:
+        """The figure that ranks the cells.
+
+        `validation_mean_l2` where all cells hold out the same fraction of one task's samples (each seed holds out other
+        samples), else `mean_l2`: that is of the test samples, and may not be used to choose a model.
         """
         splits = {(cell.config.task, cell.config.validation) for cell in self.cells}
         return "validation_mean_l2" if len(splits) == 1 and self.cells[0].config.validation else "mean_l2"
 
     def label(self, cell: Cell) -> str:
-        """The cell in its swept keys, such as `K=11 embed-dim=20`."""
+        """Return the cell's varied keys and their values, such as `K=11 embed-dim=20`."""
         settings = self.settings(cell)
         return " ".join(f"{key}={printable(settings[key], 40)}" for key in self.keys) or f"cell {cell.id}"
 
     def settings(self, cell: Cell) -> Values:
-        """The cell's config in plain values; of the later keys, those that the sweep varies are there at any value."""
+        """Return the cell's config as checkpoints store it, with all keys that the sweep varies."""
         plain, values = cell.config.plain(), cell.config.values()
         return {key: value for key, value in values.items() if key in plain or key in self.keys}
 
 
-def deciding(config: Config) -> Values:
-    """The config's keys and values that decide what comes out of it: all but the places and ways of running."""
-    return {key: value for key, value in config.plain().items() if key == "epochs" or key not in NEUTRAL_KEYS}
+def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
+    """Read a sweep file and return its cells. The file is a mapping with these keys.
 
+        base     a config (mapping), the path of one (from the sweep file's folder), or a list of them: the later wins
+        grid     {key: [values]}: all combinations. A list of such mappings: several grids, one after the other
+        zip      {key: [values]}: first with first, second with second, ...; crossed with the grid. A list: likewise
+        repeat   a number of seeds, counted up from the base's, or a list of seeds; crossed with the cells of the rest
+        halving  {rungs: [epochs, ...], keep: fraction}, see `Halving`
 
-def read_plan(path: Path, overrides: list[str] | None = None) -> Plan:
-    """Read a sweep file.
+    `overrides` are `key=value` for the base. A cell gets only the keys that have an effect in it, and of the base the
+    source document's six keys; equal cells become one.
 
-        base: a config (mapping), a path, or a list of them (the later wins); paths count from the sweep file's folder
-        grid: {key: [values]}: all combinations. A list of such mappings: several grids, one after the other
-        zip: {key: [values]}: first with first, second with second, ...; crossed with the grid. A list: likewise
-        repeat: a number of seeds, counted up from the base's, or a list of seeds; crossed with all of it
-        halving: {rungs: [epochs, ...], keep: share}, see `halving`
-
-    `overrides` are `key=value` for the base. A cell is given only the keys that have an effect in it (and the base's
-    SOURCE_KEYS), and cells that come out the same are one. Raises InputError that names file, cell, key and value;
-    several faulty cells are told together. A key without effect in any cell is an error too; a warning where
-    it is one of SOURCE_KEYS and not varied.
+    Raises InputError, in one line that names file, cell, key and value, for anything that is not allowed. A key that
+    has no effect in any cell is an error; for one of the six keys, where the sweep does not vary it, a warning.
     """
-    document = read_mapping(path)
-    for section in document:
-        if section not in SECTIONS:
-            hint = nearest(str(section), SECTIONS)
-            if not hint and str(section).replace("_", "-") in keys():
-                hint = "; a config's keys belong under base or grid"
-            raise InputError(
-                f"{path}: unknown key '{printable(section)}'{hint} (a sweep file has {', '.join(SECTIONS)})"
-            )
-    base, origin = _base(document.get("base", {}), path)
-    grids = _axes(document.get("grid"), "grid", path, crossed=True)
-    zips = _axes(document.get("zip"), "zip", path, crossed=False)
-    swept = list(dict.fromkeys(key for row in (*grids, *zips) for key in row))
+    file, halving = _parse(read_mapping(path), path)
+    base, origin = _read_base(file.base, path)
+    grids = _list_rows(file.grid, "grid", path)
+    zips = _list_rows(file.zip, "zip", path)
+    varied = list(dict.fromkeys(key for row in (*grids, *zips) for key in row))
     both = {key for row in grids for key in row} & {key for row in zips for key in row}
     if both:
-        raise InputError(f"{path}: '{sorted(both)[0]}' stands in grid and in zip; one of them decides")
-    _override(base, origin, overrides or [], swept)
-    seeds = _seeds(document.get("repeat"), base, path, swept)
-    if len(grids) * len(zips) * len(seeds) > MAX_CELLS:
-        raise InputError(f"{path}: {len(grids) * len(zips) * len(seeds)} cells; a sweep has {MAX_CELLS} at most")
+        raise InputError(f"{path}: {min(both)}: is in grid and in zip; remove one of them")
+    for override in overrides:
+        key, value, where = parse_override(override)
+        if key in varied:
+            raise InputError(f"{where}: the sweep varies {key}; -S overrides only the base")
+        base[key], origin[key] = value, where
+    seeds = _list_seeds(file.repeat, base, path, varied)
+    _check_count(len(grids) * len(zips) * len(seeds), path)
     rows = [{**grid, **zipped, **seed} for grid, zipped, seed in itertools.product(grids, zips, seeds)]
-    for key in swept:
+    for key in varied:
         origin.setdefault(key, f"{path}: {'grid' if any(key in row for row in grids) else 'zip'}")
-    cells = _cells(rows, base, origin, path)
-    halving = None
-    if "halving" in document:
-        halving = read_halving(document["halving"], [cell.config for cell in cells], path)
-    return Plan(path.stem, tuple(cells), _differing(cells, [*swept, "seed"]), len(rows) - len(cells), halving)
+    cells = _make_cells(rows, base, origin, path)
+    configs = [cell.config for cell in cells]
+    if halving is not None and (conflict := halving.find_conflict(configs)):
+        raise InputError(f"{path}: halving: {conflict}")
+    keys = _find_differing(configs, [*varied, "seed"])
+    return Plan(path.stem, tuple(cells), keys, len(rows) - len(cells), halving)
 
 
-def _base(value: Any, path: Path) -> tuple[Values, dict[str, str]]:
+def _parse(document: dict[Any, Any], path: Path) -> tuple[SweepFile, Halving | None]:
+    for name in document:
+        if name not in SweepFile.model_fields and str(name).replace("_", "-") in KEYS:
+            raise InputError(f"{path}: unknown key '{name}'; keys of a config belong under base or grid")
+    file = validate(SweepFile, document, {"": str(path)})
+    halving = "halving" in file.model_fields_set
+    return file, validate(Halving, file.halving, {"": f"{path}: halving"}) if halving else None
+
+
+def _read_base(base: Any, path: Path) -> tuple[Values, dict[str, str]]:
     values: Values = {}
     origin: dict[str, str] = {}
-    for part in value if isinstance(value, list) else [value]:
-        if isinstance(part, str):
-            source = path.parent / part
-            mapping, where = read_mapping(source), str(source)
-        elif isinstance(part, dict):
-            mapping, where = part, f"{path}: base"
-        else:
-            raise InputError(f"{path}: base: a config or the path of one is expected, not {printable(part)}")
-        for key, one in mapping.items():
-            name = known_key(key, where)
-            values[name], origin[name] = one, where
+    for part in base if isinstance(base, list) else [base]:
+        where = str(path.parent / part) if isinstance(part, str) else f"{path}: base"
+        given = parse_keys(read_mapping(path.parent / part) if isinstance(part, str) else part, where)
+        values, origin = {**values, **given}, {**origin, **dict.fromkeys(given, where)}
     return values, origin
 
 
-def _override(base: Values, origin: dict[str, str], overrides: list[str], swept: list[str]) -> None:
-    for override in overrides:
-        where = f"-S {printable(override)}"
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise InputError(f"{where}: expected key=value")
-        name = known_key(key.strip(), where)
-        if name in swept:
-            raise InputError(f"{where}: the sweep itself varies {name}; -S overrides the base")
-        base[name], origin[name] = parse_yaml(text, where), where
-
-
-def _axes(value: Any, section: str, path: Path, *, crossed: bool) -> list[Values]:
-    """The rows of a section: all combinations (grid), or position by position (zip)."""
+def _list_rows(section: Mappings, name: str, path: Path) -> list[Values]:
+    """Return the rows of `grid`, all combinations of its lists, or of `zip`, one for each position in its lists."""
     rows: list[Values] = []
-    for mapping in value if isinstance(value, list) else [{} if value is None else value]:
-        if not isinstance(mapping, dict):
-            raise InputError(f"{path}: {section}: expected lines such as 'K: [5, 11]', not {printable(mapping)}")
-        lists: dict[str, list[Any]] = {}
-        for key, values in mapping.items():
-            name = known_key(key, f"{path}: {section}")
-            if name in NEUTRAL_KEYS and name != "epochs":
-                raise InputError(f"{path}: {section}: {name} does not change a result; set it in the base")
-            if name in lists:
-                raise InputError(f"{path}: {section}: '{name}' stands twice")
-            lists[name] = values if isinstance(values, list) else [values]
-            if not lists[name]:
-                raise InputError(f"{path}: {section}: {name}: an empty list leaves no cell")
-        if crossed:
-            count = 1
-            for values in lists.values():
-                count *= len(values)
-            if count + len(rows) > MAX_CELLS:
-                raise InputError(f"{path}: {section}: {count} cells; a sweep has {MAX_CELLS} at most")
+    for mapping in section if isinstance(section, list) else [section or {}]:
+        lists = _read_lists(mapping, f"{path}: {name}")
+        lengths = {key: len(values) for key, values in lists.items()}
+        if name == "grid":
+            _check_count(len(rows) + math.prod(lengths.values()), path)
             rows += [dict(zip(lists, row, strict=True)) for row in itertools.product(*lists.values())]
-        else:
-            lengths = {name: len(values) for name, values in lists.items()}
-            longest = max(lengths.values(), default=1)
-            if any(length not in (1, longest) for length in lengths.values()):
-                said = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-                raise InputError(f"{path}: zip: lists of one length are needed: {said}")
-            rows += [{name: v[i % len(v)] for name, v in lists.items()} for i in range(longest)]
+            continue
+        longest = max(lengths.values(), default=1)
+        if any(length not in (1, longest) for length in lengths.values()):
+            text = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+            raise InputError(f"{path}: zip: the lists need one length, or length 1: {text}")
+        rows += [{key: values[i % len(values)] for key, values in lists.items()} for i in range(longest)]
     return rows or [{}]
 
 
-def _seeds(value: Any, base: Values, path: Path, swept: list[str]) -> list[Values]:
-    if value is None:
+def _read_lists(mapping: dict[Any, Any], where: str) -> dict[str, list[Any]]:
+    lists: dict[str, list[Any]] = {}
+    for name, values in mapping.items():
+        key = parse_key(name, where)
+        if KEYS[key].neutral and key != "epochs":
+            raise InputError(f"{where}: {key}: does not change a result, so a sweep cannot vary it; set it in the base")
+        if key in lists:
+            raise InputError(f"{where}: {key}: is given twice")
+        lists[key] = values if isinstance(values, list) else [values]
+        if not lists[key]:
+            raise InputError(f"{where}: {key}: the list is empty")
+    return lists
+
+
+def _list_seeds(repeat: int | list[Any] | None, base: Values, path: Path, varied: list[str]) -> list[Values]:
+    if repeat is None:
         return [{}]
-    if "seed" in swept:
-        raise InputError(f"{path}: repeat: the sweep varies seed itself; one of them decides")
-    if isinstance(value, list) and value:
-        return [{"seed": seed} for seed in value]
-    if type(value) is not int or not 1 <= value <= MAX_CELLS:
-        raise InputError(f"{path}: repeat: {printable(value)} is neither a number of seeds nor a list of them")
-    first = validated({"seed": base["seed"]} if "seed" in base else {}).seed
-    return [{"seed": first + i} for i in range(value)]
+    if "seed" in varied:
+        raise InputError(f"{path}: repeat: the sweep varies seed as well; remove one of them")
+    if isinstance(repeat, list):
+        return [{"seed": seed} for seed in repeat]
+    first = parse_config({"seed": base["seed"]} if "seed" in base else {}).seed
+    return [{"seed": first + i} for i in range(repeat)]
 
 
-def _cells(rows: list[Values], base: Values, origin: dict[str, str], path: Path) -> list[Cell]:
-    found: dict[str, Cell] = {}
+def _check_count(cells: int, path: Path) -> None:
+    if cells > MAX_CELLS:
+        raise InputError(f"{path}: {cells} cells; a sweep has at most {MAX_CELLS}")
+
+
+def _make_cells(rows: list[Values], base: Values, origin: dict[str, str], path: Path) -> list[Cell]:
+    cells: dict[str, Cell] = {}
     errors: list[str] = []
     varied = {key for row in rows for key in row if row[key] != rows[0].get(key)}
-    unused: dict[str, str] | None = None  # keys that have had no effect in any cell so far, and why
+    unused: dict[str, str] | None = None  # keys without effect in all cells so far, and why
     for i, row in enumerate(rows):
         where = {key: source for key, source in origin.items() if key not in row}
         try:
             given = {**base, **row}
-            config = validated(given, where)
-            reasons = {key: reason for key in given if (reason := config.no_effect(key))}
+            config = parse_config(given, where)
+            reasons = {key: reason for key in given if (reason := config.explain_unused(key))}
             unused = reasons if unused is None else {key: unused[key] for key in unused if key in reasons}
-            left_out = {key for key in reasons if key in varied or key not in SOURCE_KEYS}
-            cell = Cell(validated({key: value for key, value in given.items() if key not in left_out}, where))
-            name_of(cell.config, 0, 0.0)  # a value that no checkpoint's name can hold
-            found.setdefault(cell.id, cell)
+            omitted = {key for key in reasons if key in varied or not KEYS[key].source}
+            cell = Cell(parse_config({key: value for key, value in given.items() if key not in omitted}, where))
+            name_of(cell.config, 0, 0.0)  # raises for a value that no checkpoint's name can hold
+            cells.setdefault(cell.id, cell)
         except InputError as error:
-            row_text = ", ".join(f"{key}={printable(value, 30)}" for key, value in row.items())
-            errors.append(f"cell {i + 1} of {len(rows)} ({row_text}): {error}" if row else str(error))
+            settings = ", ".join(f"{key}={printable(value, 30)}" for key, value in row.items())
+            errors.append(f"cell {i + 1} of {len(rows)} ({settings}): {error}" if row else str(error))
     if errors:
-        more = f"; and {len(errors) - SHOWN_ERRORS} more cells" if len(errors) > SHOWN_ERRORS else ""
-        raise InputError(f"{path}: " + "; ".join(errors[:SHOWN_ERRORS]) + more)
+        raise InputError(f"{path}: {join_faults(errors, MAX_SHOWN)}")
     refuse_unused(unused or {}, origin, varied)
-    return list(found.values())
+    return list(cells.values())
 
 
-def _differing(cells: list[Cell], order: list[str]) -> tuple[str, ...]:
-    settings = [cell.config.values() for cell in cells]
-
-    def differing() -> Iterator[str]:
-        for key in dict.fromkeys(order):
-            if len({json.dumps(values[key]) for values in settings}) > 1:
-                yield key
-
-    return tuple(differing())
+def _find_differing(configs: list[Config], keys: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the keys whose values differ between configs."""
+    values = [config.values() for config in configs]
+    return tuple(key for key in dict.fromkeys(keys) if len({json.dumps(each[key]) for each in values}) > 1)

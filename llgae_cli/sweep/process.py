@@ -1,4 +1,4 @@
-"""A cell's process: how it is started, what it may use, and how it ends when its parent does."""
+"""The process of a cell: starting and stopping it, limits on what it uses, and its end when its parent dies."""
 
 import os
 import signal
@@ -16,39 +16,39 @@ from llgae_cli.regular_files import open_own
 from llgae_cli.threads import usable_cores
 
 GIB = 1 << 30
-GRACE = 60.0  # seconds that a cell has to save after SIGTERM
-POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+GRACE = 60.0  # seconds for a cell to save after SIGTERM
+THREAD_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one cell may use: CPU threads, GiB of memory (None: no limit), GPUs (Ray alone; may be a fraction)."""
+    """What one cell may use: CPU threads, GiB of memory (None: no limit), GPUs (only with Ray; may be a fraction)."""
 
     threads: int
     memory: float | None = None
     gpus: float = 0.0
 
 
-def fair_threads(jobs: int) -> int:
-    """Threads of each of `jobs` cells side by side: OMP_NUM_THREADS where it is set, else cores // jobs, at least 1.
+def choose_threads(jobs: int) -> int:
+    """Return the threads of each of `jobs` cells that run at a time: OMP_NUM_THREADS, else cores // jobs, at least 1.
 
-    More threads than cores, all in matrix products, wait for each other at every barrier.
+    With more threads than cores, matrix products would wait for each other at every barrier.
     """
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return int(told) if told.isdecimal() and int(told) else max(1, usable_cores() // jobs)
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else max(1, usable_cores() // jobs)
 
 
 def spawn(folder: Path, until: int | None, keep_all: bool, share: Share) -> "subprocess.Popen[bytes]":
-    """Start the cell in `folder`. What it says is added to its log.
+    """Start the process of the cell in `folder`. Its output is appended to the cell's log.
 
-    It gets a process group of its own: Ctrl-C in a terminal reaches this process alone, which then asks every cell
-    once to save and stop. Its standard input is a pipe that nothing is ever written to, see `follow_parent`.
+    It gets a process group of its own: Ctrl-C in a terminal reaches only the parent, which then asks every cell once to
+    save and stop. Its standard input is a pipe to which nothing is written, see `follow_parent`.
     """
     command = [sys.executable, "-m", "llgae_cli", "sweep-cell", str(folder)]
     command += ["--until", str(until)] if until is not None else []
     command += ["--memory", str(share.memory)] if share.memory is not None else []
     command += ["--keep-all"] if keep_all else []
-    pools = {name: str(share.threads) for name in POOLS}
+    pools = {name: str(share.threads) for name in THREAD_POOLS}
     with os.fdopen(open_own(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as log:
         log.write(f"--- {datetime.now(UTC).isoformat(timespec='seconds')}\n".encode())
         log.flush()
@@ -63,12 +63,12 @@ def spawn(folder: Path, until: int | None, keep_all: bool, share: Share) -> "sub
 
 
 def stop(processes: Iterable["subprocess.Popen[bytes]"]) -> None:
-    """Ask processes to save and stop (SIGTERM), all at once; end those that have not within GRACE seconds."""
-    left = list(processes)
-    for process in left:
+    """Ask all processes at once to save and stop (SIGTERM); kill those that have not ended after GRACE seconds."""
+    running = list(processes)
+    for process in running:
         process.terminate()
     end = time.monotonic() + GRACE
-    for process in left:
+    for process in running:
         try:
             process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -83,19 +83,19 @@ def release(process: "subprocess.Popen[bytes]") -> None:
         process.stdin.close()
 
 
-def reason(code: int) -> str:
-    """What a process's exit status says."""
-    if code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"killed by {name}" + (" (as the system does when memory runs out)" if -code == signal.SIGKILL else "")
+def describe_exit(status: int) -> str:
+    """Return a process's exit status in words."""
+    if status >= 0:
+        return f"exit code {status}"
+    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+    return f"killed by {name}" + (" (as the system does when memory runs out)" if -status == signal.SIGKILL else "")
 
 
 def follow_parent() -> None:
-    """Called in a cell: stop as on SIGTERM once standard input is closed, for then whoever started it has died.
+    """Make this process, a cell's, stop as on SIGTERM once its standard input is closed: then its parent has died.
 
-    The system closes the pipe whatever the parent died of, on every Unix, so that nothing runs on unobserved. A cell
-    that cannot save within GRACE seconds is ended.
+    The system closes the pipe however the parent died, on every Unix, so no cell runs on without its sweep. A cell
+    that has not saved within GRACE seconds is killed.
     """
 
     def watch() -> None:
@@ -110,14 +110,14 @@ def follow_parent() -> None:
 
 
 def limit_memory(gib: float | None) -> None:
-    """Called in a cell: its data may grow to `gib` GiB; and the kernel, when short, is to take it before others.
+    """Limit the data of this process, a cell's, to `gib` GiB, and have the kernel choose it first when memory runs out.
 
     The limit is on data (RLIMIT_DATA), not on addresses: torch reserves many addresses that it never fills.
     """
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")  # the sweep itself stays to tell the tale
+        Path("/proc/self/oom_score_adj").write_text("500")  # so that the sweep itself lives and reports the failure
     if gib is not None:
-        import resource  # Unix alone
+        import resource  # only on Unix
 
         size = int(gib * GIB)
         resource.setrlimit(resource.RLIMIT_DATA, (size, size))

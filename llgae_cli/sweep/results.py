@@ -1,4 +1,4 @@
-"""What a cell leaves in its folder as JSON: its result and its failure."""
+"""The JSON files in a cell's folder: its result, or its failure."""
 
 from pathlib import Path
 from typing import Any
@@ -8,18 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from llgae_cli.errors import InputError
 from llgae_cli.storage.json_files import Count, Measure, Scalar, Text, read_json, validate
 
-MAX_BYTES = 100_000  # of a record; one has some 500
+MAX_BYTES = 100_000  # of a record, which has some 500
 
 
 class Record(BaseModel):
-    """A mapping of names to plain values; those of later versions pass as they are."""
+    """A mapping of names to plain values. Names that a later version added are kept."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
     __pydantic_extra__: dict[str, Scalar] = Field(init=False)
 
 
 class RungResult(Record):
-    """Figures of a cell after so many epochs. Mean L2 in squared grey levels per pixel."""
+    """Figures of a cell after some of its epochs. Mean L2 in squared grey levels per pixel."""
 
     checkpoint: str = Field(min_length=1, max_length=255)
     mean_l2: Measure
@@ -33,12 +33,12 @@ class RungResult(Record):
     @classmethod
     def _is_a_name(cls, value: str) -> str:
         if any(c in value for c in "/\\\0"):
-            raise ValueError("the name of a file in the cell's folder is expected")
+            raise ValueError("has to be the name of a file in the cell's folder")
         return value
 
 
 class CellResult(RungResult):
-    """Figures of a cell that trained to its end, with those of `rate.Rate`."""
+    """Figures of a cell that trained to its end, with the fields of `evaluation.rate.Rate`."""
 
     bits_float: Measure
     bits_k: Measure
@@ -57,7 +57,7 @@ class CellFailure(Record):
 def read_record(path: Path, model: type[Record]) -> dict[str, Any] | None:
     """Return the record in a file, None where there is no file.
 
-    Raises InputError, in one line, for a file that cannot be read, is no JSON or is not as the model says.
+    Raises InputError, in one line, for a file that cannot be read, is not JSON or does not fit the model.
     """
     try:
         return validate(model, read_json(path, MAX_BYTES, "record of a sweep"), path).model_dump()

@@ -19,7 +19,8 @@ from llgae_cli.tasks.subspaces import load_subspaces
 from llgae_cli.tasks.task import Task
 
 TASKS: dict[str, Callable[[Path, Centring, int], Task]] = {
-    "fashion-mnist-compress": load_fashion_mnist,
+    "fashion-mnist": load_fashion_mnist,
+    "fashion-mnist-compress": load_fashion_mnist,  # the name in the source document and in checkpoints
     "mnist": load_mnist,
     "kmnist": load_kmnist,
     "emnist-letters": load_emnist_letters,
@@ -28,11 +29,10 @@ TASKS: dict[str, Callable[[Path, Centring, int], Task]] = {
     "subspaces": load_subspaces,
 }
 OWN: dict[str, Callable[[Path, str, Centring], Task]] = {"npy": load_npy, "images": load_images}
-ALIASES = {"fashion-mnist": "fashion-mnist-compress"}
 
 
 def load_task(name: str, data_dir: Path, centring: Centring = "sample", seed: int = 28) -> Task:
-    """Load the task of that name: one of TASKS, an alias, npy:PATH or images:FOLDER.
+    """Load the task of that name: one of TASKS, npy:PATH or images:FOLDER.
 
     Searches `data_dir` first, then the system's folder, then downloads; `Task.source` names the place. `seed` generates
     `subspaces`; other tasks ignore it. Raises InputError: an unknown name, data that is missing or damaged.
@@ -41,12 +41,11 @@ def load_task(name: str, data_dir: Path, centring: Centring = "sample", seed: in
     if colon and kind in OWN:
         task = OWN[kind](_own_path(kind, where), name, centring)
     else:
-        canonical = ALIASES.get(name, name)
-        if canonical not in TASKS:
-            near = nearest(name.lower(), [*TASKS, *ALIASES])
+        if name not in TASKS:
+            near = nearest(name.lower(), TASKS)
             tasks = f"{', '.join(TASKS)}, npy:PATH and images:FOLDER"
             raise InputError(f"unknown task '{printable(name)}'{near or ';'} known are {tasks}")
-        task = TASKS[canonical](data_dir, centring, seed)
+        task = TASKS[name](data_dir, centring, seed)
     if centring == "sample" and task.train.D == 1:
         raise InputError(
             f"{printable(name)}: one value a sample, so centring 'sample' leaves only zeros; set it to none"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from llgae_cli import figures
 from llgae_cli.cli.app import app
-from llgae_cli.config import validated
+from llgae_cli.config import parse_config
 from llgae_cli.errors import InputError
 from llgae_cli.evaluation import evaluate_checkpoints
 from llgae_cli.factory import MODELS
@@ -89,8 +89,8 @@ def trained(folder: Path) -> dict[str, Any]:
             del lines["embed-dim"]
         if model_of(member) not in ("pca", "autoencoder", "denoising-autoencoder"):
             lines["K"] = K
-        config = validated(lines)
-        used = {key: value for key, value in lines.items() if key in more or config.no_effect(key) is None}
+        config = parse_config(lines)
+        used = {key: value for key, value in lines.items() if key in more or config.explain_unused(key) is None}
         (folder / f"{at}.yaml").write_text(json.dumps(used))
         results[member] = called("train", "-c", folder / f"{at}.yaml")
     return results

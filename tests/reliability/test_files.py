@@ -24,7 +24,7 @@ from PIL import Image
 
 from llgae_cli import experiment
 from llgae_cli.cli.app import main
-from llgae_cli.config import Config, parse_yaml, read_config, validated
+from llgae_cli.config import Config, parse_config, parse_yaml, read_config
 from llgae_cli.errors import InputError, RunError
 from llgae_cli.factory import restore
 from llgae_cli.models import Model
@@ -503,7 +503,7 @@ plain_values = st.recursive(
 @given(st.dictionaries(st.sampled_from(["K", "task", "beta", "data-dir", "candidates", "model", "x"]), plain_values))
 def test_any_plain_values_are_a_config_or_an_input_error(values: dict[str, Any]) -> None:
     Tally().attempt(lambda: parse_yaml(yaml.safe_dump(values), "x"), values)
-    Tally().attempt(lambda: validated(values), values)
+    Tally().attempt(lambda: parse_config(values), values)
 
 
 # ---- Names

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import FAST, Command, check_refused  # tests/command_line.py
-from sweeping_helper import written
+from sweeping_helper import write_sweep_file
 
 from llgae_cli import regular_files
 from llgae_cli.bench.output import save as save_bench
@@ -96,12 +96,12 @@ def precious(tmp_path: Path) -> Iterator[Path]:
 
 
 def sweep_file(**more: Any) -> Path:
-    return written(Path("s.yaml"), grid={"K": [2]}, base={"embed-dim": 2, "epochs": 1}, **more)
+    return write_sweep_file(Path("s.yaml"), grid={"K": [2]}, base={"embed-dim": 2, "epochs": 1}, **more)
 
 
 def cell_folder(file: Path, out: Path = Path("out")) -> Path:
     (cell,) = read_plan(file).cells
-    return SweepFolder(out).cell(cell.id)
+    return SweepFolder(out).cell_folder(cell.id)
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
@@ -262,11 +262,11 @@ def test_a_lock_that_a_second_user_may_not_even_read_is_one_line(shared: Path) -
 
 @ROOT_ONLY
 def test_a_second_user_sees_the_first_ones_sweep(shared: Path) -> None:
-    written(shared / "s.yaml", grid={"K": [2]}, base={"embed-dim": 2})
+    write_sweep_file(shared / "s.yaml", grid={"K": [2]}, base={"embed-dim": 2})
     (shared / "s.yaml").chmod(0o644)
     (shared / "out").mkdir()
     (shared / "out").chmod(0o777)
-    with SweepFolder(shared / "out").locked():
+    with SweepFolder(shared / "out").lock():
         (shared / "out" / "lock").chmod(0o644)
         said = by_nobody(shared, "sweep", "--config", "s.yaml", "--out", "out", "-q")
         check_refused(said, f"another sweep is at work here (process {os.getpid()})")
@@ -317,7 +317,7 @@ RECORDS = {"result.json": RESULT, "rung-1.json": RUNG, "failed.json": FAILURE}
 
 def a_done_sweep() -> tuple[Path, Path]:
     """A sweep file of one cell that halves, and the folder of the cell, which is done."""
-    file = written(Path("s.yaml"), grid={"K": [2]}, **HALVED)
+    file = write_sweep_file(Path("s.yaml"), grid={"K": [2]}, **HALVED)
     cell = cell_folder(file)
     cell.mkdir(parents=True)
     (cell / "config.yaml").write_text("K: 2\n")
@@ -568,7 +568,8 @@ def test_files_say_what_reproduces_a_run_and_not_where_it_was(llgae: Command, tm
 
 def test_a_sweep_makes_no_path_absolute(llgae: Command, tmp_path: Path) -> None:
     np.save("mine.npy", np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32))
-    file = written(Path("s.yaml"), grid={"K": [1, 2]}, base={"task": "npy:mine.npy", "embed-dim": 2, "epochs": 1})
+    base = {"task": "npy:mine.npy", "embed-dim": 2, "epochs": 1}
+    file = write_sweep_file(Path("s.yaml"), grid={"K": [1, 2]}, base=base)
     assert llgae("sweep", "--config", file, "--out", "out", "-q").code == 0
     assert llgae("report", "out", "-o", "r.html").code == 0
     files = [path for path in Path("out").rglob("*") if path.is_file()]

@@ -18,7 +18,6 @@ from llgae_cli.cli.app import app
 from llgae_cli.errors import InputError
 from llgae_cli.evaluation import evaluate_checkpoint
 from llgae_cli.report import explorer, page, write_report
-from llgae_cli.report.sweep_results import read_leaderboard
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -171,8 +170,6 @@ def test_a_sweep_shows_its_leaderboard(tmp_path: Path, checkpoint: Path, monkeyp
         {"checkpoint": None, "mean_l2": None, "K": 8, "note": "c"},
     ]
     (tmp_path / "results.json").write_text(json.dumps(rows))
-    board = read_leaderboard(tmp_path)
-    assert [row["mean_l2"] for row in board.rows] == [80.25, 90.5, None] and board.keys == ["K", "note"]
     done = CliRunner().invoke(app, ["report", str(tmp_path), "-o", str(tmp_path / "r.html"), "--json"])
     assert done.exit_code == 0, done.output
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
@@ -180,14 +177,15 @@ def test_a_sweep_shows_its_leaderboard(tmp_path: Path, checkpoint: Path, monkeyp
     assert len(data_of(text)["checkpoints"]) == 1
 
 
-def test_the_sweeps_own_file_is_read(tmp_path: Path) -> None:
+def test_failures_of_a_sweep_are_listed_after_its_rows(tmp_path: Path) -> None:
     rows = [{"checkpoint": "b", "mean_l2": 2.0, "K": 1, "validation_mean_l2": 1.0}, {"checkpoint": "a", "mean_l2": 1.0}]
     failed = [{"cell": "x", "label": "K 3", "reason": "killed", "last_line": "", "log": "log.txt"}]
     document = {"sweep": "s", "swept": ["K"], "ranked_by": "validation_mean_l2", "rows": rows, "failed": failed}
     (tmp_path / "results.json").write_text(json.dumps(document))
-    board = read_leaderboard(tmp_path)
-    assert [row.get("checkpoint") for row in board.rows] == ["b", "a", None]
-    assert (board.keys, board.total, board.failed) == (["K"], 3, 1) and board.rows[-1]["error"] == "K 3: killed"
+    write_report([tmp_path], tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "3 runs, 1 of them failed" in text
+    assert re.findall(r'<td class="path">([^<]*)</td>', text) == ["b", "a", "K 3: killed"]
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"rows": 3}', "[1]"])

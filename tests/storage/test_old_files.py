@@ -14,7 +14,7 @@ import torch
 from command_line import Command  # tests/command_line.py
 
 from llgae_cli import experiment
-from llgae_cli.config import validated
+from llgae_cli.config import parse_config
 from llgae_cli.evaluation import evaluate_checkpoint
 from llgae_cli.factory import restore
 from llgae_cli.storage import codes, compare_name, load
@@ -56,7 +56,7 @@ def test_codes_decode_to_the_recorded_residuals() -> None:
 def test_an_unfinished_run_resumes_to_the_finished_one(tmp_path: Path) -> None:
     half = tmp_path / HALF.name
     shutil.copy(HALF, half)
-    config = validated({**load(half).config, "checkpoint-dir": str(tmp_path)})
+    config = parse_config({**load(half).config, "checkpoint-dir": str(tmp_path)})
     outcome = experiment.train(config, resume=str(half))
     assert outcome.checkpoint is not None
     resumed, finished = load(outcome.checkpoint), load(DONE)

@@ -14,11 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from sweeping_helper import lasting, swept, written
+from sweeping_helper import read_rows, run, write_sweep_file
 
 from llgae_cli.errors import InputError
 from llgae_cli.sweep.process import Share
-from llgae_cli.sweep.ray_engine import Cluster
+from llgae_cli.sweep.ray_engine import RayEngine
 
 needs_ray = pytest.mark.skipif(
     find_spec("ray") is None and os.environ.get("CI") != "true",
@@ -26,23 +26,23 @@ needs_ray = pytest.mark.skipif(
 )
 
 
-MARK = "LLGAE_TEST_SWEEP"  # in the environment of all that a sweep starts, whoever its parent becomes
+MARK = "LLGAE_TEST_SWEEP"  # in the environment of every process that a sweep starts
 
 
-def marked(mark: str) -> list[str]:
-    """The command lines of the living processes with this mark."""
-    found = []
+def find_marked(mark: str) -> list[str]:
+    """Return the command lines of the living processes with this mark."""
+    lines = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is another user's
             if f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_text().replace("\0", " "))
-    return found
+                lines.append((process / "cmdline").read_text().replace("\0", " "))
+    return lines
 
 
-def none_left(mark: str) -> bool:
-    """Whether all of them end within half a minute."""
+def wait_for_end(mark: str) -> bool:
+    """Wait up to half a minute for all of them to end; True."""
     end = time.monotonic() + 30
-    while left := marked(mark):
+    while left := find_marked(mark):
         assert time.monotonic() < end, left
         time.sleep(0.1)
     return True
@@ -59,22 +59,9 @@ def ray_folder() -> Iterator[str]:
 @pytest.mark.slow
 def test_two_workers_one_killed_midway_give_the_local_results(tmp_path: Path, ray_folder: str) -> None:
     base = {"trainer": "gradient", "K": 4, "beta": 0.2, "lr": 0.02, "epochs": 60}
-    file, out = written(tmp_path / "s.yaml", grid={"embed-dim": [2, 3]}, base=base), tmp_path / "out"
-    program = [
-        sys.executable,
-        "-m",
-        "llgae_cli",
-        "sweep",
-        "-c",
-        file,
-        "-o",
-        out,
-        "-j",
-        "2",
-        "--engine",
-        "ray",
-        "--json",
-    ]
+    file, out = write_sweep_file(tmp_path / "s.yaml", grid={"embed-dim": [2, 3]}, base=base), tmp_path / "out"
+    options = ["-c", file, "-o", out, "-j", "2", "--engine", "ray", "--json"]
+    program = [sys.executable, "-m", "llgae_cli", "sweep", *options]
     environment = os.environ | {MARK: secrets.token_hex(8), "RAY_TMPDIR": ray_folder}
     sweep = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     saved: list[Path] = []
@@ -82,24 +69,24 @@ def test_two_workers_one_killed_midway_give_the_local_results(tmp_path: Path, ra
         time.sleep(0.02)
         saved = list(out.glob("cells/*/S*.pkl"))
     assert saved, sweep.communicate()
-    assert len(marked(environment[MARK])) > 3  # the sweep, Ray's own processes, a cell
+    assert len(find_marked(environment[MARK])) > 3  # the sweep, Ray's own processes, a cell
     cell = int(saved[0].with_name("lock").read_text().split()[0])
     worker = int(Path(f"/proc/{cell}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(worker, signal.SIGKILL)
     try:
-        said = sweep.communicate(timeout=240)
+        stdout, stderr = sweep.communicate(timeout=240)
     finally:
         sweep.kill()
-    assert sweep.returncode == 0, said
-    assert len(json.loads(said[0])) == 2  # Ray's own chatter is not among it
+    assert sweep.returncode == 0, stderr
+    assert len(json.loads(stdout)) == 2  # Ray's own messages are not in it
     log = saved[0].with_name("log.txt").read_text()
     assert log.count("---") == 2 and "resumed after epoch" in log
-    assert none_left(environment[MARK])
-    swept(file, tmp_path / "local")
-    assert lasting(out) == lasting(tmp_path / "local")
+    assert wait_for_end(environment[MARK])
+    run(file, tmp_path / "local")
+    assert read_rows(out) == read_rows(tmp_path / "local")
 
 
-def test_without_ray_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     with pytest.raises(InputError, match=r"pip install 'llgae\[ray\]'"):
-        Cluster(None, 1, Share(1))
+        RayEngine(None, 1, Share(1))
