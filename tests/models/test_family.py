@@ -16,7 +16,7 @@ from llgae_cli.config import parse_config
 from llgae_cli.errors import InputError
 from llgae_cli.evaluation import evaluate_checkpoints
 from llgae_cli.factory import MODELS
-from llgae_cli.figures.tradeoffs import apart, tradeoffs
+from llgae_cli.figures.tradeoffs import separate, tradeoffs
 from llgae_cli.models import LLGAE
 from llgae_cli.report import page
 from llgae_cli.tasks import load_task, subspaces
@@ -227,7 +227,7 @@ def test_initialise_from_copies_the_parameters() -> None:
 
 def test_names_keep_apart_and_near_their_marks() -> None:
     at = np.array([0.5, 0.1, 0.51, 0.52, 0.9])
-    places = apart(at, 0.1)
+    places = separate(at, 0.1)
     assert np.all(np.diff(places[np.argsort(at)]) >= 0.1 - 1e-12)
     assert places[[1, 4]] == pytest.approx([0.1, 0.9]) and places[[0, 2, 3]].mean() == pytest.approx(0.51)
 

@@ -321,8 +321,8 @@ def test_the_gradient_trainer_lowers_the_loss() -> None:
 @pytest.mark.parametrize(
     "shape, options, message",
     [
-        ((36,), {}, "model shift: needs images (H, W) or (H, W, 3); these are samples of 36 values"),
-        ((6, 6), {"window": 3}, "window: 3 moves further than images of 6 x 6 are wide"),
+        ((36,), {}, "model shift: needs images (H, W) or (H, W, 3); samples here have 36 values"),
+        ((6, 6), {"window": 3}, "window: 3 is too wide for images of 6 x 6"),
         ((6, 6), {"candidates": 2}, "candidates: 2 with model shift, which scores every component"),
     ],
 )
