@@ -17,10 +17,12 @@ logger = logging.getLogger(__name__)
 def report(
     sources: Annotated[
         list[Path] | None,
-        typer.Argument(help="Checkpoints, the folder of one sweep, or --config.", metavar="[CHECKPOINT...|SWEEP]"),
+        typer.Argument(
+            help="Checkpoints, or the folder of one sweep; or use --config.", metavar="[CHECKPOINT...|SWEEP]"
+        ),
     ] = None,
     config: NewestOf = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.", metavar="FILE")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.", metavar="FILE")] = Path(
         "report.html"
     ),
     data_dir: DataDir = None,
