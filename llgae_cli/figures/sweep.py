@@ -242,7 +242,7 @@ def by_key(
         y = np.array([row[ranked_by] for row in done], dtype=float)
         axes.plot(x, y, ls="", marker="o", color=BLUE, alpha=0.6, label="a run")
         lowest = [y[x == place].min() for place in range(len(values))]
-        axes.plot(range(len(values)), lowest, color=RED, marker="s", label="lowest of its value")
+        axes.plot(range(len(values)), lowest, color=RED, marker="s", label="lowest at each value")
         axes.set_xticks(range(len(values)), [_name(value) for value in values], rotation=0 if len(values) < 6 else 60)
         axes.set(xlabel=key.replace("_", "-"), xlim=(-0.5, len(values) - 0.5))
     by_test = ranked_by == "mean_l2"
