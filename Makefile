@@ -1,16 +1,16 @@
-# Two commands: `make train` and `make test`. Both set up what they need in .venv; the rest is for people and CI.
+# `make train` and `make test` set up what they need in .venv; `make help` lists all targets.
 PYTHON ?= python3
 VENV   ?= .venv
 CONFIG ?= configs/fashion_mnist.yaml
 DATA   ?= data
 BIN    := $(VENV)/bin
 LLGAE  := $(BIN)/llgae
-# Where neither the disk nor a download has the data, Debian's package may; the second look then says what is wrong.
+# From the disk or by download, else from Debian's package; the last command then prints what is wrong.
 FETCH  := $(LLGAE) data fashion-mnist --data-dir $(DATA) || \
 	{ apt-get update --quiet && apt-get install --quiet --yes dataset-fashion-mnist; $(LLGAE) data fashion-mnist --data-dir $(DATA); }
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
-# What `make modes` runs the numeric tests with, one after the other.
+# The environments in which `make modes` runs the numeric tests, one after the other.
 MODES  := \
 	'ATEN_CPU_CAPABILITY=default' \
 	'ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 LLGAE_TEST_VNNI=0' \
@@ -23,20 +23,20 @@ PLACE  := LC_ALL=C COLUMNS=20 TZ=Pacific/Kiritimati
 .DEFAULT_GOAL := help
 .PHONY: help train test quick modes install lint audit data eval sweep report bench smoke soak browser clean
 
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-train: install data ## environment, data, then the default run: ends in a checkpoint and its mean L2
+train: install data ## environment, data, then the default run: a checkpoint and its mean L2
 	$(LLGAE) train --config $(CONFIG)
 
 test: install ## environment and data if missing, then every test
 	-$(FETCH)
 	OMP_NUM_THREADS=1 $(PYTEST)
 
-quick: install ## the tests that take under a minute together: all but those marked `slow`
+quick: install ## the tests not marked `slow`: under a minute together
 	OMP_NUM_THREADS=1 $(PYTEST) -m 'not slow'
 
-modes: install ## the numeric tests with other instructions and threads, and the quick ones in another place
+modes: install ## numeric tests with other instruction sets and threads, quick tests in another locale
 	@failed=0; for mode in $(MODES); do \
 		echo "== $$mode"; \
 		env OMP_NUM_THREADS=1 $$mode $(PYTEST) -m 'numeric and not slow' || failed=1; \
@@ -45,7 +45,7 @@ modes: install ## the numeric tests with other instructions and threads, and the
 	env OMP_NUM_THREADS=1 $(PLACE) $(PYTEST) -m 'not slow' || failed=1; \
 	exit $$failed
 
-install: $(VENV)/installed ## the environment, with the versions that were tested
+install: $(VENV)/installed ## the environment .venv, with the tested versions
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, e.g. make PYTHON=python3.12")'
@@ -58,38 +58,38 @@ lint: install ## style, docstrings and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-audit: install ## known vulnerabilities of what is installed: pins offline, then advisories where they can be reached
+audit: install ## pins, then known vulnerabilities of the pinned packages; fails without access to advisories
 	$(BIN)/pip check
 	$(BIN)/python -m pytest tests/test_supply_chain.py
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3' || { echo 'audit: pip-audit cannot be installed from here, so no advisory was looked up' >&2; exit 1; }
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt || { echo 'audit: a vulnerable pin, or one that could not be looked up (listed above)' >&2; exit 1; }
 
-data: install ## Fashion-MNIST: found, downloaded, or from Debian's package
+data: install ## Fashion-MNIST: from DATA, from Debian's package or by download
 	$(FETCH)
 
-eval: install ## measure the newest finished checkpoint of CONFIG again
+eval: install ## evaluate the newest finished checkpoint of CONFIG
 	$(LLGAE) eval --config $(CONFIG)
 
 sweep: install data ## the K x E grid on Fashion-MNIST, two cells at a time
 	$(LLGAE) sweep --config configs/sweeps/fashion_mnist.yaml -j 2 --resume
 
-report: install ## one HTML page about the newest finished checkpoint of CONFIG
+report: install ## one HTML page on the newest finished checkpoint of CONFIG
 	$(LLGAE) report --config $(CONFIG) -o build/report.html
 
-smoke: install ## the whole path on synthetic data: offline, under a minute
+smoke: install ## one training on synthetic data: offline, under a minute
 	$(LLGAE) train --config configs/smoke.yaml --set checkpoint-dir=build/smoke
 	$(LLGAE) runs build/smoke
 
-soak: install ## 2,000 trainings and 2,000 evaluations in one process; prints memory, handles, files
-	LLGAE_SOAK_RUNS=2000 $(BIN)/python -m pytest -s tests/test_reliability_runs.py -k pile
+soak: install ## 2,000 trainings and 2,000 evaluations in one process; prints memory, open files, threads
+	LLGAE_SOAK_RUNS=2000 $(BIN)/python -m pytest -s tests/reliability/test_runs.py -k pile
 
-bench: install data ## speed against the machine's limit and the peers
+bench: install data ## speed, as ratios to the machine's matrix product and to scikit-learn
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(LLGAE) bench
 
-browser: ## headless Chromium and its driver from Debian, for the report's tests
+browser: ## headless Chromium and its driver, from Debian, for the tests of the report
 	command -v chromium && command -v chromedriver || (apt-get update --quiet && apt-get install --quiet --yes chromium chromium-driver)
 
-clean: ## everything that make made, checkpoints and data excepted
+clean: ## remove all that make created, except checkpoints and data
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

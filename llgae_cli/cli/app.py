@@ -27,65 +27,66 @@ from llgae_cli.errors import Interrupted, LlgaeError, RunError
 
 app = typer.Typer(
     name="llgae",
-    help="Train, evaluate and sweep locally linear generative autoencoders: YAML in, checkpoints and numbers out.",
+    help="Train, evaluate and sweep locally linear generative autoencoders, described by YAML configs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # Help texts stand here and not in docstrings, which `python -OO` removes.
-app.command("train", help="Train a model, write its checkpoint, print its mean L2 on the test samples.")(train.train)
+app.command("train", help="Train a model: write its checkpoint, print its mean L2 on the test samples.")(train.train)
 app.command(
     "eval",
-    help="Measure a checkpoint again: mean L2, per class, explained variance, PSNR, use of components, bits.",
+    help="Evaluate a checkpoint: mean L2 (total and per class), explained variance, PSNR, use of components, bits.",
 )(eval.evaluate)
-app.command("runs", help="List the checkpoints of a folder, read from their names alone.")(runs.runs)
-app.command(
-    "data", help="Fetch a data set where it is missing, check it, and say where it was found and what is in it."
-)(data.data)
+app.command("runs", help="List the checkpoints in a folder; only file names are read.")(runs.runs)
+app.command("data", help="Load and check a data set, downloading it if missing; print its source, size and classes.")(
+    data.data
+)
 app.command(
     "config",
-    help="Print the resolved config with the defaults of all keys that have an effect, or the JSON Schema of all keys.",
+    help="Print the resolved config (all keys that have an effect, defaults included), or the JSON Schema of all keys.",
 )(config.config)
 app.command(
     "bench",
-    help="Measure speed as ratios in one run: against this machine's matrix product, the plain loop and the peers.",
+    help="Measure speed, as ratios to this machine's matrix product, to a plain training loop and to scikit-learn.",
 )(bench.bench)
 app.command(
     "encode",
-    help="Turn data into codes: k, b, mean squared residual and mean grey level of each sample, as an .npz file.\n\n"
-    "Models whose code has further symbols (residual, shift) add s.",
+    help="Encode data: write k, b, mean squared residual and mean grey level of each sample to an .npz file.\n\n"
+    "The models residual and shift also write s, the further symbols of their codes.",
 )(encode.encode)
-app.command(
-    "decode", help="Turn codes back into data, x_hat (in llgae mu_k + W_k b), with each sample's mean put back."
-)(decode.decode)
-app.command("sample", help="Draw new samples: k by its frequency in training, b from that component's own spread.")(
+app.command("decode", help="Decode codes to data: x_hat (mu_k + W_k b for model llgae) plus each sample's own mean.")(
+    decode.decode
+)
+app.command("sample", help="Generate samples: k by its frequency in training, b from that component's Gaussian.")(
     sample.sample
 )
 app.command(
     "figures",
-    help="Draw a checkpoint: training curve, reconstructions, atlas, use of components, classes, spectrum.\n\n"
-    "Several checkpoints make one picture, comparison: the same test images drawn by each.",
+    help="Draw figures of a checkpoint: training curve, reconstructions, atlas, usage, classes, spectrum.\n\n"
+    "Several checkpoints give one figure, comparison: the same test images as each reconstructs them.",
 )(figures.figures)
 app.command(
     "compare",
-    help="Compare checkpoints of one task: mean L2 against bits, training time and encoding time; a table and "
-    "pictures.\n\n"
-    "Bits count a code (k, b) with b as 32-bit floats; bits coded with b rounded, at 1 % more mean L2, and "
-    "entropy-coded. E is the numbers in b. Pictures: tradeoffs, and comparison, the same test images drawn by each.",
+    help="Compare checkpoints of one task in a table and figures: mean L2 against bits, training time and encoding "
+    "time.\n\n"
+    "Column bits: a code (k, b) with b as 32-bit floats. Column bits coded: b rounded until the mean L2 grows by 1 %, "
+    "then entropy-coded. Column E: the numbers in b. Figures: tradeoffs; comparison, the same test images as each "
+    "checkpoint reconstructs them.",
 )(compare.compare)
-app.command(
-    "report", help="Write one self-contained HTML page: numbers, figures, config, and an explorer of the model."
-)(report.report)
+app.command("report", help="Write one self-contained HTML page: numbers, figures, config and an interactive explorer.")(
+    report.report
+)
 app.command(
     "sweep",
-    help="Run a grid of trainings, each a process of its own; print a leaderboard, write tables and pictures.",
+    help="Run a grid of trainings, one process each; print a leaderboard, write tables and figures.",
 )(sweep.sweep)
-app.command("sweep-cell", hidden=True, help="Run one cell of a sweep; what `llgae sweep` starts.")(sweep.sweep_cell)
+app.command("sweep-cell", hidden=True, help="Run one cell of a sweep (started by `llgae sweep`).")(sweep.sweep_cell)
 
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
         typer.echo(f"llgae {__version__}")

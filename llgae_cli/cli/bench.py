@@ -15,16 +15,16 @@ def bench(
     only: Annotated[
         list[str] | None,
         typer.Argument(
-            help="iteration, steps, gradient, growth, candidates, peers, steady; all by default.", metavar="NAME"
+            help="iteration, steps, gradient, growth, candidates, peers or steady. Default: all.", metavar="NAME"
         ),
     ] = None,
     task: Annotated[str, typer.Option(help="Data set to measure on.")] = "fashion-mnist",
-    data_dir: Annotated[Path, typer.Option(help="Where data sets are looked for and kept.")] = Path("data"),
+    data_dir: Annotated[Path, typer.Option(help="Folder with the data sets; downloads go there.")] = Path("data"),
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for bench.json and bench.png.")] = Path(
         "build"
     ),
     device: Device = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses.", min=0)] = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -21,9 +21,9 @@ COLUMNS = [
 
 def compare(
     checkpoints: Annotated[
-        list[Path], typer.Argument(help="Checkpoints of one task, of any models.", metavar="CHECKPOINT...")
+        list[Path], typer.Argument(help="Checkpoints of one task; their models may differ.", metavar="CHECKPOINT...")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.", metavar="FOLDER")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the figures.", metavar="FOLDER")] = Path(
         "compare"
     ),
     kind: Kinds = None,

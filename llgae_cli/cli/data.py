@@ -10,8 +10,8 @@ from llgae_cli.cli.options import Json
 
 
 def data(
-    task: Annotated[str, typer.Argument(help="A task: fashion-mnist, ..., npy:PATH, images:FOLDER.")],
-    data_dir: Annotated[Path, typer.Option(help="Where data sets are looked for and kept.")] = Path("data"),
+    task: Annotated[str, typer.Argument(help="A data set: fashion-mnist, mnist, ..., npy:PATH or images:FOLDER.")],
+    data_dir: Annotated[Path, typer.Option(help="Folder with the data sets; downloads go there.")] = Path("data"),
     json: Json = False,
 ) -> None:
     """Run `llgae data`; `app` has its help."""

@@ -12,13 +12,12 @@ from llgae_cli.errors import InputError, printable
 
 def decode(
     checkpoint: CheckpointFile,
-    codes_file: Annotated[Path, typer.Argument(help="Codes that `llgae encode` wrote (.npz).", metavar="CODES")],
+    codes_file: Annotated[Path, typer.Argument(help="Codes file written by `llgae encode` (.npz).", metavar="CODES")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="An .npy file, or a folder for PNG images.", metavar="FILE|DIR")
+        Path,
+        typer.Option("--output", "-o", help="Array to write (.npy), or a folder for PNG images.", metavar="FILE|DIR"),
     ],
-    centred: Annotated[
-        bool, typer.Option("--centred", help=".npy: x_hat alone, without each sample's mean put back.")
-    ] = False,
+    centred: Annotated[bool, typer.Option("--centred", help="Do not add each sample's own mean (.npy only).")] = False,
     json: Json = False,
 ) -> None:
     """Run `llgae decode`; `app` has its help."""

@@ -22,11 +22,11 @@ class Part(StrEnum):
 
 def encode(
     checkpoint: CheckpointFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The codes file to write (.npz).", metavar="FILE")],
-    task: Annotated[str | None, typer.Option(help="Another task than the checkpoint's own, e.g. npy:PATH.")] = None,
-    split: Annotated[
-        Part | None, typer.Option(help="Samples to encode; by default test, and all rows of --task npy:FILE.")
+    output: Annotated[Path, typer.Option("--output", "-o", help="Codes file to write (.npz).", metavar="FILE")],
+    task: Annotated[
+        str | None, typer.Option(help="Encode this task instead of the checkpoint's own, for instance npy:PATH.")
     ] = None,
+    split: Annotated[Part | None, typer.Option(help="Split to encode. Default: test; all for --task npy:FILE.")] = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:

@@ -23,11 +23,11 @@ class Split(StrEnum):
 
 def evaluate(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="A checkpoint file (.pkl), or --config.", metavar="[CHECKPOINT]")
+        Path | None, typer.Argument(help="A checkpoint file (.pkl); or use --config.", metavar="[CHECKPOINT]")
     ] = None,
     config: NewestOf = None,
-    split: Annotated[Split, typer.Option(help="Samples to measure on.")] = Split.test,
-    task: Annotated[str | None, typer.Option(help="Another task than the checkpoint's own.")] = None,
+    split: Annotated[Split, typer.Option(help="Split to evaluate on.")] = Split.test,
+    task: Annotated[str | None, typer.Option(help="Evaluate on this task instead of the checkpoint's own.")] = None,
     data_dir: DataDir = None,
     device: Device = "auto",
     json: Json = False,

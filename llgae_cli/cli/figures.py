@@ -21,8 +21,8 @@ class Theme(StrEnum):
     dark = "dark"
 
 
-Kinds = Annotated[list[str] | None, typer.Option(help="png, svg or pdf; by default png and svg.")]
-ThemeOption = Annotated[Theme, typer.Option(help="Colours for a light or a dark page.")]
+Kinds = Annotated[list[str] | None, typer.Option(help="File type: png, svg or pdf; repeatable. Default: png, svg.")]
+ThemeOption = Annotated[Theme, typer.Option(help="Colours for light or dark pages.")]
 
 
 def check_kinds(kind: list[str] | None) -> tuple[str, ...]:
@@ -36,15 +36,17 @@ def check_kinds(kind: list[str] | None) -> tuple[str, ...]:
 
 def figures(
     checkpoints: Annotated[
-        list[Path], typer.Argument(help="A checkpoint; several are drawn side by side.", metavar="CHECKPOINT...")
+        list[Path], typer.Argument(help="One checkpoint; or several, for a comparison.", metavar="CHECKPOINT...")
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to write to; by default beside it.", metavar="DIR")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for the figures. Default: CHECKPOINT.figures.", metavar="DIR"),
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="training, reconstructions, atlas, usage, classes, spectrum; all by default.", metavar="NAME"
+            help="training, reconstructions, atlas, usage, classes or spectrum; repeatable. Default: all.",
+            metavar="NAME",
         ),
     ] = None,
     kind: Kinds = None,

@@ -14,10 +14,12 @@ from llgae_cli.errors import InputError, printable
 def report(
     sources: Annotated[
         list[Path] | None,
-        typer.Argument(help="Checkpoints, the folder of one sweep, or --config.", metavar="[CHECKPOINT...|SWEEP]"),
+        typer.Argument(
+            help="Checkpoints, or the folder of one sweep; or use --config.", metavar="[CHECKPOINT...|SWEEP]"
+        ),
     ] = None,
     config: NewestOf = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.", metavar="FILE")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.", metavar="FILE")] = Path(
         "report.html"
     ),
     data_dir: DataDir = None,

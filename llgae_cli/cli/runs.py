@@ -15,7 +15,10 @@ COLUMNS = ["mean_l2", "task", "model", "K", "embed_dim", "trainer", "epoch", "se
 def runs(
     folder: Annotated[Path, typer.Argument(help="A folder of checkpoints.", metavar="DIR")] = Path("checkpoints"),
     where: Annotated[
-        list[str] | None, typer.Option("--where", "-w", help="Keep rows such as K=11 or mean_l2<800.", metavar="TEST")
+        list[str] | None,
+        typer.Option(
+            "--where", "-w", help="Show only matching rows: K=11, mean_l2<800, ...; repeatable.", metavar="TEST"
+        ),
     ] = None,
     sort: Annotated[str, typer.Option(help="Column to sort by.")] = "mean_l2",
     reverse: Annotated[bool, typer.Option("--reverse", "-r", help="Largest first.")] = False,

@@ -13,20 +13,24 @@ from llgae_cli.errors import InputError, printable
 def sample(
     checkpoint: CheckpointFile,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A picture (.png, .svg) or an array (.npy).", metavar="FILE")
+        Path, typer.Option("--output", "-o", help="Picture (.png, .svg) or array (.npy) to write.", metavar="FILE")
     ],
-    n: Annotated[int, typer.Option("--number", "-n", help="How many.", min=1)] = 64,
+    n: Annotated[int, typer.Option("--number", "-n", help="Number of samples.", min=1)] = 64,
     grid: Annotated[
         bool,
-        typer.Option("--grid", help="Lay them out over the two leading directions of one component, -2 to +2 sd."),
+        typer.Option(
+            "--grid", help="Instead, a grid over the two leading axes of one component, -2 to +2 standard deviations."
+        ),
     ] = False,
     component: Annotated[
-        int | None, typer.Option(help="Draw from this component alone; --grid takes the most used by default.", min=0)
+        int | None, typer.Option(help="Use this component only. Default: all; the most used one for --grid.", min=0)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random draw.", min=0)] = 28,
+    seed: Annotated[int, typer.Option(help="Seed of the random generator.", min=0)] = 28,
     level: Annotated[
         float | None,
-        typer.Option(help="Mean grey level to add, which the model does not know; pictures choose one by default."),
+        typer.Option(
+            help="Mean grey level to add to centred samples. Default: chosen per image; 0 for vectors and .npy."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -24,10 +24,10 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[
         str | None,
-        typer.Option(help="Go on from a checkpoint: `last` of this config, or a file.", metavar="last|FILE"),
+        typer.Option(help="Continue from a checkpoint: the `last` one of this config, or a file.", metavar="last|FILE"),
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Where a run of this config is at work in the folder, wait for its end.")
+        bool, typer.Option("--wait", help="If another run of this config holds the folder, wait until it ends.")
     ] = False,
     json: Json = False,
     quiet: Quiet = False,

@@ -27,10 +27,10 @@ def usage(train: np.ndarray, test: np.ndarray, *, suffix: str = "", theme: Theme
     axes.bar(at, train[order] / max(train.sum(), 1), width=0.72 if few else 1.0, color=BLUE, label="train")
     axes.plot(at, test[order] / max(test.sum(), 1), ls="", marker="o", ms=5 if few else 2, color=RED, label="test")
     axes.axhline(1 / K, lw=1, ls="--", color="0.5")
-    axes.annotate("even use", (1, 1 / K), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
+    axes.annotate("uniform use", (1, 1 / K), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(axis="x", visible=False)
-    axes.set(xlabel="component, by use", ylabel="share of samples", xlim=(-0.6, K - 0.4))
+    axes.set(xlabel="component, most used first", ylabel="share of samples", xlim=(-0.6, K - 0.4))
     if few:
         axes.set_xticks(at, [str(k) for k in order])
     else:
@@ -64,7 +64,7 @@ def class_matrix(
     axes.set_yticks(np.arange(len(names)), [label(name, 24) for name in names])
     axes.set_xticks(np.arange(shown)[:: max(1, shown // 30)], [str(c) for c in order[:shown]][:: max(1, shown // 30)])
     more = "" if shown == K else f" (the {shown} most used of {K})"
-    axes.set(xlabel=f"component, by use{more}", ylabel="")
+    axes.set(xlabel=f"component, most used first{more}", ylabel="")
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
@@ -77,7 +77,7 @@ def class_matrix(
     bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     bar.outline.set_visible(False)
-    axes.set_title(f"Which class lives in which component{suffix} (% of the class's test samples)")
+    axes.set_title(f"Components{suffix} that code each class (% of the class's test samples)")
     return figure
 
 
@@ -95,7 +95,7 @@ def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, suffix: str = "
     least = ROUNDING * variance.max(initial=0)
     per_pixel = np.where(variance > least, variance, np.nan) / D
     if E == 0:
-        axes.text(0.5, 0.5, "E = 0: a code has no numbers, so no directions", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "E = 0: components have no directions", ha="center", transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])
     for place, k in reversed(list(enumerate(order))):
         main = place < MAX_LINES
@@ -115,8 +115,8 @@ def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, suffix: str = "
             axes.legend(handles[::-1], labels[::-1], title="" if K <= MAX_LINES else "most used; others grey")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     whose = "component" if K > 1 else "code"
-    axes.set(xlabel=f"direction of the {whose}, by variance", ylabel="variance (grey levels² per pixel)")
-    axes.set_title(f"Spectrum of variances within each component{suffix}" if K > 1 else "Spectrum of variances")
+    axes.set(xlabel=f"direction of the {whose}, largest variance first", ylabel="variance (grey levels² per pixel)")
+    axes.set_title(f"Variance by direction in each component{suffix}" if K > 1 else "Variance by direction")
     return figure
 
 

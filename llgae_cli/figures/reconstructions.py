@@ -58,7 +58,7 @@ def reconstructions(groups: Sequence[Group], looks: cells.Looks, *, theme: Theme
         rows.append(cells.Row(group.originals, f"{group.name}\noriginal", captions=above, gap_before=gap))
         rows.append(cells.Row(group.reconstructions, "reconstruction"))
         rows.append(cells.Row(group.originals - group.reconstructions, "residual", residual=True))
-    return draw_sheet(rows, looks, "Test samples; above each its mean L2 (grey levels² per pixel)", theme)
+    return draw_sheet(rows, looks, "Test samples, the mean L2 of each above it (grey levels² per pixel)", theme)
 
 
 def draw_sheet(rows: list[cells.Row], looks: cells.Looks, title: str, theme: Theme, margin: int = 110) -> Figure:

@@ -160,7 +160,7 @@ def panels_by_key(
         y = np.array([row[ranked_by] for row in done], dtype=float)
         axes.plot(x, y, ls="", marker="o", color=BLUE, alpha=0.6, label="a run")
         lowest = [y[x == place].min() for place in range(len(values))]
-        axes.plot(range(len(values)), lowest, color=RED, marker="s", label="lowest of its value")
+        axes.plot(range(len(values)), lowest, color=RED, marker="s", label="lowest at each value")
         axes.set_xticks(
             range(len(values)), [label(value, MAX_LABEL) for value in values], rotation=0 if len(values) < 6 else 60
         )

@@ -52,14 +52,14 @@ def tradeoffs(rows: Sequence[Mapping[str, Any]], *, theme: Theme = "light") -> F
         by_bits.plot(*ends, color=ink.faint, lw=1, zorder=0)
     for axes, xlabel in (
         (by_bits, "bits a sample"),
-        (by_training, "seconds to train"),
-        (by_encoding, "microseconds to encode a sample"),
+        (by_training, "training time (seconds)"),
+        (by_encoding, "encoding time (microseconds a sample)"),
     ):
         axes.set_xlabel(xlabel)
         _set_scale(axes.xaxis, [x for line in axes.lines for x in line.get_xdata()])
     _set_scale(by_bits.yaxis, height + [row["mean_l2_coded"] for row in rows])
     by_bits.set_ylabel("test mean L2 (grey levels² per pixel)")
-    by_bits.set_title("What a lower mean L2 costs")
+    by_bits.set_title("Mean L2 against bits and time")
     figure.legend(handles=_key(theme), loc="outside lower left", ncols=3, fontsize=9)
     _name(figure, by_encoding, [row["name"] for row in rows], height)
     return figure
@@ -74,8 +74,8 @@ def _key(theme: Theme) -> list[Line2D]:
     ink = INKS[theme]
     marks: dict[str, Any] = {"ls": "", "marker": "o", "color": ink.text, "ms": 6, "mew": 1.4}
     return [
-        Line2D([], [], label=f"code with b rounded (about {SHARE:.0%} more mean L2) and entropy-coded", **marks),
-        Line2D([], [], label="code with b as 32-bit floats", mfc=ink.page, **marks),
+        Line2D([], [], label=f"b rounded (mean L2 about {SHARE:.0%} higher) and entropy-coded", **marks),
+        Line2D([], [], label="b as 32-bit floats", mfc=ink.page, **marks),
         Line2D([], [], label="Pareto front", color=ink.text, lw=0.9, alpha=0.6),
     ]
 

@@ -33,13 +33,13 @@ def training_curve(history: Sequence[dict[str, float]], *, theme: Theme = "light
                 axes.plot(x, y, color=colour, marker=mark if len(points) <= 60 else "", label=label)
     by_epoch.set(xlabel="epochs (passes over the training samples)", ylabel="mean L2 (grey levels² per pixel)")
     by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True))
-    by_time.set(xlabel="time spent training (seconds)")
+    by_time.set(xlabel="training time (seconds)")
     if history:
         first, last = history[0], history[-1]
         by_time.set_xlim(0, max(row.get("seconds", 0) for row in history) * 1.03 or 1)
         if first.get("seconds", 0) > 0.2 * last.get("seconds", 0) and len(history) > 5:
             by_time.axvspan(0, first["seconds"], color="0.5", alpha=0.12, lw=0)
-            by_time.text(first["seconds"] / 2, 0.5, "choosing a start", transform=by_time.get_xaxis_transform(),
+            by_time.text(first["seconds"] / 2, 0.5, "initialisation", transform=by_time.get_xaxis_transform(),
                          ha="center", va="center", fontsize=9)  # fmt: skip
         by_time.legend(loc="upper left")
         _set_scale(by_epoch, history)

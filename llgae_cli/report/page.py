@@ -37,8 +37,11 @@ MAX_ROWS = 200  # of a leaderboard
 FIRST_OF_SWEEP = 3
 MAX_PNG = 1_000_000  # bytes of a picture in a sweep's folder
 OF_SWEEP = {
-    "mean_l2": ("Mean L2 over the swept keys", "Mean L2 of the sweep's runs; the leaderboard has the numbers."),
-    "rate_distortion": ("Rate and distortion", "Mean L2 against the bits of a code; the leaderboard has the numbers."),
+    "mean_l2": ("Mean L2 by the varied keys", "Mean L2 of the sweep's runs; see the leaderboard for the numbers."),
+    "rate_distortion": (
+        "Rate and distortion",
+        "Mean L2 against the bits of a code; see the leaderboard for the numbers.",
+    ),
 }
 VECTOR = frozenset({"training", "usage", "classes", "spectrum", "sweep"})  # lines and bars; the others are pictures
 TITLES = {
@@ -76,10 +79,10 @@ def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = 
     if not paths and board is None:
         raise InputError("report: give checkpoints, or the folder of a sweep")
     if len(paths) > MAX_CHECKPOINTS:
-        raise InputError(f"report: {len(paths)} checkpoints on one page; {MAX_CHECKPOINTS} are the most")
+        raise InputError(f"report: {len(paths)} checkpoints; one page shows at most {MAX_CHECKPOINTS}")
     folders = [path for path in paths if os.path.isdir(path)]
     if folders:
-        raise InputError(f"{printable(folders[0], 200)}: a folder beside other sources; a sweep has a page of its own")
+        raise InputError(f"{printable(folders[0], 200)}: a folder among other sources; a sweep needs a page of its own")
     checkpoints = evaluate_checkpoints(paths, data_dir)
     html = render(checkpoints, board, sources[0])
     with write_atomically(output) as temporary:
@@ -142,10 +145,9 @@ def _hide_folders(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def explain_missing(checkpoints: Sequence[Evaluated], called: Sequence[str], explorable: set[int]) -> list[str]:
     """Return a line for each checkpoint that the explorer does not have, with the reason."""
     return [
-        f"{called[at]}: its components are too large for a page, so the explorer leaves it out."
+        f"{called[at]} is not in the explorer: its components are too large for one page."
         if isinstance(evaluated.model, LLGAE)
-        else f"{called[at]}: the explorer draws a component's mean and directions, and leaves this model out: "
-        "it decodes in another way."
+        else f"{called[at]} is not in the explorer, which can decode mu_k + W_k b only."
         for at, evaluated in enumerate(checkpoints)
         if at not in explorable
     ]
@@ -269,7 +271,7 @@ def _sweep_pictures(board: Leaderboard, folder: Path) -> list[Picture]:
     what = "Test" if by == "mean_l2" else "Validation"
     span = f"from {five_digits(min(done))} to {five_digits(max(done))}"
     alt = f"{what} mean L2 of {len(done)} runs against {', '.join(board.keys)}; {span}."
-    return [_picture("sweep", "What the swept keys do", alt, {"light": light, "dark": dark})]
+    return [_picture("sweep", "Mean L2 by the varied keys", alt, {"light": light, "dark": dark})]
 
 
 def _png(path: Path) -> list[tuple[str, int, int]]:
@@ -298,18 +300,18 @@ def _alt(name: str, evaluated: Evaluated) -> str:
     if name == "reconstructions":
         low, middle, high = np.quantile(residual, [0, 0.5, 1])
         return (
-            "Test samples in rows: original, reconstruction and residual, of typical, best and worst ones. "
-            f"Mean L2 of a sample: {five_digits(low)} at best, {five_digits(middle)} in the middle, "
-            f"{five_digits(high)} at worst."
+            "Rows of test samples: original, reconstruction and residual, for typical, best and worst samples. "
+            f"Mean L2 of a sample: best {five_digits(low)}, median {five_digits(middle)}, "
+            f"worst {five_digits(high)}."
         )
     if name == "usage":
         use = np.sort(evaluated.latents.count.numpy())[::-1] / evaluated.latents.count.sum().item()
         return f"Bars: the most used component has {use[0]:.1%} of the samples, the least used {use[-1]:.1%}."
     return {
-        "training": "No epoch is on record.",
-        "atlas": "A row for each component, by use: its mean, and walks along its leading directions."
+        "training": "No epochs are recorded.",
+        "atlas": "One row for each component, most used first: its mean, and walks along its leading directions."
         if evaluated.model.K > 1
-        else "What the mean of the codes decodes to, and walks along the leading directions.",
+        else "The decoded mean of the codes, and walks along the leading directions.",
         "classes": "A matrix of classes against components: the share of each class that each component codes.",
         "spectrum": "Lines falling from left to right: variance along each direction of each component."
         if evaluated.model.K > 1
