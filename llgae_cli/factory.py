@@ -113,15 +113,7 @@ def _refuse_candidates(config: Config) -> None:
 
 
 def _build_llgae(config: Config, shape: tuple[int, ...]) -> LLGAE:
-    return LLGAE(
-        config.K,
-        math.prod(shape),
-        config.embed_dim,
-        beta=config.beta,
-        n_step=config.n_step,
-        alpha=ALPHA[config.prior],
-        inference=config.inference,
-    )
+    return LLGAE(config.K, math.prod(shape), config.embed_dim, inference=config.inference, **_ascent(config))
 
 
 def _build_soft_llgae(config: Config, shape: tuple[int, ...]) -> SoftLLGAE:
@@ -131,33 +123,33 @@ def _build_soft_llgae(config: Config, shape: tuple[int, ...]) -> SoftLLGAE:
         config.embed_dim,
         tau=config.tau,
         gate_dim=config.gate_dim if config.gates == "embedding" else 0,
-        beta=config.beta,
-        n_step=config.n_step,
-        alpha=ALPHA[config.prior],
         inference=config.inference,
+        **_ascent(config),
     )
 
 
 def _build_gae(config: Config, shape: tuple[int, ...]) -> GAE:
     K, D, E = config.K, math.prod(shape), config.embed_dim
     linear = config.decoder == "linear"
-    network = None if linear else DECODERS[config.decoder](K, E, shape, config.width, config.channels)
+    sizes = (K, E, shape, config.width, config.channels)
+    network = None if linear else DECODERS[config.decoder](*sizes)
     pieces = LLGAE(K, D, E) if linear or config.model == "deep-llgae" else None
-    guided = config.latent_start == "learnt"
     encoder = ENCODERS["mlp" if linear else config.decoder]
     return GAE(
         Decoder(pieces, network),
         K,
         D,
         E,
-        beta=config.beta,
-        n_step=config.n_step,
-        alpha=ALPHA[config.prior],
         ascent=config.ascent,
         lower_precision=config.precision == "bfloat16",
         affine=None if config.latent_start == "zero" else LLGAE(K, D, E, inference="least-squares"),
-        guide=encoder(K, E, shape, config.width, config.channels) if guided else None,
+        guide=encoder(*sizes) if config.latent_start == "learnt" else None,
+        **_ascent(config),
     )
+
+
+def _ascent(config: Config) -> dict[str, Any]:
+    return {"beta": config.beta, "n_step": config.n_step, "alpha": ALPHA[config.prior]}
 
 
 def _build_residual(config: Config, shape: tuple[int, ...]) -> Residual:

@@ -41,22 +41,21 @@ def compare(
     evaluated = evaluation.evaluate_checkpoints(checkpoints, data_dir, one_task=True)
     evaluated.sort(key=lambda one: one.metrics.mean_l2)
     rows = comparison.compare(evaluated)
-    drawn = figures.write_tradeoffs([row.plain() for row in rows], output, kinds, theme.value)
+    drawn = figures.write_tradeoffs(rows, output, kinds, theme.value)
     drawn += figures.write_comparison(evaluated, output, kinds, theme.value, walks=False)
     task, samples, threads = evaluated[0].task.name, evaluated[0].task.test.N, torch.get_num_threads()
     if json:
         head = {"task": task, "test_samples": samples, "threads": threads}
-        print_json({**head, "checkpoints": [row.plain() for row in rows], "figures": [str(path) for path in drawn]})
+        print_json({**head, "checkpoints": rows, "figures": [str(path) for path in drawn]})
         return
     table(
         COLUMNS,
         [
             [
-                row.model, str(row.K), str(row.E), str(row.parameters), f"{row.bits_float:.1f}",
-                f"{row.bits_coded:.1f}", five_digits(row.mean_l2), five_digits(row.mean_l2_coded),
-                five_digits(row.train_mean_l2),
-                f"{row.train_seconds:.2f}", f"{1e6 * row.encode_seconds:.1f}", f"{row.psnr:.2f}",
-                Path(row.checkpoint).name,
+                row["model"], str(row["K"]), str(row["E"]), str(row["parameters"]), f"{row['bits_float']:.1f}",
+                f"{row['bits_coded']:.1f}", five_digits(row["mean_l2"]), five_digits(row["mean_l2_coded"]),
+                five_digits(row["train_mean_l2"]), f"{row['train_seconds']:.2f}",
+                f"{1e6 * row['encode_seconds']:.1f}", f"{row['psnr']:.2f}", Path(row["checkpoint"]).name,
             ]
             for row in rows
         ],

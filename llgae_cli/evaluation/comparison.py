@@ -4,7 +4,6 @@ import logging
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from llgae_cli.evaluation.encoding import CHUNK
@@ -18,9 +17,8 @@ PASSES = 3
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A checkpoint in numbers, measured on the test samples except `train_mean_l2`.
+def compare(evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
+    """Return a row of plain values for each checkpoint, measured on the test samples except `train_mean_l2`.
 
     name             unique in tables and pictures
     K, E             components in the config, and numbers in b
@@ -30,52 +28,27 @@ class Comparison:
     encode_seconds   a sample, measured here (see `time_encoding`)
     psnr             decibel
     """
-
-    checkpoint: str
-    name: str
-    model: str
-    K: int
-    E: int
-    parameters: int
-    bits_float: float
-    bits_coded: float
-    mean_l2: float
-    mean_l2_coded: float
-    train_mean_l2: float
-    train_seconds: float
-    train_threads: int
-    encode_seconds: float
-    psnr: float
-
-    def plain(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON."""
-        return asdict(self)
-
-
-def compare(evaluated: Sequence[Evaluated]) -> list[Comparison]:
-    """Measure rate and encoding time of each checkpoint, in order."""
     rows = []
     for one, name in zip(evaluated, name_models(evaluated), strict=True):
         logger.info("measuring %s", name)
-        rows.append(
-            Comparison(
-                checkpoint=str(one.path),
-                name=name,
-                model=one.config.model,
-                K=one.config.K,
-                E=one.model.E,
-                parameters=sum(parameter.numel() for parameter in one.model.parameters()),
-                bits_float=one.rate.bits_float,
-                bits_coded=one.rate.bits_coded,
-                mean_l2=one.metrics.mean_l2,
-                mean_l2_coded=one.rate.mean_l2_coded,
-                train_mean_l2=one.train_mean_l2,
-                train_seconds=one.checkpoint.seconds,
-                train_threads=one.config.threads,
-                encode_seconds=time_encoding(one.model, one.task.test),
-                psnr=one.metrics.psnr,
-            )
-        )
+        row = {
+            "checkpoint": str(one.path),
+            "name": name,
+            "model": one.config.model,
+            "K": one.config.K,
+            "E": one.model.E,
+            "parameters": sum(parameter.numel() for parameter in one.model.parameters()),
+            "bits_float": one.rate.bits_float,
+            "bits_coded": one.rate.bits_coded,
+            "mean_l2": one.metrics.mean_l2,
+            "mean_l2_coded": one.rate.mean_l2_coded,
+            "train_mean_l2": one.train_mean_l2,
+            "train_seconds": one.checkpoint.seconds,
+            "train_threads": one.config.threads,
+            "encode_seconds": time_encoding(one.model, one.task.test),
+            "psnr": one.metrics.psnr,
+        }
+        rows.append(row)
     return rows
 
 

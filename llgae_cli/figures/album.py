@@ -158,7 +158,7 @@ def write_comparison(
 def write_tradeoffs(
     rows: Sequence[Mapping[str, Any]], folder: Path, kinds: Sequence[str] = ("png", "svg"), theme: Theme = "light"
 ) -> list[Path]:
-    """Write `folder/tradeoffs.kind`, mean L2 against rate and times, of `evaluation.comparison.Comparison.plain`s."""
+    """Write `folder/tradeoffs.kind`, mean L2 against rate and times, of the rows of `evaluation.comparison.compare`."""
     figure = tradeoffs(rows, theme=theme)
     return [save(figure, folder / f"tradeoffs.{kind}") for kind in kinds]
 

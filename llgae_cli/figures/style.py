@@ -3,6 +3,7 @@
 Figures are built on `matplotlib.figure.Figure` without pyplot, so nothing is kept open and no display is needed.
 """
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -130,20 +131,23 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     """Write the figure atomically, in the format of the suffix (.png, .svg, .pdf). Raises RunError."""
-    kind = path.suffix.lstrip(".").lower()
-    with write_atomically(path, durable=False) as temporary, matplotlib.rc_context({"svg.hashsalt": "llgae"}):
-        if kind == "png":  # without the alpha channel, and encoded once
-            figure.set_dpi(dpi)
-            canvas = FigureCanvasAgg(figure)
-            canvas.draw()
-            image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-            image.save(temporary, "png", optimize=True, dpi=(dpi, dpi))
-        else:
-            figure.savefig(temporary, format=kind, dpi=dpi, facecolor=figure.get_facecolor(), **_undated(kind))
+    with write_atomically(path, durable=False) as temporary:
+        temporary.write_bytes(encode(figure, path.suffix.lstrip(".").lower()))
     return path
 
 
-def _undated(kind: str) -> dict[str, Any]:
-    return {"svg": {"metadata": {"Date": None}}, "pdf": {"metadata": {"CreationDate": None}}}.get(kind, {})
+def encode(figure: Figure, kind: str) -> bytes:
+    """Return the figure as a file of this kind: png, svg or pdf, without a date: equal figures give equal files."""
+    buffer = io.BytesIO()
+    if kind == "png":  # without the alpha channel
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        image.save(buffer, "png", optimize=True, dpi=(DPI, DPI))
+    else:
+        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+        with matplotlib.rc_context({"svg.hashsalt": "llgae"}):
+            figure.savefig(buffer, format=kind, facecolor=figure.get_facecolor(), metadata=undated)
+    return buffer.getvalue()

@@ -23,7 +23,7 @@ NARROW = 1.6  # largest over least value, below which a linear axis reads better
 def tradeoffs(rows: Sequence[Mapping[str, Any]], *, theme: Theme = "light") -> Figure:
     """Test mean L2 (squared grey levels per pixel) against bits, seconds to train and microseconds to encode.
 
-    `rows` as `evaluation.comparison.Comparison.plain` has them. The bits of a code are shown for b as 32-bit floats
+    `rows` are those of `evaluation.comparison.compare`. The bits of a code are shown for b as 32-bit floats
     (hollow marks) and b rounded and entropy-coded (full ones, with the mean L2 that the rounded code has). The lines
     are Pareto fronts: left of and below them there is nothing. Names stand at the right, at the height of their marks.
     """

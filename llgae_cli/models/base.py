@@ -1,10 +1,13 @@
 """The interface that all models share: encode(x) -> code, decode(code) -> x_hat, loss(x) -> mean L2."""
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from llgae_cli.models.llgae import LLGAE
 
 
 class Code(NamedTuple):
@@ -78,6 +81,10 @@ class Model(nn.Module):
 
     def step_size_problem(self) -> str | None:
         """Return a line where beta is beyond the largest stable step size and the ascent on b diverges, else None."""
+        return None
+
+    def as_llgae(self) -> "LLGAE | None":
+        """Return the model if it is an LLGAE, K affine subspaces and nothing else, else None."""
         return None
 
     def jacobian(self, at: Code) -> Tensor:

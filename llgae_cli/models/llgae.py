@@ -64,6 +64,10 @@ class LLGAE(Model):
             f"beta: {self.beta:g} is beyond {limit:.4g} = 2 / max eigenvalue of W^T W + alpha: the ascent on b diverges"
         )
 
+    def as_llgae(self) -> "LLGAE":
+        """Return the model itself."""
+        return self
+
     def jacobian(self, at: Code) -> Tensor:
         """Return W_k, shape (m, D, E)."""
         return self.W.detach()[at.k]

@@ -13,7 +13,6 @@ import torch
 from llgae_cli.evaluation import Evaluated
 from llgae_cli.factory import ALPHA
 from llgae_cli.figures.cells import Looks
-from llgae_cli.models import LLGAE
 
 IMAGES = 60
 BEST = 4  # components offered for a sample: its own and the three next best
@@ -26,8 +25,8 @@ def pack_model(evaluated: Evaluated, budget: int) -> dict[str, Any] | None:
 
     None when none fits, and for a model that the browser cannot decode: it only computes mu_k + W_k b.
     """
-    model = evaluated.model
-    if not isinstance(model, LLGAE):
+    model = evaluated.model.as_llgae()
+    if model is None:
         return None
     each = (2 * model.D * (model.E + 1) + 4 * (2 * model.E * model.E + model.E)) * 4 / 3
     order = evaluated.by_use()[: int(budget // each)]
@@ -109,8 +108,8 @@ def pack_codes(evaluated: Evaluated, rows: np.ndarray, embedded: list[int]) -> l
 
     `embedded` are the components on the page. A sample whose own component is not among them gets the best that are.
     """
-    model = evaluated.model
-    assert isinstance(model, LLGAE), "`pack_model` returns None for other models"
+    model = evaluated.model.as_llgae()
+    assert model is not None, "`pack_model` returns None for other models"
     x = evaluated.task.test.rows(torch.as_tensor(rows))
     code = model.encode(x)
     P = model.maps()[0]

@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -23,10 +22,9 @@ from llgae_cli.errors import InputError, printable
 from llgae_cli.evaluation import Evaluated, evaluate_checkpoints, name_models
 from llgae_cli.evaluation.evaluated import hide_folders
 from llgae_cli.figures import FIGURES
-from llgae_cli.figures.style import Theme
+from llgae_cli.figures.style import Theme, encode
 from llgae_cli.figures.sweep import panels_by_key
 from llgae_cli.formatting import five_digits, format_value, percent
-from llgae_cli.models import LLGAE
 from llgae_cli.regular_files import read_bytes
 from llgae_cli.report import explorer
 from llgae_cli.storage.atomic import write_atomically
@@ -121,14 +119,8 @@ def render(checkpoints: Sequence[Evaluated], board: Leaderboard | None = None, f
                 "file": evaluated.path.name,
                 "warnings": evaluated.warnings,
                 "pictures": draw_pictures(evaluated),
-                "config": {key: format_value(hide_folders(value)) for key, value in evaluated.config.plain().items()},
-                "provenance": {
-                    **{key: format_value(value) for key, value in evaluated.checkpoint.provenance.items()},
-                    **{
-                        f"data {key}": format_value(hide_folders(value))
-                        for key, value in evaluated.checkpoint.data.items()
-                    },
-                },
+                "config": _plain(evaluated.config.plain()),
+                "provenance": _plain(evaluated.checkpoint.provenance) | _plain(evaluated.checkpoint.data, "data "),
             }
             for name, evaluated in zip(called, checkpoints, strict=True)
         ],
@@ -142,11 +134,15 @@ def _hide_folders(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: hide_folders(value) for key, value in row.items()} for row in rows]
 
 
+def _plain(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    return {f"{prefix}{key}": format_value(hide_folders(value)) for key, value in values.items()}
+
+
 def explain_missing(checkpoints: Sequence[Evaluated], called: Sequence[str], explorable: set[int]) -> list[str]:
     """Return a line for each checkpoint that the explorer does not have, with the reason."""
     return [
         f"{called[at]} is not in the explorer: its components are too large for one page."
-        if isinstance(evaluated.model, LLGAE)
+        if evaluated.model.as_llgae() is not None
         else f"{called[at]} is not in the explorer, which can decode mu_k + W_k b only."
         for at, evaluated in enumerate(checkpoints)
         if at not in explorable
@@ -194,19 +190,16 @@ def tabulate(checkpoints: Sequence[Evaluated]) -> list[tuple[str, str, list[str]
     """Return the rows of the table of numbers: name, unit, and one text a checkpoint; the classes' mean L2 last."""
     e = [evaluated.metrics for evaluated in checkpoints]
     trained = [evaluated.checkpoint.train_mean_l2 for evaluated in checkpoints]
-    many = [len(one.usage) > 1 for one in e]  # else there are no components, or one that has all samples
-    use = [(f"{len(one.usage) - one.empty} of {len(one.usage)}", f"{one.perplexity:.2f}") for one in e]
-    of_components = [
-        ("Components in use", "", [text if more else "—" for (text, _), more in zip(use, many, strict=True)]),
-        ("Perplexity of use", "components", [text if more else "—" for (_, text), more in zip(use, many, strict=True)]),
-    ]
+    used = [f"{len(one.usage) - one.empty} of {len(one.usage)}" if len(one.usage) > 1 else "—" for one in e]
+    perplexity = [f"{one.perplexity:.2f}" if len(one.usage) > 1 else "—" for one in e]
+    of_components = [("Components in use", "", used), ("Perplexity of use", "components", perplexity)]
     symbols = "k and further symbols" if any(evaluated.model.symbols for evaluated in checkpoints) else "k"
     table = [
         ("Mean L2, test", "grey levels² per pixel", [five_digits(one.mean_l2) for one in e]),
         ("Mean L2, train", "grey levels² per pixel", [five_digits(t) for t in trained]),
         ("Explained variance", "", [percent(one.explained_variance) for one in e]),
         ("PSNR", "dB", [f"{one.psnr:.2f}" for one in e]),
-        *(of_components if any(many) else []),
+        *(of_components if any(len(one.usage) > 1 for one in e) else []),
         *([(f"Bits for {symbols}", "bit", [f"{one.bits:.2f}" for one in e])] if any(one.bits for one in e) else []),
         ("Epochs", "", [str(evaluated.checkpoint.epoch) for evaluated in checkpoints]),
         ("Training time", "s", [f"{evaluated.checkpoint.seconds:.1f}" for evaluated in checkpoints]),
@@ -236,22 +229,14 @@ def _picture(name: str, title: str, alt: str, figures: dict[Theme, Figure]) -> P
 
 
 def _uri(figure: Figure, kind: str) -> str:
-    buffer = io.BytesIO()
-    undated: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {}
-    with matplotlib.rc_context({"svg.hashsalt": "llgae"}):
-        figure.savefig(buffer, format=kind, facecolor=figure.get_facecolor(), **undated)
-    raw = buffer.getvalue()
-    if kind == "png":
-        raw = _fewer_colours(raw)
+    raw = encode(figure, kind)
+    if kind == "png":  # 256 colours: a third of the size, no visible difference
+        buffer = io.BytesIO()
+        image: Any = Image.open(io.BytesIO(raw))
+        palette = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        palette.save(buffer, "png", optimize=True)
+        raw = min(buffer.getvalue(), raw, key=len)
     return f"data:image/{'svg+xml' if kind == 'svg' else kind};base64,{base64.b64encode(raw).decode()}"
-
-
-def _fewer_colours(raw: bytes) -> bytes:
-    """Return the PNG with a palette of 256 colours: a third of the size, no visible difference."""
-    buffer = io.BytesIO()
-    image: Any = Image.open(io.BytesIO(raw)).convert("RGB")
-    image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
-    return min(buffer.getvalue(), raw, key=len)
 
 
 def _sweep_pictures(board: Leaderboard, folder: Path) -> list[Picture]:
@@ -286,48 +271,35 @@ def _png(path: Path) -> list[tuple[str, int, int]]:
 
 
 def _alt(name: str, evaluated: Evaluated) -> str:
-    history, residual = evaluated.checkpoint.history, evaluated.residual
-    if name == "training" and history:
-        train = [row["train_mean_l2"] for row in history if "train_mean_l2" in row]
-        went = (
-            f"Mean L2 on the training samples went from {five_digits(train[0])} to {five_digits(train[-1])}; "
-            if train
-            else ""
-        )
-        test = five_digits(evaluated.checkpoint.mean_l2)
-        after = f"after {history[-1]['epoch']:.0f} epochs it is {test} on the test samples."
-        return f"{went}{after}"
+    history, several = evaluated.checkpoint.history, evaluated.model.K > 1
+    if name == "training":
+        if not history:
+            return "No epochs are recorded."
+        train = [five_digits(row["train_mean_l2"]) for row in history if "train_mean_l2" in row]
+        course = f"Mean L2 on the training samples went from {train[0]} to {train[-1]}; " if train else ""
+        test, epoch = five_digits(evaluated.checkpoint.mean_l2), history[-1]["epoch"]
+        return f"{course}after {epoch:.0f} epochs it is {test} on the test samples."
     if name == "reconstructions":
-        low, middle, high = np.quantile(residual, [0, 0.5, 1])
+        low, middle, high = (five_digits(value) for value in np.quantile(evaluated.residual, [0, 0.5, 1]))
         return (
             "Rows of test samples: original, reconstruction and residual, for typical, best and worst samples. "
-            f"Mean L2 of a sample: best {five_digits(low)}, median {five_digits(middle)}, "
-            f"worst {five_digits(high)}."
+            f"Mean L2 of a sample: best {low}, median {middle}, worst {high}."
         )
     if name == "usage":
         use = np.sort(evaluated.latents.count.numpy())[::-1] / evaluated.latents.count.sum().item()
         return f"Bars: the most used component has {use[0]:.1%} of the samples, the least used {use[-1]:.1%}."
-    return {
-        "training": "No epochs are recorded.",
-        "atlas": "One row for each component, most used first: its mean, and walks along its leading directions."
-        if evaluated.model.K > 1
-        else "The decoded mean of the codes, and walks along the leading directions.",
-        "classes": "A matrix of classes against components: the share of each class that each component codes.",
-        "spectrum": "Lines falling from left to right: variance along each direction of each component."
-        if evaluated.model.K > 1
-        else "A line falling from left to right: variance along each direction of the codes.",
-    }[name]
+    if name == "atlas":
+        rows = "One row for each component, most used first: its mean" if several else "The decoded mean of the codes"
+        return f"{rows}, and walks along its principal axes."
+    if name == "spectrum":
+        lines, whose = ("Lines", "component") if several else ("A line", "code")
+        return f"{lines} falling from left to right: variance along each principal axis of each {whose}."
+    return "A matrix of classes against components: the share of each class that each component codes."
 
 
 def _heading(checkpoints: Sequence[Evaluated]) -> str:
-    tasks = list(dict.fromkeys(_short(evaluated.task.name) for evaluated in checkpoints))
+    tasks = list(dict.fromkeys(str(hide_folders(evaluated.task.name)) for evaluated in checkpoints))
     return tasks[0] if len(tasks) == 1 else " and ".join(tasks[:3])
-
-
-def _short(task: str) -> str:
-    """Return a task's name; for a path, its last part."""
-    kind, colon, path = task.partition(":")
-    return f"{kind}: {Path(path).name}" if colon and kind in ("npy", "images") else task
 
 
 def _class(checkpoints: Sequence[Evaluated], label: int) -> str:
