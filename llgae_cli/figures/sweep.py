@@ -42,38 +42,30 @@ def draw(rows: Sequence[Row], keys: Sequence[str], ranked_by: str) -> dict[str, 
     elif len(keys) == 2 and numeric:
         other = next(key for key in keys if key != numeric[-1])
         if len({str(row[other]) for row in rows}) <= MAX_SERIES:
-            figures["mean_l2"] = families(rows, numeric[-1], other, ranked_by)
+            figures["mean_l2"] = curves(rows, numeric[-1], ranked_by, other)
     if len(rows) > 1 and len({row["bits_float"] for row in rows}) > 1:
         figures["rate_distortion"] = rate_distortion(rows, ranked_by)
     return figures
 
 
 @styled
-def curves(rows: Sequence[Row], key: str, value: str) -> Figure:
-    """Draw mean L2 of each split against one numeric key: a mark for each run, a line through the means over seeds."""
+def curves(rows: Sequence[Row], key: str, value: str, other: str | None = None) -> Figure:
+    """Draw mean L2 against a numeric key, a mark for each run and lines through the means over seeds.
+
+    A line for each split, or, of the ranking figure `value`, for each value of `other`, a second key.
+    """
     figure = new_figure(6.4, 4.0)
     axes = figure.subplots()
-    for name, (split, colour, mark) in SPLITS.items():
-        known = [row for row in rows if row[name] is not None]
-        if known:
-            _line(axes, known, key, name, split, colour, mark)
+    if other is None:
+        for name, style in SPLITS.items():
+            _line(axes, [row for row in rows if row[name] is not None], key, name, *style)
+    else:
+        for i, choice in enumerate(sorted({str(row[other]) for row in rows})):
+            own = [row for row in rows if str(row[other]) == choice]
+            _line(axes, own, key, value, f"{_dashed(other)} {choice}", CYCLE[i], MARKERS[i])
     _number_axis(axes, [row[key] for row in rows], key)
-    axes.set(ylabel=UNIT, title=f"Mean L2 against {_dashed(key)}")
-    axes.legend()
-    _add_caution(figure, value)
-    return figure
-
-
-@styled
-def families(rows: Sequence[Row], key: str, other: str, value: str) -> Figure:
-    """Draw mean L2 against a numeric key, with a line for each value of another key."""
-    figure = new_figure(6.4, 4.0)
-    axes = figure.subplots()
-    for i, choice in enumerate(sorted({str(row[other]) for row in rows})):
-        own = [row for row in rows if str(row[other]) == choice]
-        _line(axes, own, key, value, f"{_dashed(other)} {choice}", CYCLE[i], MARKERS[i])
-    _number_axis(axes, [row[key] for row in rows], key)
-    axes.set(ylabel=UNIT, title=f"{_split(value)} mean L2 against {_dashed(key)}")
+    title = f"Mean L2 against {_dashed(key)}"
+    axes.set(ylabel=UNIT, title=title if other is None else f"{_split(value)} m{title[1:]}")
     axes.legend()
     _add_caution(figure, value)
     return figure
@@ -182,6 +174,8 @@ def _choose_labelled(front: Sequence[int], x: Any, y: Any) -> list[int]:
 
 
 def _line(axes: Axes, rows: Sequence[Row], key: str, value: str, text: str, colour: str, mark: str) -> None:
+    if not rows:
+        return
     at = sorted({row[key] for row in rows})
     mean = [np.mean([row[value] for row in rows if row[key] == one]) for one in at]
     axes.plot(at, mean, color=colour, marker=mark, label=text)
