@@ -8,7 +8,7 @@ from llgae_cli.figures.style import BLUE, CYCLE, MARKERS, RED, SHARE, Theme, lab
 
 MAX_BARS = 60
 MAX_LINES = 5
-ROUNDING = 1e-7  # of the largest variance: what is below is float32's rounding and not a direction
+ROUNDING = 1e-7  # of the largest variance: what is below is float32's rounding
 
 
 @styled
@@ -95,7 +95,7 @@ def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, suffix: str = "
     least = ROUNDING * variance.max(initial=0)
     per_pixel = np.where(variance > least, variance, np.nan) / D
     if E == 0:
-        axes.text(0.5, 0.5, "E = 0: components have no directions", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "E = 0: components have no axes", ha="center", transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])
     for place, k in reversed(list(enumerate(order))):
         main = place < MAX_LINES
@@ -115,8 +115,8 @@ def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, suffix: str = "
             axes.legend(handles[::-1], labels[::-1], title="" if K <= MAX_LINES else "most used; others grey")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     whose = "component" if K > 1 else "code"
-    axes.set(xlabel=f"direction of the {whose}, largest variance first", ylabel="variance (grey levels² per pixel)")
-    axes.set_title(f"Variance by direction in each component{suffix}" if K > 1 else "Variance by direction")
+    axes.set(xlabel=f"principal axis of the {whose}, largest variance first", ylabel="variance (grey levels² per pixel)")
+    axes.set_title(f"Variance by principal axis of each component{suffix}" if K > 1 else "Variance by principal axis")
     return figure
 
 

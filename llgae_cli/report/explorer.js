@@ -53,7 +53,7 @@
     return all;
   }
 
-  function coordinates(model, at, b) { // b in standard deviations along the component's directions
+  function coordinates(model, at, b) { // b in standard deviations along the component's principal axes
     const { E } = model, a = new Float64Array(E);
     for (let j = 0; j < E; j++)
       for (let e = 0; e < E; e++) a[j] += model.inverse[(at * E + j) * E + e] * (b[e] - model.mean[at * E + e]);
@@ -196,7 +196,7 @@
     }
     $("reset").hidden = E === 0;
     $("sliders-note").textContent = E === 0
-      ? "E = 0: a component is a point and has no directions."
+      ? "E = 0: a component is a point and has no axes."
       : "In standard deviations of the component's own samples; at the right the share of its variance." + (shown < E ? ` The leading ${shown} of ${E} are shown.` : "");
   }
 
@@ -223,7 +223,7 @@
     refresh();
   }
 
-  function slide(j, value) { // only this direction moves: what the others hold stays exactly
+  function slide(j, value) { // only this axis moves: the values along the others stay exactly
     stopClimbing();
     const { model, at } = state, { E } = model, change = value - coordinates(model, at, state.b)[j];
     for (let e = 0; e < E; e++) state.b[e] += model.B[(at * E + e) * E + j] * change;
@@ -254,7 +254,7 @@
     draw($("residual"), model, x && x.map((value, d) => value - x_hat[d]), 0, true);
     const set = data.images[model.images], name = image === null ? "" : called(set, image);
     $("x").setAttribute("aria-label", x ? `Original: ${name}` : "No test image is chosen");
-    $("x-hat").setAttribute("aria-label", `Drawn by component ${component().k}`);
+    $("x-hat").setAttribute("aria-label", `Decoded by component ${component().k}`);
     $("residual").setAttribute("aria-label", x ? `Residual, mean L2 ${number(meanL2(x, x_hat))}` : "No residual without a test image");
     const where = `Component ${component().k}, ${percent(component().use)} of the samples.`;
     $("said").textContent = x
@@ -269,7 +269,7 @@
       output.textContent = `${a[j] < -0.005 ? "−" : a[j] > 0.005 ? "+" : ""}${Math.abs(a[j]).toFixed(2)} sd`;
       share.textContent = percent(component().share[j]);
       input.setAttribute("aria-valuetext", `${a[j].toFixed(2)} standard deviations`);
-      input.setAttribute("aria-label", `Direction ${j + 1}, ${share.textContent} of the variance`);
+      input.setAttribute("aria-label", `Axis ${j + 1}, ${share.textContent} of the variance`);
     });
     pressed($("components"), at);
     pressed($("images"), image);
@@ -294,14 +294,14 @@
     const arrived = losses.length > 2 && losses[1] - losses[last] <= 1e-3 * (losses[0] - losses[last] + 1e-12);
     $("inference-note").textContent =
       model.inference === "least-squares" ? "This checkpoint infers by least squares, where the climb ends after very many steps."
-      : arrived ? "With this checkpoint's W the first step already arrives." : "";
+      : arrived ? "With this checkpoint's W the first step is exact." : "";
   }
 
   function showRunners() {
     const { model, image } = state, set = data.images[model.images];
     $("runners").replaceChildren();
     model.codes[image].forEach((code, place) => {
-      const k = model.components[code.at].k, text = `${place ? "" : "Chosen: "}component ${k}, mean L2 ${number(code.mean_l2)}`;
+      const k = model.components[code.at].k, text = `${place ? "" : "Assigned: "}component ${k}, mean L2 ${number(code.mean_l2)}`;
       const [made, canvas] = button($("runners"), text, () => { stopClimbing(); takeCode(code); });
       draw(canvas, model, decode(model, code.at, code.b), set.means[image]);
       caption(made, text);
