@@ -64,4 +64,4 @@ def read_record(path: Path, model: type[Record]) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except InputError as error:
-        raise InputError(f"{error}; remove it to run this cell again") from None
+        raise InputError(f"{error}; remove the file to run this cell again") from None

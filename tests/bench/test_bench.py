@@ -83,7 +83,8 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, small: None, bench: B
 
 def test_the_help_names_every_benchmark(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    assert ", ".join(BENCHES) in bench("--help")[1]
+    *names, last = BENCHES
+    assert f"{', '.join(names)} or {last}" in bench("--help")[1]
 
 
 def test_an_unknown_benchmark_is_one_line(bench: Bench) -> None:

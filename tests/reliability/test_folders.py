@@ -361,7 +361,7 @@ def test_an_edited_record_is_one_line(llgae: Command, name: str) -> None:
     for text in edits(RECORDS[name]):
         (cell / name).write_text(text)
         said = llgae("sweep", "--config", file, "--out", "out", "--resume", "-q")
-        check_refused(said, f"{cell / name}: ", "remove it to run this cell again")
+        check_refused(said, f"{cell / name}: ", "remove the file to run this cell again")
     (cell / name).write_bytes(b"\xff\xfe{")
     check_refused(llgae("sweep", "--config", file, "--out", "out", "--resume", "-q"), name, "not a text file")
 

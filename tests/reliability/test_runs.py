@@ -164,9 +164,9 @@ def test_a_second_interrupt_leaves_at_once_and_its_rest_is_cleaned_by_the_next_r
 DEEP = """
 import sys, time
 import torch
-from llgae_cli.cli.signals import listen
+from llgae_cli.cli.signals import install_handlers
 matrix = torch.randn(3000, 3000, generator=torch.Generator().manual_seed(0))
-listen()
+install_handlers()
 print("ready", file=sys.stderr, flush=True)
 began = time.monotonic()
 torch.linalg.eigvals(matrix)
