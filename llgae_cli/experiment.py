@@ -267,12 +267,13 @@ def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
                 "candidates: shortlists lost %.4f%% of the train mean L2 %s", 100 * lost, five_digits(train_mean_l2)
             )
         save(run, train_mean_l2=train_mean_l2, extras=extras)
-    evaluated = None
-    if run.folder.saved is not None and run.checkpoint is not None:
-        where = run.folder.saved
-        evaluated = Evaluated(where, run.checkpoint, run.config, run.model, run.task, "test", run.task.test, test)
+    saved, evaluated = run.folder.saved, None
+    if distributed.rank():
+        saved = None
+    elif saved is not None and run.checkpoint is not None:
+        evaluated = Evaluated(saved, run.checkpoint, run.config, run.model, run.task, "test", run.task.test, test)
     return Outcome(
-        checkpoint=run.folder.saved,
+        checkpoint=saved,
         mean_l2=figures["test_mean_l2"],
         train_mean_l2=train_mean_l2,
         epochs=run.done,

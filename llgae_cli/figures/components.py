@@ -115,7 +115,9 @@ def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, suffix: str = "
             axes.legend(handles[::-1], labels[::-1], title="" if K <= MAX_LINES else "most used; others grey")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     whose = "component" if K > 1 else "code"
-    axes.set(xlabel=f"principal axis of the {whose}, largest variance first", ylabel="variance (grey levels² per pixel)")
+    axes.set(
+        xlabel=f"principal axis of the {whose}, largest variance first", ylabel="variance (grey levels² per pixel)"
+    )
     axes.set_title(f"Variance by principal axis of each component{suffix}" if K > 1 else "Variance by principal axis")
     return figure
 
