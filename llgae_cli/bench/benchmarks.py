@@ -171,9 +171,8 @@ def measure_candidates(task: Task) -> Iterator[Row]:
     pairs = [(seconds(listed), seconds(full)) for _ in range(3)]
     took, against = (statistics.median(side) for side in zip(*pairs, strict=True))
     yield Row("candidates", "an iteration at K = 1000, E = 20; the full pass", took, "s", against, against / took)
-    yield Row(
-        "candidates", "train mean L2 with shortlists, after five iterations; exact", near, "", exact, near / exact
-    )
+    text = "train mean L2 with shortlists, after five iterations; exact"
+    yield Row("candidates", text, near, "", exact, near / exact)
 
 
 def measure_peers(task: Task) -> Iterator[Row]:
@@ -201,11 +200,10 @@ def measure_peers(task: Task) -> Iterator[Row]:
             name = "MiniBatchKMeans + PCA; ours, 1 restart and no further pass"
             yield Row("peers", f"{name}: seconds, median of 5 pairs", quick, "s", took, ratio)
             yield Row("peers", f"{name}: test mean L2", pairs[0][1][1], "", pairs[0][0][1])
+            lloyd = f"Lloyd loop of PCAs until a round gains less than {LLOYD_TOL:g}"
             rivals = {
                 "KMeans + PCA": peers.clustered_pca(KMeans(K, random_state=SEED), E),
-                f"Lloyd loop of PCAs until a round gains less than {LLOYD_TOL:g}": peers.lloyd_vqpca(
-                    K, E, LLOYD_TOL, SEED
-                ),
+                lloyd: peers.lloyd_vqpca(K, E, LLOYD_TOL, SEED),
             }
             for name, fit in rivals.items():
                 logger.info("fitting %s", name)

@@ -15,19 +15,19 @@ def save(document: dict[str, Any], folder: Path) -> None:
     """Write bench.json into `folder`, and bench.png where growth was measured."""
     with write_atomically(folder / "bench.json") as temporary:
         temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    curves = {name: [row for row in document["rows"] if row["bench"] == name and row["at"] is not None]
-              for name in GROWTHS}  # fmt: skip
+    measured = [row for row in document["rows"] if row["at"] is not None]
+    curves = {name: [row for row in measured if row["bench"] == name] for name in GROWTHS}
     if not all(curves.values()):
         return
     figure = Figure(figsize=(9, 3), layout="constrained")
     for axes, (name, rows) in zip(figure.subplots(1, 3), curves.items(), strict=True):
         at, took = [row["at"] for row in rows], [row["value"] for row in rows]
         axes.plot(at, took, "o-", color="#0072b2", markersize=4)
+        axes.set(xlabel=GROWTHS[name], ylabel="seconds an iteration")
         if name == "growth over N":
             axes.loglog()
-        axes.set(
-            xlabel=GROWTHS[name], ylabel="seconds an iteration", ylim=None if name == "growth over N" else (0, None)
-        )
+        else:
+            axes.set_ylim(0, None)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"One training iteration, {document['machine']}", fontsize=10)
     with write_atomically(folder / "bench.png", durable=False) as temporary:

@@ -22,21 +22,20 @@ print(pass_seconds(*sys.argv[1:]))
 
 def pass_seconds_of_processes(path: Path, K: int, E: int, centring: str, busy: bool) -> list[float]:
     """Return the seconds of a pass over the .npy file in PROCESSES processes, next to a busy one if asked."""
+    command = [sys.executable, "-c", CHILD, str(path), str(K), str(E), centring]
     neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
     try:
-        return [_pass_seconds_of_one(path, K, E, centring) for _ in range(PROCESSES)]
+        took = []
+        for _ in range(PROCESSES):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RunError(f"steady: a process failed ({done.stderr.strip().splitlines()[-1:]})")
+            took.append(float(done.stdout))
+        return took
     finally:
         if neighbour is not None:
             neighbour.kill()
             neighbour.wait()
-
-
-def _pass_seconds_of_one(path: Path, K: int, E: int, centring: str) -> float:
-    command = [sys.executable, "-c", CHILD, str(path), str(K), str(E), centring]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RunError(f"steady: a process failed ({done.stderr.strip().splitlines()[-1:]})")
-    return float(done.stdout)
 
 
 def pass_seconds(path: str, K: str, E: str, centring: str) -> float:

@@ -1,5 +1,7 @@
 """LLGAE: K affine subspaces mu_k + W_k b; the code (k, b) comes from ascent on the likelihood, not from a network."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -95,21 +97,17 @@ class LLGAE(Model):
     def encode_in(self, x: Tensor, k: Tensor, P: Tensor | None = None) -> Tensor:
         """Return the latents b (n, E) of x (n, D) in the given components k (n,); differentiable."""
         P = self.maps()[0] if P is None else P
-        order, groups = self._groups(k)
-        parts = [(x[rows] - self.mu[j]) @ self.W[j] @ P[j].T for j, rows in groups]
-        return _restore_order(parts, order)
+        return self._by_component(k, lambda j, rows: (x[rows] - self.mu[j]) @ self.W[j] @ P[j].T)
 
     def decode(self, code: Code) -> Tensor:
         """Return x_hat = mu_k + W_k b, shape (n, D)."""
-        order, groups = self._groups(code.k)
-        parts = [torch.addmm(self.mu[j], code.b[rows], self.W[j].T) for j, rows in groups]
-        return _restore_order(parts, order)
+        return self._by_component(code.k, lambda j, rows: torch.addmm(self.mu[j], code.b[rows], self.W[j].T))
 
     def residual(self, x: Tensor, code: Code) -> Tensor:
         """Return (x - mu_k) - W_k b, shape (n, D)."""
-        order, groups = self._groups(code.k)
-        parts = [torch.addmm(x[rows] - self.mu[j], code.b[rows], self.W[j].T, alpha=-1) for j, rows in groups]
-        return _restore_order(parts, order)
+        return self._by_component(
+            code.k, lambda j, rows: torch.addmm(x[rows] - self.mu[j], code.b[rows], self.W[j].T, alpha=-1)
+        )
 
     def loss(self, x: Tensor, k: Tensor | None = None) -> Tensor:
         """Return the mean L2 of x (n, D); differentiable in mu, W and x.
@@ -132,12 +130,13 @@ class LLGAE(Model):
         x_hat = self.mu + torch.einsum("kde,nke->nkd", self.W, b)
         return b, (x[:, None] - x_hat).square().sum(2)
 
-    def _groups(self, k: Tensor) -> tuple[Tensor, list[tuple[int, Tensor]]]:
-        """Return the rows sorted by component, and for each component in use its index and rows."""
+    def _by_component(self, k: Tensor, compute: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Return the results of compute(j, rows) for each component j in use, in the order of the rows of k (n,)."""
         order = torch.argsort(k)
         counts = torch.bincount(k, minlength=self.K).tolist()
         used = [(j, rows) for j, rows in enumerate(order.split(counts)) if len(rows)]
-        return order, used or [(0, order)]  # without rows, one empty part of the right width
+        used = used or [(0, order)]  # without rows, one empty part of the right width
+        return _restore_order([compute(j, rows) for j, rows in used], order)
 
 
 def _restore_order(parts: list[Tensor], order: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Small standard networks: from a code (k, b) to a sample, and from a sample to a latent."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,7 @@ COARSE = 4  # a convolutional network's coarsest grid has a quarter of the image
 
 
 class Network(nn.Module):
-    """Base of the networks: their sizes, and random weights from a generator."""
-
-    def __init__(self, K: int, E: int, shape: tuple[int, ...], width: int, channels: int):
-        """Build for K components, E latents, samples of a shape, dense layers of a width, convolutions of channels."""
-        super().__init__()
+    """Base of the networks: random weights from a generator."""
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -29,41 +26,25 @@ class Network(nn.Module):
                 bound = max(1, math.prod(module.weight.shape[1:])) ** -0.5
                 for parameter in (module.weight, module.bias):
                     parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
-        for part in [part for block in self.modules() if isinstance(block, Block) for part in block.zero_layers]:
-            assert part.bias is not None
-            part.weight.zero_()
-            part.bias.zero_()
+        for block in self.modules():
+            if isinstance(block, Block):  # initially the identity
+                for parameter in (*block.modulation.parameters(), *block.second.parameters()):
+                    parameter.zero_()
 
 
-class MLPDecoder(Network):
-    """Network (k, b) -> D values with two hidden layers of `width`; k enters by an embedding."""
+class MLP(Network):
+    """Network (k, v) -> values with two hidden layers of `width`; k enters by an embedding."""
 
-    def __init__(self, K: int, E: int, shape: tuple[int, ...], width: int, channels: int):
-        super().__init__(K, E, shape, width, channels)
+    def __init__(self, K: int, inputs: int, outputs: int, width: int):
+        super().__init__()
         self.k = nn.Embedding(K, width)
-        self.first = Linear(E, width)
+        self.first = Linear(inputs, width)
         self.second = nn.Linear(width, width)
-        self.out = nn.Linear(width, math.prod(shape))
+        self.out = Linear(width, outputs)
 
-    def forward(self, k: Tensor, b: Tensor) -> Tensor:
-        """Return values of about unit size, shape (n, D)."""
-        h = functional.silu(self.first(b) + self.k(k))
-        return self.out(functional.silu(self.second(h)))
-
-
-class MLPEncoder(Network):
-    """Network (k, x) -> b with two hidden layers of `width`; k enters by an embedding."""
-
-    def __init__(self, K: int, E: int, shape: tuple[int, ...], width: int, channels: int):
-        super().__init__(K, E, shape, width, channels)
-        self.k = nn.Embedding(K, width)
-        self.first = nn.Linear(math.prod(shape), width)
-        self.second = nn.Linear(width, width)
-        self.out = Linear(width, E)
-
-    def forward(self, k: Tensor, x: Tensor) -> Tensor:
-        """Return latents b (n, E), for x (n, D) of about unit size."""
-        h = functional.silu(self.first(x) + self.k(k))
+    def forward(self, k: Tensor, v: Tensor) -> Tensor:
+        """Return values (n, outputs), for v (n, inputs); those of a sample are of about unit size."""
+        h = functional.silu(self.first(v) + self.k(k))
         return self.out(functional.silu(self.second(h)))
 
 
@@ -75,7 +56,7 @@ class ConvDecoder(Network):
     """
 
     def __init__(self, K: int, E: int, shape: tuple[int, ...], width: int, channels: int):
-        super().__init__(K, E, shape, width, channels)
+        super().__init__()
         self.shape, self.colours = sides(shape), colours(shape)
         self.grid = tuple(math.ceil(side / COARSE) for side in self.shape)
         coarse = 2 * channels
@@ -106,7 +87,7 @@ class ConvEncoder(Network):
     """Network (k, x) -> b: residual blocks at half and at a quarter of the image's side, then dense layers."""
 
     def __init__(self, K: int, E: int, shape: tuple[int, ...], width: int, channels: int):
-        super().__init__(K, E, shape, width, channels)
+        super().__init__()
         self.shape, self.colours = sides(shape), colours(shape)
         self.grid = tuple(math.ceil(side / COARSE) for side in self.shape)
         coarse = 2 * channels
@@ -149,11 +130,6 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 2 * channels)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
-    @property
-    def zero_layers(self) -> tuple[nn.Linear, nn.Conv2d]:
-        """Layers that are initially zero: the block is then the identity."""
-        return self.modulation, self.second
-
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         """Return a tensor of the shape of h (n, channels, height, width), for z (n, width)."""
         scale, shift = self.modulation(z)[:, :, None, None].chunk(2, 1)
@@ -161,8 +137,15 @@ class Block(nn.Module):
         return h + self.second(functional.silu(g))
 
 
-DECODERS: dict[str, type[Network]] = {"mlp": MLPDecoder, "conv": ConvDecoder}
-ENCODERS: dict[str, type[Network]] = {"mlp": MLPEncoder, "conv": ConvEncoder}
+# Build a network for K components, E latents, samples of a shape, dense layers of a width, convolutions of channels.
+DECODERS: dict[str, Callable[[int, int, tuple[int, ...], int, int], Network]] = {
+    "mlp": lambda K, E, shape, width, channels: MLP(K, E, math.prod(shape), width),
+    "conv": ConvDecoder,
+}
+ENCODERS: dict[str, Callable[[int, int, tuple[int, ...], int, int], Network]] = {
+    "mlp": lambda K, E, shape, width, channels: MLP(K, math.prod(shape), E, width),
+    "conv": ConvEncoder,
+}
 
 
 def sides(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The closed-form trainer: assign samples, then update every component to fit its samples; there is no step size."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -147,20 +148,19 @@ class ClosedForm(Trainer):
         """
         if self.statistics is None:  # the run was resumed
             self.statistics = self.collect_statistics(self.components)
-        before, lists = self.statistics.objective, self.shortlists and self.shortlists.state()
+        before, lists = self.statistics.objective, copy.copy(self.shortlists)
         components = run_single_threaded(partial(self.next_components, self.statistics), self._on_cpu)
         statistics = self.collect_statistics(components)
         gain = before - statistics.objective
         self.passes += 1
         if not math.isfinite(gain):
-            raise RunError(
-                f"the mean L2 became {statistics.objective / self.model.D} in pass {self.passes} of this run"
-            )
+            mean_l2 = statistics.objective / self.model.D
+            raise RunError(f"the mean L2 became {mean_l2} in pass {self.passes} of this run")
         # With shrinkage, the plain objective may rise a little on the way to the penalised optimum.
         if gain > 0 or self.strength > 0:
             self._accept(components, statistics)
-        elif self.shortlists and lists:
-            self.shortlists.set_state(lists)
+        else:
+            self.shortlists = lists
         # By rounding, an objective of zero may come out slightly negative.
         self.finished = (abs(gain) if self.strength > 0 else gain) <= self.tol * abs(before)
         return EpochRecord(

@@ -105,6 +105,5 @@ def _fit_half(x: Tensor, U: Tensor, generator: torch.Generator) -> tuple[Tensor,
     """Return the mean of x, and U after one orthogonal-iteration step; a little noise adds directions to the old U."""
     mean = x.mean(0) if len(x) else U.new_zeros(U.shape[0])
     centred = x - mean
-    noise = torch.randn(U.shape, generator=generator).to(U)
-    initial = U + 0.01 * noise
+    initial = U + 0.01 * torch.randn(U.shape, generator=generator).to(U)
     return mean, orthonormalise((centred.T @ (centred @ initial))[None])[0]

@@ -175,7 +175,12 @@ class Gradient(Trainer):
             x = self.samples.rows(mine, dtype=parameters[0].dtype)
             if self.mirrored is not None:
                 x = mirror_half(x, self.mirrored, self.generator)
-            loss = self._loss(x) * (len(mine) / n)
+            if self.noise:
+                noise = torch.randn(x.shape, generator=self.generator).to(x)
+                loss = self.model.denoising_loss(x, x + self.noise * noise)
+            else:
+                loss = self.model.loss(x)
+            loss = loss * (len(mine) / n)
             loss.backward()
             loss = loss.detach().cpu()
         else:
@@ -187,11 +192,6 @@ class Gradient(Trainer):
             distributed.sum_([share, *(p.grad for p in parameters if p.grad is not None)])
             loss = share.cpu()
         return loss
-
-    def _loss(self, x: Tensor) -> Tensor:
-        if not self.noise:
-            return self.model.loss(x)
-        return self.model.denoising_loss(x, x + self.noise * torch.randn(x.shape, generator=self.generator).to(x))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs, together with the model's own state."""

@@ -204,9 +204,8 @@ class Restarts:
         generator = torch.Generator().manual_seed(seed)
         components = anneal(self.subset, self.K, self.E, generator)
         components = search_moves(self.subset, components, self.moves, generator)
-        return Restart(
-            *run_passes(self.larger_subset, components, FINAL_PASSES, tol=FINAL_TOL, shrinkage=self.shrinkage)
-        )
+        final = run_passes(self.larger_subset, components, FINAL_PASSES, tol=FINAL_TOL, shrinkage=self.shrinkage)
+        return Restart(*final)
 
     def best(self, done: list[Restart]) -> Initialisation:
         """Return the best restart in all D coordinates."""
@@ -366,15 +365,13 @@ def propose_moves(subset: Subset, components: Components, generator: torch.Gener
             split_gain[b] = float(distortion[b]) - objective * len(own)
     gain = (split_gain[None, :] - removal_cost.cpu()[:, None]).fill_diagonal_(-math.inf)  # (a, b)
     best = gain.flatten().topk(min(PROMISING_MOVES, K * (K - 1))).indices.tolist()
-    pairs = [divmod(move, K) for move in best]
-    return [_replace(components, a, b, halves[b]) for a, b in pairs if b in halves]
-
-
-def _replace(components: Components, a: int, b: int, pair: Components) -> Components:
-    """Return the components with the two of `pair` in the places of a and b."""
-    new = components.clone()
-    new.mu[[a, b]], new.U[[a, b]] = pair.mu, pair.U
-    return new
+    moved = []
+    for a, b in (divmod(move, K) for move in best):
+        if b in halves:
+            new = components.clone()
+            new.mu[[a, b]], new.U[[a, b]] = halves[b].mu, halves[b].U
+            moved.append(new)
+    return moved
 
 
 def score_removals(subset: Subset, components: Components) -> tuple[Tensor, Tensor, Tensor]:

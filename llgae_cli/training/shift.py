@@ -8,7 +8,7 @@ from llgae_cli.models import Shift
 from llgae_cli.models.shift import nearest
 from llgae_cli.training.closed_form import Target
 from llgae_cli.training.components import Components
-from llgae_cli.training.scoring import Scorer
+from llgae_cli.training.scoring import Scorer, Workspace
 
 
 def undo_shifts(model: Shift) -> Target:
@@ -23,9 +23,8 @@ def undo_shifts(model: Shift) -> Target:
         if not (mu.any() or U.any()):
             return lambda x: x  # during initialisation, which is that of LLGAE
         grey = mu.mean()  # a constant image: no shift changes it, and it would cost digits
-        scorers = [Scorer(Components(mu[:, places] - grey, U[:, places])) for places in model.places]
-        for score in scorers:
-            score.workspace = scorers[0].workspace
+        workspace = Workspace()
+        scorers = [Scorer(Components(mu[:, places] - grey, U[:, places]), workspace) for places in model.places]
 
         def undo(x: Tensor) -> Tensor:
             centred = x - grey

@@ -39,6 +39,8 @@ class Shortlists:
     k       (n,) the components of the samples after the last pass, None before a first full pass sets them
     before  (n,) their components before that pass
     turn    number of passes; `before` and `turn` are what a repetition of the last pass needs
+
+    A pass replaces these and changes no tensor in place, so a shallow copy from before it undoes it.
     """
 
     def __init__(self, rows: Rows, low: int, high: int, N: int, neighbours: int = NEIGHBOURS):
@@ -47,14 +49,6 @@ class Shortlists:
         self.k: Tensor | None = None
         self.before: Tensor | None = None
         self.turn = 0
-
-    def state(self) -> tuple[Tensor | None, Tensor | None, int]:
-        """Return what a pass changes, for `set_state`."""
-        return self.k, self.before, self.turn
-
-    def set_state(self, state: tuple[Tensor | None, Tensor | None, int]) -> None:
-        """Restore what `state` returned, where a pass is undone."""
-        self.k, self.before, self.turn = state
 
     def collect_statistics(
         self, components: Components, coordinates: Coordinates, workspace: Workspace, scatter: bool = False

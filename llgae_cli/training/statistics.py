@@ -126,11 +126,10 @@ def collect_statistics(
             k[some], exact = choose_exactly(rows[some], components.mu, components.U, allowed)
             distance = distance.to(exact.dtype).index_copy_(0, some, exact)
             again = torch.argsort(k)
-            order, k, distance = order[again], k[again], distance[again]
-            accumulate(statistics, components, rows[again], distance, k, None, score.workspace, coordinates)
+            order, k, distance, rows, latent = order[again], k[again], distance[again], rows[again], None
         else:
-            z = z[order].sub_(z0[k])
-            accumulate(statistics, components, rows, distance, k, z, score.workspace, coordinates)
+            latent = z[order].sub_(z0[k])
+        accumulate(statistics, components, rows, distance, k, latent, score.workspace, coordinates)
         if assignments is not None:
             assignments[done : done + len(x)].index_copy_(0, order, k)
         done += len(x)
