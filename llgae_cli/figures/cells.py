@@ -19,6 +19,7 @@ from llgae_cli.figures.style import BLUE, DPI, INKS, RED, RESIDUAL, Theme
 MAX_WIDTH = 64  # a line of more than 16 times as many values is thinned: its pixels cannot show more
 GAP = 4  # pixels between cells
 CAPTION = 14  # pixels a line of a caption takes
+SHORT = 5  # characters that fit above every cell
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def draw(axes: Axes, rows: Sequence[Row], looks: Looks, theme: Theme = "light", 
             left = column * (W + GAP)
             if column < len(row.captions):
                 caption = row.captions[column]
-                size = 8 if _width(caption, 8) <= W + GAP + 1 else 6.5
-                axes.text(left + W / 2, top - 4, caption, ha="center", va="bottom", fontsize=size)
+                fits = len(caption) <= SHORT or _width(caption, 8) <= W + GAP + 1
+                axes.text(left + W / 2, top - 4, caption, ha="center", va="bottom", fontsize=8 if fits else 6.5)
             if np.isnan(values).all():  # a cell left empty
                 continue
             if looks.is_image:
