@@ -40,7 +40,7 @@ class Samples:
         centring: Centring = "sample",
         origin: str = "data",
     ) -> None:
-        """Refer to `source`, of shape (N, ...), which errors call `origin`."""
+        """Keep a reference to `source`, of shape (N, ...). `origin` is its name in error messages."""
         if centring not in ("sample", "none"):
             raise ValueError(f"centring is 'sample' or 'none', not {centring!r}")
         self.centring = centring

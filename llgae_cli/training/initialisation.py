@@ -291,9 +291,9 @@ def run_passes(
 ) -> tuple[Components, float]:
     """Return the components after up to `passes` hard passes, and their objective.
 
-    Stops when a pass lowers the objective by less than the share `tol`, and when the objective will not fall below
-    `best`. The margin of that decision is safe: of ten moves that succeeded, none was further above `best` than two
-    thirds of it.
+    Stops when a pass lowers the objective by less than the share `tol`, and when the objective is so far above `best`
+    that it will hardly fall below it. In ten moves that did in the end, it was above `best` by at most two thirds of
+    that margin.
     """
     objective, lists = math.inf, subset.make_shortlists()
     for i in range(passes):
