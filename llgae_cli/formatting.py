@@ -5,9 +5,9 @@ from typing import Any
 
 
 def five_digits(value: float | None, decimals: int = 2) -> str:
-    """Return a number with at least five significant digits and so many decimals; `-` for None and nan.
+    """Return a number with five significant digits, and at least `decimals` decimals; `-` for None and nan.
 
-    724.62, 1207.98, 0.041234, 1.2346e-09: data may have any scale.
+    724.62, 1207.98, 0.041234, and in scientific form where that takes more than 8 decimals: 1.2346e-09.
     """
     if value is None or math.isnan(value):
         return "-"

@@ -54,7 +54,10 @@ class Measured:
 
 @torch.no_grad()
 def measure(model: Coder, samples: Samples, peak: float) -> Measured:
-    """Encode every sample once and return the metrics. `peak` is the range of a pixel, for PSNR."""
+    """Encode every sample once; return metrics, statistics of the latents, and k and mean L2 of each sample.
+
+    `peak` is the range of a pixel, for PSNR.
+    """
     K, E, N, D = model.K, model.E, samples.N, samples.D
     k, squared = torch.empty(N, dtype=torch.int64), torch.empty(N, dtype=torch.float64)
     count, first, second = torch.zeros(K).double(), torch.zeros(K, E).double(), torch.zeros(K, E, E).double()
@@ -73,7 +76,7 @@ def measure(model: Coder, samples: Samples, peak: float) -> Measured:
         for j in here.unique().tolist():
             own = b[here == j]
             second[j] += own.T @ own
-        # Sums about a fixed point amid the data: about zero they would lose their digits to an offset.
+        # Sums about a point inside the data: about zero, data far from zero would cancel.
         centre = chunk.x.mean(0) if centre is None else centre
         centred = chunk.x - centre
         total += centred.sum(0).cpu()

@@ -145,7 +145,7 @@ def encode(figure: Figure, kind: str) -> bytes:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        image.save(buffer, "png", dpi=(DPI, DPI))  # optimised, it is 2 % smaller and takes seven times as long
+        image.save(buffer, "png", dpi=(DPI, DPI))  # optimize=True: 2 % smaller, seven times as long
     else:
         undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
         with matplotlib.rc_context({"svg.hashsalt": "llgae"}):

@@ -85,7 +85,7 @@ class LLGAE(Model):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Code:
-        """Return the code of x (n, D): k (n,) and b (n, E)."""
+        """Return the code of x (n, D): the best component k (n,) and its latents b (n, E)."""
         if self.inference == "loop":
             b, squared = self.encode_all(x)
             k = squared.argmin(1)

@@ -162,6 +162,7 @@ class _Document(BaseModel):
 
 
 def _make_row(plan: Plan, folder: SweepFolder, cell: Cell) -> Row | None:
+    """Return the row of a cell: its final result, else that of the last rung it reached, else None."""
     status, result = "done", folder.read_result(cell.id)
     for rung in reversed(plan.rungs if result is None else []):
         if result is None:

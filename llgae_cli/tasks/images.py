@@ -136,6 +136,7 @@ def _shape(image: Image.Image, path: Path) -> tuple[int, ...]:
 
 
 def _allocate(count: int, shape: tuple[int, ...], path: Path) -> np.ndarray:
+    """Return an empty array for the images; InputError where it would take more than MAX_BYTES."""
     needed = count * int(np.prod(shape))
     if needed > MAX_BYTES:
         raise InputError(

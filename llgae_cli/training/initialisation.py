@@ -289,11 +289,11 @@ def run_passes(
     best: float = math.inf,
     shrinkage: float = 0.0,
 ) -> tuple[Components, float]:
-    """Return the components after up to `passes` hard passes, and their objective.
+    """Run up to `passes` passes with hard assignments; return components and the objective of the last pass.
 
-    Stops when a pass lowers the objective by less than the share `tol`, and when the objective is so far above `best`
-    that it will hardly fall below it. In ten moves that did in the end, it was above `best` by at most two thirds of
-    that margin.
+    The components are those of the last pass, or of the pass before where the last one ended the loop: it gained less
+    than the share `tol`, or its objective was above `best` by more than the share JUDGE_MARGIN / pass. (In ten moves
+    that ended below `best`, no objective on the way was above it by more than two thirds of that margin.)
     """
     objective, lists = math.inf, subset.make_shortlists()
     for i in range(passes):
