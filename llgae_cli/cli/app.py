@@ -22,7 +22,7 @@ from llgae_cli.cli import (
     sweep,
     train,
 )
-from llgae_cli.cli.console import complain, escape_unencodable, set_up_logging
+from llgae_cli.cli.console import escape_unencodable, print_error, set_up_logging
 from llgae_cli.errors import Interrupted, LlgaeError, RunError
 
 app = typer.Typer(
@@ -106,7 +106,7 @@ def main() -> NoReturn:
         signals.ignore_signals()
     except Interrupted as interrupt:
         saved = f"; saved {interrupt.saved}, continue with --resume last" if interrupt.saved else ""
-        complain(f"interrupted{saved}")
+        print_error(f"interrupted{saved}")
         interrupts.reset()  # it has been answered
         code = 128 + interrupt.signum
     sys.exit(code)
@@ -122,13 +122,13 @@ def _exit_code() -> int:
         if not isinstance(error, RunError):  # which may be that the interrupted state could not be saved
             interrupts.check()
         if isinstance(error, LlgaeError):
-            complain(str(error))
+            print_error(str(error))
             return error.exit_code
         if isinstance(error, (MemoryError, RuntimeError)) and _out_of_memory(error):
-            complain("out of memory; fewer components (K), a smaller batch-size or fewer rows need less")
+            print_error("out of memory; fewer components (K), a smaller batch-size or fewer rows need less")
             return 1
         if isinstance(error, OSError):
-            complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
+            print_error(f"{error.filename or 'input or output'}: {error.strerror or error}")
             return 1
         raise
     return 0

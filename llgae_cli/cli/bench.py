@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llgae_cli.cli.console import ERRORS, print_json, set_up_logging, table
+from llgae_cli.cli.console import ERRORS, print_json, print_table, set_up_logging
 from llgae_cli.cli.options import Device, Json, Quiet
 from llgae_cli.errors import InputError, nearest, printable
 
@@ -57,7 +57,7 @@ def bench(
         print_json(document)
         return
     cells = [[r.bench, r.what, _text(r.value, r.unit), _text(r.against, r.unit), _text(r.ratio, "")] for r in rows]
-    table(["bench", "what; against", "value", "against", "ratio"], cells)
+    print_table(["bench", "what; against", "value", "against", "ratio"], cells)
 
 
 def _text(value: float | None, unit: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llgae_cli.cli.console import print_json, table
+from llgae_cli.cli.console import print_json, print_table
 from llgae_cli.cli.figures import Kinds, Theme, ThemeOption, check_kinds
 from llgae_cli.cli.options import DataDir, Json
 from llgae_cli.formatting import five_digits
@@ -48,7 +48,7 @@ def compare(
         head = {"task": task, "test_samples": samples, "threads": threads}
         print_json({**head, "checkpoints": rows, "figures": [str(path) for path in drawn]})
         return
-    table(
+    print_table(
         COLUMNS,
         [
             [

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from llgae_cli.cli.console import print_json, say, write
+from llgae_cli.cli.console import print_json, print_lines, write_stdout
 from llgae_cli.cli.options import Json, Overrides
 from llgae_cli.config import read_config, schema
 
@@ -30,5 +30,5 @@ def config(
     if json:
         print_json(settings.used_values())
         return
-    say(f"# identity cfg{settings.identity()}")
-    write(yaml.safe_dump(settings.used_values(), sort_keys=False, allow_unicode=True))
+    print_lines(f"# identity cfg{settings.identity()}")
+    write_stdout(yaml.safe_dump(settings.used_values(), sort_keys=False, allow_unicode=True))

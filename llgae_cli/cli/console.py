@@ -54,14 +54,14 @@ def escape_unencodable() -> None:
                 stream.reconfigure(errors="backslashreplace")
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Print an error on stderr, in one line, red on a terminal."""
     ERRORS.print(Text.assemble(("llgae: ", "bold red"), printable(message, 2000)), soft_wrap=True)
 
 
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout; infinities and NaN, which JSON lacks, become null."""
-    write(json.dumps(_finite(document), indent=2) + "\n")
+    write_stdout(json.dumps(_finite(document), indent=2) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -72,12 +72,12 @@ def _finite(value: Any) -> Any:
     return [_finite(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
-def say(*lines: str) -> None:
+def print_lines(*lines: str) -> None:
     """Print plain lines on stdout; control and bidirectional characters, as a path may hold, are escaped."""
-    write("".join("\t".join(printable(cell, LONGEST) for cell in line.split("\t")) + "\n" for line in lines))
+    write_stdout("".join("\t".join(printable(cell, LONGEST) for cell in line.split("\t")) + "\n" for line in lines))
 
 
-def write(text: str) -> None:
+def write_stdout(text: str) -> None:
     """Write text on stdout as it is. If the reader has closed the pipe, as `head` does, exit with 0.
 
     Raises RunError where it cannot be written, for instance to a full disk.
@@ -100,10 +100,10 @@ def _silence(stream: TextIO) -> None:
     os.close(null)
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on stdout: drawn to the terminal's width, or tab-separated lines in a pipe."""
     if not RESULTS.is_terminal:
-        say(*("\t".join(row) for row in [headers, *rows]))
+        print_lines(*("\t".join(row) for row in [headers, *rows]))
         return
     drawn = Table(box=None, header_style="bold", pad_edge=False)
     for i, header in enumerate(headers):

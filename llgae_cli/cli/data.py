@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llgae_cli.cli.console import print_json, say
+from llgae_cli.cli.console import print_json, print_lines
 from llgae_cli.cli.options import Json
 
 
@@ -31,11 +31,11 @@ def data(
             }
         )
         return
-    say(
+    print_lines(
         f"task         {found.name}",
         f"found in     {found.source}",
         f"samples      {found.train.N} train, {found.test.N} test, each {' x '.join(map(str, found.shape))}",
         f"fingerprint  {found.fingerprint}",
     )
     if found.classes:
-        say(f"classes      {', '.join(found.classes)}")
+        print_lines(f"classes      {', '.join(found.classes)}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llgae_cli.cli.console import print_json, say
+from llgae_cli.cli.console import print_json, print_lines
 from llgae_cli.cli.options import CheckpointFile, Json
 from llgae_cli.errors import InputError, printable
 
@@ -39,4 +39,6 @@ def decode(
     if json:
         print_json({"output": str(output), "n": file.N, "shape": list(shape)})
         return
-    say(f"{'array' if to_npy else 'images'}   {output}", f"samples  {file.N}, each {' x '.join(map(str, shape))}")
+    print_lines(
+        f"{'array' if to_npy else 'images'}   {output}", f"samples  {file.N}, each {' x '.join(map(str, shape))}"
+    )

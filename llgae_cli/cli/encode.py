@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llgae_cli.cli.console import print_json, say
+from llgae_cli.cli.console import print_json, print_lines
 from llgae_cli.cli.options import CheckpointFile, DataDir, Json
 from llgae_cli.errors import InputError, printable
 from llgae_cli.formatting import five_digits
@@ -48,7 +48,7 @@ def encode(
     if json:
         print_json({"codes": str(output), "n": samples.N, "mean_l2": mean_l2, "bytes": size})
         return
-    say(
+    print_lines(
         f"codes    {output}",
         f"samples  {samples.N}, {size / samples.N:.0f} bytes each",
         f"mean L2  {five_digits(mean_l2)}",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llgae_cli.cli.console import print_json, say, table
+from llgae_cli.cli.console import print_json, print_lines, print_table
 from llgae_cli.cli.options import DataDir, Device, Json, NewestOf
 from llgae_cli.config import read_config
 from llgae_cli.errors import InputError
@@ -51,21 +51,23 @@ def evaluate(
         return
     K = len(metrics.usage)
     recorded = "" if found.recorded is None else f" (recorded {five_digits(found.recorded, 5)})"
-    say(
+    print_lines(
         f"task                {found.task.name}, {found.split}: {metrics.n} samples",
         f"mean L2             {five_digits(metrics.mean_l2, 5)}{recorded}",
         f"explained variance  {percent(metrics.explained_variance)}",
         f"PSNR                {metrics.psnr:.2f} dB",
     )
     if K > 1:
-        say(
+        print_lines(
             f"components          {K - metrics.empty} of {K} in use, perplexity {metrics.perplexity:.2f}",
             "use of components   " + " ".join(f"{share:.1%}" for share in sorted(metrics.usage, reverse=True)[:20]),
         )
     if metrics.bits:
-        say(f"bits for symbols    {metrics.bits:.2f}, k and what other symbols the code has")
+        print_lines(f"bits for symbols    {metrics.bits:.2f}, k and what other symbols the code has")
     if metrics.per_class:
-        table(["class", "mean L2"], [[names[label], five_digits(value)] for label, value in metrics.per_class.items()])
+        print_table(
+            ["class", "mean L2"], [[names[label], five_digits(value)] for label, value in metrics.per_class.items()]
+        )
 
 
 def choose_checkpoints(given: Sequence[Path], config: Sequence[Path] | None) -> list[Path]:

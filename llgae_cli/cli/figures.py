@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llgae_cli.cli.console import print_json, say
+from llgae_cli.cli.console import print_json, print_lines
 from llgae_cli.cli.options import DataDir, Json
 from llgae_cli.errors import InputError, nearest, printable
 
@@ -79,4 +79,4 @@ def figures(
     if json:
         print_json({"checkpoints": [str(path) for path in checkpoints], "figures": [str(path) for path in written]})
         return
-    say(*(str(path) for path in written))
+    print_lines(*(str(path) for path in written))

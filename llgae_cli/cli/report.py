@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llgae_cli.cli.console import print_json, say
+from llgae_cli.cli.console import print_json, print_lines
 from llgae_cli.cli.eval import choose_checkpoints
 from llgae_cli.cli.options import DataDir, Json, NewestOf
 from llgae_cli.errors import InputError, printable
@@ -36,4 +36,4 @@ def report(
     if json:
         print_json({"report": str(output), "bytes": size})
         return
-    say(f"{output}  {size / 1e6:.2f} MB")
+    print_lines(f"{output}  {size / 1e6:.2f} MB")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llgae_cli.cli.console import print_json, say, table
+from llgae_cli.cli.console import print_json, print_lines, print_table
 from llgae_cli.cli.options import Json
 from llgae_cli.storage import count_others, filter_rows, list_runs, sort_rows
 
@@ -30,9 +30,9 @@ def runs(
         print_json(rows)
         return
     if not rows:
-        say(f"no checkpoints in {folder}" + (" that match" if where else ""))
+        print_lines(f"no checkpoints in {folder}" + (" that match" if where else ""))
         return
-    table(COLUMNS, [[str(row[column]) for column in COLUMNS] for row in rows])
+    print_table(COLUMNS, [[str(row[column]) for column in COLUMNS] for row in rows])
     others = count_others(folder)
     if others:
-        say(f"{others} other files are no checkpoints")
+        print_lines(f"{others} other files are no checkpoints")

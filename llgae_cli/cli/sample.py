@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llgae_cli.cli.console import print_json, say
+from llgae_cli.cli.console import print_json, print_lines
 from llgae_cli.cli.options import CheckpointFile, Json
 from llgae_cli.errors import InputError, printable
 
@@ -51,7 +51,7 @@ def sample(
             "finish the run with train --resume"
         )
     if component is not None and component >= model.K:
-        raise InputError(f"--component {component}: 0..{model.K - 1} are there")
+        raise InputError(f"--component {component}: allowed are 0 to {model.K - 1}")
     shape = shape_of(stored, model)
     side = round(n**0.5)
     if grid and side * side != n:
@@ -69,4 +69,4 @@ def sample(
     if json:
         print_json({"output": str(output), "n": n})
         return
-    say(f"{n} samples in {output}")
+    print_lines(f"{n} samples in {output}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llgae_cli.cli.console import TrainingBar, complain, print_json, say, set_up_logging, table
+from llgae_cli.cli.console import TrainingBar, print_error, print_json, print_lines, print_table, set_up_logging
 from llgae_cli.cli.options import Json, Overrides, Quiet
 from llgae_cli.errors import InputError, printable
 from llgae_cli.formatting import five_digits
@@ -68,12 +68,12 @@ def sweep(
         print_json(leaderboard.rows)
     else:
         show(leaderboard, plan.duplicates)
-        say("", f"tables      {folder.path / 'results.csv'}, results.json")
-        say(*(f"picture     {path}" for path in pictures))
+        print_lines("", f"tables      {folder.path / 'results.csv'}, results.json")
+        print_lines(*(f"picture     {path}" for path in pictures))
     for failure in leaderboard.failed:
-        complain(f"{failure['label']}: {failure['reason']}: {failure['last_line']} ({failure['log']})")
+        print_error(f"{failure['label']}: {failure['reason']}: {failure['last_line']} ({failure['log']})")
     if leaderboard.failed:
-        complain(f"{len(leaderboard.failed)} of {len(plan.cells)} cells failed; --retry-failed runs them again")
+        print_error(f"{len(leaderboard.failed)} of {len(plan.cells)} cells failed; --retry-failed runs them again")
         raise typer.Exit(1)
 
 
@@ -123,23 +123,23 @@ def show(leaderboard: "Leaderboard", duplicates: int = 0) -> None:
     for i, row in enumerate(leaderboard.rows[:MAX_ROWS]):
         rank = str(i + 1) if row["status"] == "done" else "stopped"
         rows.append([rank, *(str(row[key]) for key in keys), *(_number(row.get(key)) for key in figures), row["cell"]])
-    say(leaderboard.heading)
-    table(["rank", *keys, *figures, "cell"], rows)
+    print_lines(leaderboard.heading)
+    print_table(["rank", *keys, *figures, "cell"], rows)
     if len(leaderboard.rows) > MAX_ROWS:
-        say(f"... and {len(leaderboard.rows) - MAX_ROWS} more rows in results.csv")
+        print_lines(f"... and {len(leaderboard.rows) - MAX_ROWS} more rows in results.csv")
     if duplicates:
-        say(f"{duplicates} duplicate cells of the file were left out")
+        print_lines(f"{duplicates} duplicate cells of the file were left out")
     if not leaderboard.done:
         return
     first = leaderboard.done[0]
     label = " ".join(f"{key.replace('_', '-')}={first[key]}" for key in keys) or first["cell"]
     if by_validation:
         value = five_digits(first["validation_mean_l2"])
-        say("", f"best        {label}, chosen on validation samples", f"validation  {value}")
+        print_lines("", f"best        {label}, chosen on validation samples", f"validation  {value}")
     else:
-        say("", f"first       {label}, by test mean L2: no choice of a model")
-    say(f"mean L2     {five_digits(first['mean_l2'])} on test, {five_digits(first['train_mean_l2'])} on train")
-    say(f"checkpoint  {first['checkpoint']}")
+        print_lines("", f"first       {label}, by test mean L2: no choice of a model")
+    print_lines(f"mean L2     {five_digits(first['mean_l2'])} on test, {five_digits(first['train_mean_l2'])} on train")
+    print_lines(f"checkpoint  {first['checkpoint']}")
 
 
 def list_cells(plan: "Plan", json: bool) -> None:
@@ -152,8 +152,8 @@ def list_cells(plan: "Plan", json: bool) -> None:
         print_json(rows)
         return
     keys = [key.replace("-", "_") for key in plan.keys]
-    table(["cell", *keys], [[row["cell"], *(printable(row[key]) for key in keys)] for row in rows])
-    say(f"{len(rows)} cells" + (f", {plan.duplicates} duplicates left out" if plan.duplicates else ""))
+    print_table(["cell", *keys], [[row["cell"], *(printable(row[key]) for key in keys)] for row in rows])
+    print_lines(f"{len(rows)} cells" + (f", {plan.duplicates} duplicates left out" if plan.duplicates else ""))
 
 
 def draw_figures(leaderboard: "Leaderboard", folder: Path) -> list[Path]:

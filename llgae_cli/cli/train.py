@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llgae_cli.cli.console import TrainingBar, print_json, say, set_up_logging
+from llgae_cli.cli.console import TrainingBar, print_json, print_lines, set_up_logging
 from llgae_cli.cli.options import ConfigFiles, Json, Overrides, Quiet
 from llgae_cli.config import read_config
 from llgae_cli.errors import Interrupted, RunError
@@ -57,7 +57,7 @@ def show(outcome: "Outcome", drawn: list[Path], json: bool) -> None:
         document = {name: getattr(outcome, name) for name in names}
         print_json({**document, "checkpoint": str(outcome.checkpoint), "figures": [str(path) for path in drawn]})
         return
-    say(
+    print_lines(
         f"mean L2     {five_digits(outcome.mean_l2)} on test, {five_digits(outcome.train_mean_l2)} on train",
         f"training    {outcome.epochs} epochs in {outcome.seconds:.1f} s",
         f"checkpoint  {outcome.checkpoint}",

@@ -64,8 +64,8 @@ def curves(rows: Sequence[Row], key: str, value: str, other: str | None = None) 
             own = [row for row in rows if str(row[other]) == choice]
             _line(axes, own, key, value, f"{_dashed(other)} {choice}", CYCLE[i], MARKERS[i])
     _number_axis(axes, [row[key] for row in rows], key)
-    title = f"Mean L2 against {_dashed(key)}"
-    axes.set(ylabel=UNIT, title=title if other is None else f"{_split(value)} m{title[1:]}")
+    what = "Mean L2" if other is None else f"{_split(value)} mean L2"
+    axes.set(ylabel=UNIT, title=f"{what} against {_dashed(key)}")
     axes.legend()
     _add_caution(figure, value)
     return figure

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from training_helper import run  # tests/training_helper.py
 
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError
@@ -20,7 +21,7 @@ from llgae_cli.factory import build_model, build_trainer
 from llgae_cli.models import LLGAE, Code, Model, Residual
 from llgae_cli.storage import codes
 from llgae_cli.tasks import Samples
-from llgae_cli.training import ClosedForm, Gradient, ResidualClosedForm
+from llgae_cli.training import Gradient, ResidualClosedForm
 from llgae_cli.training import closed_form as closed_form_module
 
 pytestmark = pytest.mark.numeric
@@ -73,14 +74,6 @@ def level_trainer(
 ) -> ResidualClosedForm:
     model = Residual([LLGAE(K, data.D, E) for _ in range(L)], sweeps).to(dtype)
     return ResidualClosedForm(model, data, **{"seed": 3, "restarts": 1, "moves": 0, "tol": 1e-4, **options})
-
-
-def run(trainer: ResidualClosedForm | ClosedForm | Gradient, epochs: int = 200) -> list[float]:
-    trainer.initialise()
-    record = []
-    while len(record) < epochs and not trainer.finished:
-        record.append(trainer.epoch()["train_mean_l2"])
-    return record
 
 
 # ---- A single level is LLGAE

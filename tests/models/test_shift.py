@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from training_helper import run  # tests/training_helper.py
 
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError
@@ -96,14 +97,6 @@ def closed_form(data: Samples, window: int, K: int = 2, E: int = 1, dtype: torch
     model = Shift(LLGAE(K, data.D, E), (6, 6), window).to(dtype)
     settings = {"seed": 3, "restarts": 2, "moves": 4, "tol": 1e-4, **options}
     return model, ClosedForm(model.affine, data, target=undo_shifts(model), **settings)
-
-
-def run(trainer: ClosedForm | Gradient, epochs: int = 200) -> list[float]:
-    trainer.initialise()
-    record = []
-    while len(record) < epochs and not trainer.finished:
-        record.append(trainer.epoch()["train_mean_l2"])
-    return record
 
 
 # ---- No window is LLGAE

@@ -12,6 +12,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor
+from training_helper import run  # tests/training_helper.py
 
 from llgae_cli.errors import RunError
 from llgae_cli.evaluation import metrics
@@ -50,15 +51,6 @@ def closed_form(data: Samples, K: int, E: int, dtype: torch.dtype = DOUBLE, **op
 def gradient(data: Samples, K: int, E: int, dtype: torch.dtype = torch.float32, **options: Any) -> Gradient:
     model = LLGAE(K, data.D, E).to(dtype)
     return Gradient(model, data, **{"seed": 3, "optimizer": "rmsprop", "lr": 1e-3, "batch_size": 50, **options})
-
-
-def run(trainer: ClosedForm | Gradient, epochs: int = 300) -> list[float]:
-    """Initialise and train; return the mean L2 of each epoch."""
-    trainer.initialise()
-    record = []
-    while len(record) < epochs and not trainer.finished:
-        record.append(trainer.epoch()["train_mean_l2"])
-    return record
 
 
 def from_centres(trainer: ClosedForm, centres: np.ndarray) -> None:
