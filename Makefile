@@ -33,7 +33,7 @@ test: install ## environment and data if missing, then every test
 	-$(FETCH)
 	OMP_NUM_THREADS=1 $(PYTEST)
 
-quick: install ## the tests not marked `slow`: under a minute together
+quick: install ## the tests not marked `slow`: under two minutes
 	OMP_NUM_THREADS=1 $(PYTEST) -m 'not slow'
 
 modes: install ## numeric tests with other instruction sets and threads, quick tests in another locale
