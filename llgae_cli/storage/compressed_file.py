@@ -156,7 +156,7 @@ class CompressedFile:
         self._ends: array[int] | None = None  # of the blocks, counted from the first
         self._lengths_seen = array("Q")  # of a pipe
         self._model: bytes | None = None
-        self.sizes: Sizes | None = None  # of a pipe, known after its last block
+        self.sizes: Sizes | None = None  # of a pipe: known once its last block is read
         try:
             self.seekable = self._file.seekable()
             if self.seekable:
@@ -167,8 +167,10 @@ class CompressedFile:
             self._start = self._header_bytes + self._model_bytes
             if self.seekable:
                 self._read_index()
-            elif self._model_bytes:
+            else:
                 self._model = read_exactly(self._file, self._model_bytes)
+                if not self.n_blocks:
+                    self._read_end()
         except BaseException as error:
             self.close()
             if isinstance(error, InputError):
@@ -271,20 +273,20 @@ class CompressedFile:
                 raise self._damaged(here, str(error)) from None
             self._lengths_seen.append(len(payload))
         if len(self._lengths_seen) == self.n_blocks and self.sizes is None:
-            self._read_end()
+            try:
+                self._read_end()
+            except InputError as error:
+                raise self._wrong(f"after its last block: {error}") from None
         return payload
 
     def _read_end(self) -> None:
         """Check the index and the trailer of a pipe, which is cut short without them."""
         index = b"".join(map(pack_varint, self._lengths_seen))
-        try:
-            end = read_exactly(self._file, len(index) + TRAILER.size)
-        except InputError as error:
-            raise self._wrong(f"{error} after its last block") from None
+        end = read_exactly(self._file, len(index) + TRAILER.size)
         if end != index + TRAILER.pack(len(index), zlib.crc32(index, self._seed), TRAILER_MAGIC):
-            raise self._wrong("its index is damaged")
+            raise InputError("its index is damaged")
         if self._file.read(1):
-            raise self._wrong("bytes follow its end")
+            raise InputError("bytes follow its end")
         payloads = sum(self._lengths_seen)
         heads = self.n_blocks * (1 + CHECK_BYTES) + len(index)
         self.sizes = Sizes(self._header_bytes, self._model_bytes, payloads, heads + len(end))

@@ -108,7 +108,7 @@ class Header:
             raise InputError(f"rows of shape {printable(self.shape)}; at least one value a row is expected")
         if self.block_rows * self.row_bytes > MAX_BLOCK_BYTES:
             raise InputError(
-                f"blocks of {self.block_rows} rows of {self.row_bytes} bytes; a block has at most {MAX_BLOCK_BYTES} bytes"
+                f"blocks of {self.block_rows} rows of {self.row_bytes} bytes; {MAX_BLOCK_BYTES} bytes are allowed"
             )
         if self.n_blocks > MAX_BLOCKS:
             raise InputError(f"{self.n_blocks} blocks; at most {MAX_BLOCKS} fit in a file: use more rows in a block")

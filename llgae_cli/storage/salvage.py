@@ -41,7 +41,7 @@ class Found:
 
 
 class Salvage:
-    """The intact blocks of a file whose header is intact: `header`, and `blocks()` in the order of their numbers.
+    """The intact blocks of a file whose header is intact: `read_block`, or all `blocks()` in their order.
 
     It passes over damaged bytes to the next block, wherever that lies, and does not need the index. Blocks that were
     swapped come in their right order; of a block that is there twice the first is used. Time is proportional to the
@@ -66,6 +66,7 @@ class Salvage:
             if self.header.n_blocks > LOST_RATIO * self._size:
                 raise InputError(f"{self._size} bytes are next to nothing of the {self.header.n} rows that it declares")
             self._places = self._find_blocks()
+            self._last = max(self._places, default=-1)
         except (InputError, OSError) as error:
             self._file.close()
             raise InputError(f"{self._where}: {explain(error)}") from None
@@ -84,18 +85,23 @@ class Salvage:
 
     def blocks(self) -> Iterator[Found]:
         """Yield all blocks 0..n_blocks-1, intact or lost."""
-        last = max(self._places, default=-1)
         for number in range(self.header.n_blocks):
-            place = self._places.get(number)
-            if place is None:
-                reason = "damaged or missing" if number < last else "damaged, or the file is cut short before it"
-                yield Found(number, None, reason)
-                continue
             try:
-                self._file.seek(place[0])
-                yield Found(number, read_exactly(self._file, place[1]))
-            except (InputError, OSError) as error:  # the disk fails, or the file was cut in the meantime
-                yield Found(number, None, explain(error))
+                yield Found(number, self.read_block(number))
+            except InputError as error:
+                yield Found(number, None, str(error))
+
+    def read_block(self, number: int) -> bytes:
+        """Return the payload of a block 0..n_blocks-1. Raises InputError, with the reason only, where it is lost."""
+        place = self._places.get(number)
+        if place is None:
+            cut = number > self._last
+            raise InputError("damaged, or the file is cut short before them" if cut else "damaged or missing")
+        try:
+            self._file.seek(place[0])
+            return read_exactly(self._file, place[1])
+        except OSError as error:
+            raise InputError(explain(error)) from None
 
     def read_model(self) -> bytes:
         """Return the embedded model. Raises InputError where there is none, or a damaged one."""
