@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BLOCK_ROWS = 256
 SAMPLE_ROWS, SAMPLE_BYTES = 16_384, 1 << 28  # most rows that settings are chosen on
 CHUNK_BLOCKS, CHUNK_BYTES = 16, 1 << 25  # most blocks that are coded at a time
+HEADER_BYTES = 120  # of header and trailer, about
 PICK = 256  # rows of the sample read at a time: rows near each other are read with what lies between
 
 
@@ -72,6 +73,8 @@ def compress(
     rows = load_rows(checkpoint, task, split, data_dir)
     if math.prod(rows.shape) != codec.D:
         raise InputError(f"{rows.origin}: rows of {math.prod(rows.shape)} values; the model's have {codec.D}")
+    if bits is not None:
+        target["bits"] = leave_room(bits, rows)
     settings = codec.choose_settings(rows.sample(), **target)
     model = codec.pack() if embed_model else b""
     with open_output(output) as file:
@@ -80,12 +83,12 @@ def compress(
         if verify:
             file.flush()
             verify_file(Path(file.name), codec, rows, settings, error)
-    bits_a_row = 8 * sizes.total / rows.N
+    bits_a_row = 8 * sizes.total / rows.n
     if json:
         print_json(
             {
                 "file": str(output),
-                "n": rows.N,
+                "n": rows.n,
                 "shape": list(rows.shape),
                 "dtype": rows.dtype,
                 "bytes": sizes.total,
@@ -104,12 +107,12 @@ def compress(
     print_summary(
         output,
         f"file     {output}{', verified' if verify else ''}",
-        f"rows     {rows.N}, each {' x '.join(map(str, rows.shape))} {rows.dtype}",
+        f"rows     {rows.n}, each {' x '.join(map(str, rows.shape))} {rows.dtype}",
         f"size     {sizes.total} bytes, {bits_a_row:.2f} bits a row",
         f"error    mean squared {five_digits(error.mean)}, largest of a row {five_digits(error.largest_row)}, "
         f"largest of a value {five_digits(error.largest_value)}",
         f"bytes    header {sizes.header}, model {sizes.model}, index and checks {sizes.index}, blocks {sizes.blocks}",
-        f"model    {codec.size} bytes{embedded}",
+        f"model    {codec.size} bytes{embedded}, identity {codec.identity.hex()}",
     )
 
 
@@ -137,7 +140,7 @@ class Rows:
     shape: tuple[int, ...]
 
     @property
-    def N(self) -> int:  # noqa: N802 - the number of rows, as of Samples
+    def n(self) -> int:
         """Return the number of rows."""
         return sum(part.N for part in self.parts)
 
@@ -174,14 +177,14 @@ class Rows:
         import numpy as np
 
         most = max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // self.row_bytes))
-        at = range(0, self.N, -(-self.N // most))
+        at = range(0, self.n, -(-self.n // most))
         return np.concatenate([self.read(at[start : start + PICK]) for start in range(0, len(at), PICK)])
 
     def chunks(self, block_rows: int) -> "Iterator[np.ndarray]":
         """Yield all rows in order, some blocks at a time."""
         blocks = max(1, min(CHUNK_BLOCKS, CHUNK_BYTES // (block_rows * self.row_bytes)))
-        for start in range(0, self.N, blocks * block_rows):
-            yield self.read(range(start, min(self.N, start + blocks * block_rows)))
+        for start in range(0, self.n, blocks * block_rows):
+            yield self.read(range(start, min(self.n, start + blocks * block_rows)))
 
 
 def load_rows(checkpoint: Path, task: str | None, split: Part | None, data_dir: Path | None) -> Rows:
@@ -205,6 +208,26 @@ def load_rows(checkpoint: Path, task: str | None, split: Part | None, data_dir: 
     return rows
 
 
+def leave_room(bits: float, rows: Rows) -> float:
+    """Return the bits a row that blocks may take, so that the file, without an embedded model, takes `bits` a row.
+
+    Raises InputError where header, index and checks alone take more.
+    """
+    block_rows = count_block_rows(rows)
+    lengths = 2 if bits * block_rows < 8 * (1 << 14) else 3  # bytes of the length of a block
+    around = (HEADER_BYTES + -(-rows.n // block_rows) * (5 + 2 * lengths)) * 8 / rows.n
+    if bits <= around:
+        raise InputError(f"--bits {bits:g}: the header, the index and the checks alone take {around:.2f} bits a row")
+    return bits - around
+
+
+def count_block_rows(rows: Rows) -> int:
+    """Return the number of rows in a block: 256, or what fits into the largest block."""
+    from llgae_cli.storage.compressed_header import MAX_BLOCK_BYTES
+
+    return max(1, min(BLOCK_ROWS, MAX_BLOCK_BYTES // rows.row_bytes))
+
+
 @dataclass(frozen=True)
 class Bound:
     """The error that was promised for every row, or none."""
@@ -213,13 +236,18 @@ class Bound:
     max_abs: float | None
     lossless: bool
 
-    def check(self, row_error: float, value_error: float, same: bool) -> bool:
-        """Return whether a row with these errors keeps it; `same`: all its bytes are as they were."""
-        return (
-            (self.max_l2 is None or row_error <= self.max_l2)
-            and (self.max_abs is None or value_error <= self.max_abs)
-            and (same or not self.lossless)
-        )
+    def broken(self, x: "np.ndarray", x_hat: "np.ndarray", difference: "np.ndarray") -> "np.ndarray":
+        """Return for each row of x (n, D) whether it breaks the bound; `difference` is |x - x_hat| in float64."""
+        import numpy as np
+
+        broken = np.zeros(len(x), bool)
+        if self.max_l2 is not None:
+            broken |= ~(np.square(difference).mean(1) <= self.max_l2)  # also where it is NaN
+        if self.max_abs is not None:
+            broken |= ~(difference.max(1) <= self.max_abs)
+        if self.lossless:  # the same bytes: -0.0 is not 0.0
+            broken |= (np.ascontiguousarray(x).view(np.uint8) != np.ascontiguousarray(x_hat).view(np.uint8)).any(1)
+        return broken
 
 
 @dataclass
@@ -249,17 +277,17 @@ class Distortion:
         if (x_hat.shape, x_hat.dtype) != (x.shape, x.dtype):
             raise RunError(f"rows {self.n}..{self.n + len(x) - 1} decode to another shape or type: please report this")
         difference = np.abs(x.astype(np.float64) - x_hat.astype(np.float64))
-        largest, l2 = difference.max(1), np.square(difference).mean(1)
-        same = (x.view(np.uint8) == x_hat.view(np.uint8)).all(1) if self.bound.lossless else [True] * len(x)
-        for row in range(len(x)):
-            if not self.bound.check(float(l2[row]), float(largest[row]), bool(same[row])):
-                raise RunError(f"row {self.n + row} decodes with an error beyond the bound: please report this")
+        broken = self.bound.broken(x, x_hat, difference)
+        if broken.any():
+            row = self.n + int(broken.argmax())
+            raise RunError(f"row {row} decodes with an error beyond the bound: please report this")
+        l2 = np.square(difference).mean(1)
         self.digest.update(np.ascontiguousarray(x_hat).view(np.uint8).data)
         self.n += len(x)
         self.values += x.size
         self.total += float(l2.sum()) * x.shape[1]
         self.largest_row = max(self.largest_row, float(l2.max()))
-        self.largest_value = max(self.largest_value, float(largest.max()))
+        self.largest_value = max(self.largest_value, float(difference.max()))
 
 
 def write_rows(
@@ -270,13 +298,13 @@ def write_rows(
 
     from llgae_cli.codec.entropy_coder import CODER
     from llgae_cli.storage.compressed_file import CompressedWriter
-    from llgae_cli.storage.compressed_header import MAX_BLOCK_BYTES, Header
+    from llgae_cli.storage.compressed_header import Header
 
-    block_rows = max(1, min(BLOCK_ROWS, MAX_BLOCK_BYTES // rows.row_bytes))
+    block_rows = count_block_rows(rows)
     header = Header(
-        rows.N, rows.shape, rows.dtype, codec.identity, True, CODER, settings.pack(), block_rows, len(model)
+        rows.n, rows.shape, rows.dtype, codec.identity, True, CODER, settings.pack(), block_rows, len(model)
     )
-    error, counter = Distortion(bound), RowCounter("compressed", rows.N)
+    error, counter = Distortion(bound), RowCounter("compressed", rows.n)
     with CompressedWriter(file, header, model) as writer:
         for x in rows.chunks(block_rows):
             for start, payload in enumerate(codec.encode_blocks(x, settings, block_rows)):
@@ -297,7 +325,7 @@ def verify_file(path: Path, codec: "Codec", rows: Rows, settings: "Settings", ex
 
     from llgae_cli.storage.compressed_file import CompressedFile
 
-    error, counter = Distortion(expected.bound), RowCounter("verified", rows.N)
+    error, counter = Distortion(expected.bound), RowCounter("verified", rows.n)
     try:
         with CompressedFile(path) as file:
             number = 0

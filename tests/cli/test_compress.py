@@ -119,9 +119,9 @@ def printed(said: Said) -> Any:
 # ---- Round trips
 
 
-@pytest.mark.parametrize("option", ["--bits", "--step", "--max-l2", "--max-abs"])
-def test_rows_come_back_as_near_as_was_printed(llgae: Command, checkpoint: Path, option: str) -> None:
-    made = printed(llgae("compress", checkpoint, "-o", "x.llgae", option, 0.5, "--verify", "--json"))
+@pytest.mark.parametrize(("option", "value"), [("--bits", 200), ("--step", 1), ("--max-l2", 0.5), ("--max-abs", 0.5)])
+def test_rows_come_back_as_near_as_was_printed(llgae: Command, checkpoint: Path, option: str, value: float) -> None:
+    made = printed(llgae("compress", checkpoint, "-o", "x.llgae", option, value, "--verify", "--json"))
     back = printed(llgae("decompress", checkpoint, "x.llgae", "-o", "x.npy", "--json"))
     x = load_task("subspaces", Path("data"), "none").test.stored_rows().numpy()
     x_hat = np.load("x.npy")
@@ -133,6 +133,20 @@ def test_rows_come_back_as_near_as_was_printed(llgae: Command, checkpoint: Path,
     assert made["bytes"] == sum(made["sizes"].values()) == Path("x.llgae").stat().st_size
     assert made["bits_per_row"] == 8 * made["bytes"] / 1000 and made["verified"]
     assert (back["n"], back["shape"], back["dtype"], back["lost"]) == (1000, [8, 8], "float32", [])
+
+
+def test_bits_are_those_of_the_whole_file(llgae: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def choose(self: FakeCodec, sample: np.ndarray, bits: float) -> FakeSettings:
+        asked.append((bits, len(sample)))
+        return FakeSettings(1.0)
+
+    monkeypatch.setattr(FakeCodec, "choose_settings", choose)
+    made = printed(llgae("compress", checkpoint, "-o", "x.llgae", "--bits", 80, "--json"))
+    (bits, n), sizes = asked[0], made["sizes"]
+    around = 8 * (sizes["header"] + sizes["index"]) / 1000
+    assert n == 1000 and 0 <= 80 - bits - around < 0.5
 
 
 def test_info_prints_what_compress_printed(llgae: Command, coloured: Path) -> None:
@@ -228,6 +242,7 @@ def test_rows_of_another_width_are_refused(llgae: Command, checkpoint: Path) -> 
         (("--bits", 80, "--step", 1), ("give one of",)),
         (("--step", 1, "--lossless"), ("give one of",)),
         (("--bits", 0), ("--bits 0", "positive")),
+        (("--bits", 0.5), ("--bits 0.5", "header, the index and the checks alone take 1.25 bits a row")),
         (("--max-l2", "nan"), ("--max-l2 nan", "positive")),
         (("--max-abs", "inf"), ("--max-abs inf", "positive")),
         (("--step", -3), ("--step -3", "positive")),
@@ -405,7 +420,7 @@ def test_rows_of_several_parts_are_read_as_of_one(lengths: list[int], start: int
     x = np.arange(3 * N).reshape(N, 3).astype(np.uint16)
     cuts = np.cumsum([0, *lengths])
     rows = Rows([Samples(x[a:b], centring="none") for a, b in pairwise(cuts)], (3,))
-    assert rows.N == N and rows.dtype == "uint16" and rows.row_bytes == 6
+    assert rows.n == N and rows.dtype == "uint16" and rows.row_bytes == 6
     at = range(start, max(stop, start + 1), step)
     assert np.array_equal(rows.read(at), x[at.start : at.stop : at.step])
     assert np.array_equal(np.concatenate(list(rows.chunks(7))), x)
