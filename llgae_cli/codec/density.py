@@ -7,7 +7,7 @@ A decoder must find the same probabilities on every machine: every step below is
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,7 @@ def restore_escapes(numbers: Integers, half: int) -> Integers:
     return np.where(numbers & 1, magnitude, -magnitude)
 
 
+@lru_cache(maxsize=4096)
 def make_table(shape: int, ratio: int) -> Table | None:
     """Return the table of a quantised generalised Gaussian density.
 
@@ -142,7 +143,7 @@ def integrate_density(shape: int, ratio: int) -> Integers:
     """Return the masses of the cells q = 0, 1, 2, ... under exp(-|z / alpha|^s), falling, without normalisation.
 
     The midpoint rule with 2^a points a cell, at most alpha / 16 apart, in units of 2^-40 times the distance of points.
-    At s = 1/2 the density has a cusp at 0; the rule is 0.02 % of the whole mass off there, elsewhere less.
+    A probability is off by at most 0.0004, and by less than 1 % of itself where it counts; that costs 0.00001 bits.
 
     Args:
         shape: index of the exponent s in SHAPES.
@@ -173,7 +174,7 @@ def integrate_density(shape: int, ratio: int) -> Integers:
 
 
 def exp2_negative(t: Integers) -> Integers:
-    """Return 2^(40 - t / 2^26), for t >= 0 with 26 fraction bits; off by at most 2^12 units and 1 (2^-28 of the value).
+    """Return 2^(40 - t / 2^26), for t >= 0 with 26 fraction bits; off by at most 2^-26 of the value, and 1.
 
     2^-f of the fraction f is its Taylor polynomial of degree 10 in fixed point with 30 bits.
     """
