@@ -167,10 +167,8 @@ def decode_rows(
     from llgae_cli.storage.salvage import Salvage
 
     header, dtype, salvage = file.header, np.dtype(file.header.dtype), isinstance(file, Salvage)
-    npy.write_array_header_1_0(
-        out,
-        {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": (len(chosen), *header.shape)},
-    )
+    shape = (len(chosen), *header.shape)
+    npy.write_array_header_1_0(out, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
     settings, counter = unpack_settings(header, path), RowCounter("decoded", len(chosen))
     for number in range(chosen.start // header.block_rows, -(-chosen.stop // header.block_rows)):
         rows, payload = header.rows(number), None
@@ -194,6 +192,6 @@ def unpack_settings(header: "Header", path: Path) -> "Settings":
     from llgae_cli.codec.settings import Settings
 
     try:
-        return Settings.unpack(header.settings)
+        return Settings.unpack(header.settings, header.n_values)
     except InputError as error:
         raise InputError(f"{show_path(path)}: {error}") from None

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from llgae_cli.cli.console import print_json, print_lines
 from llgae_cli.cli.decompress import unpack_settings
 from llgae_cli.cli.options import Json
 from llgae_cli.formatting import format_value
+
+if TYPE_CHECKING:
+    from llgae_cli.codec.settings import Settings
 
 
 def info(
@@ -24,7 +27,7 @@ def info(
 
     with CompressedFile(open_input(path), "standard input") as file:
         header = file.header
-        settings = dataclasses.asdict(unpack_settings(header, path))
+        settings = describe_settings(unpack_settings(header, path))
         if file.sizes is None:  # a pipe, whose sizes are known at its end
             file.read_block(file.n_blocks - 1)
         sizes = file.sizes
@@ -61,5 +64,16 @@ def info(
         f"model     {header.identity.hex()}, {'embedded' if header.model_bytes else 'not in the file'}",
         f"decoding  {'the same values' if header.exact else 'the same symbols, but not the same values,'} everywhere",
         f"coder     {header.coder}",
-        "settings  " + ", ".join(f"{name} {format_value(value)}" for name, value in settings.items()),
+        "settings  " + ", ".join(f"{name} {format_value(value, 60)}" for name, value in settings.items()),
     )
+
+
+def describe_settings(settings: "Settings") -> dict[str, Any]:
+    """Return what a user may want to know of the codec's settings: the step, and the promised error if there is one."""
+    known: dict[str, Any] = {"step": settings.step.value}
+    if settings.max_l2 is not None:
+        known["max-l2"] = settings.max_l2
+    if settings.max_abs is not None:  # one number for all variables, or one for each
+        bounds = [float(bound) for bound in settings.max_abs]
+        known["max-abs"] = bounds[0] if len(bounds) == 1 else bounds
+    return known

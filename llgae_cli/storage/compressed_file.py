@@ -109,9 +109,7 @@ class CompressedWriter:
         index = b"".join(map(pack_varint, self._lengths))
         self._file.write(index)
         self._file.write(TRAILER.pack(len(index), zlib.crc32(index, self._seed), TRAILER_MAGIC))
-        heads = len(self._lengths) * (1 + CHECK_BYTES) + len(
-            index
-        )  # the lengths in the heads take as much as the index
+        heads = len(self._lengths) * (1 + CHECK_BYTES) + len(index)  # they hold the lengths, too
         self.sizes = Sizes(self._header_bytes, self._model_bytes, sum(self._lengths), heads + len(index) + TRAILER.size)
 
     def __enter__(self) -> Self:

@@ -10,7 +10,6 @@ import types
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,10 @@ import numpy as np
 import pictured  # tests/pictured.py
 import pytest
 from command_line import Command, Said, check_refused  # tests/command_line.py
-from hypothesis import given
-from hypothesis import strategies as st
 
-from llgae_cli.cli.compress import Rows
 from llgae_cli.errors import InputError
 from llgae_cli.storage.compressed_file import CompressedFile, create_compressed
-from llgae_cli.tasks import Samples, load_task
+from llgae_cli.tasks import load_task
 
 pytestmark = pytest.mark.numeric
 
@@ -33,17 +29,24 @@ pytestmark = pytest.mark.numeric
 
 
 @dataclass(frozen=True)
+class FakeStep:
+    value: float
+
+
+@dataclass(frozen=True)
 class FakeSettings:
-    step: float
+    step: FakeStep
+    max_l2: float | None = None
+    max_abs: np.ndarray | None = None
 
     def pack(self) -> bytes:
-        return struct.pack("<d", self.step)
+        return struct.pack("<d", self.step.value)
 
     @staticmethod
-    def unpack(raw: bytes) -> "FakeSettings":
+    def unpack(raw: bytes, D: int) -> "FakeSettings":
         if len(raw) != 8:
             raise InputError("damaged settings")
-        return FakeSettings(*struct.unpack("<d", raw))
+        return FakeSettings(FakeStep(*struct.unpack("<d", raw)))
 
 
 class FakeCodec:
@@ -65,14 +68,16 @@ class FakeCodec:
     def pack(self) -> bytes:
         return self.D.to_bytes(8, "little") + self.identity
 
-    def choose_settings(self, sample: np.ndarray, **target: float) -> FakeSettings:
+    def choose_settings(self, sample: np.ndarray, **target: Any) -> FakeSettings:
         ((name, value),) = target.items()
+        value = float(np.min(value))
         steps = {"bits": 64 / value, "step": value, "max_l2": 2 * value**0.5, "max_abs": 2 * value, "lossless": 0}
-        return FakeSettings(steps[name])
+        return FakeSettings(FakeStep(steps[name]))
 
     def encode_blocks(self, x: np.ndarray, settings: FakeSettings, block_rows: int = 256) -> list[bytes]:
         assert x.ndim == 2 and x.shape[1] == self.D
-        q = np.rint(x / settings.step).astype(np.int32) if settings.step else x
+        step = settings.step.value
+        q = np.rint(x / step).astype(np.int32) if step else x
         return [zlib.compress(q[start : start + block_rows].tobytes()) for start in range(0, len(x), block_rows)]
 
     def decode_block(self, payload: bytes, n_rows: int, dtype: np.dtype[Any], settings: FakeSettings) -> np.ndarray:
@@ -80,9 +85,9 @@ class FakeCodec:
             raw = zlib.decompress(payload)
         except zlib.error:
             raise InputError("an impossible symbol") from None
-        if not settings.step:
+        if not settings.step.value:
             return np.frombuffer(raw, dtype).reshape(n_rows, self.D)
-        x_hat = np.frombuffer(raw, np.int32).reshape(n_rows, self.D) * settings.step
+        x_hat = np.frombuffer(raw, np.int32).reshape(n_rows, self.D) * settings.step.value
         if dtype.kind != "f":
             x_hat = np.clip(np.rint(x_hat), np.iinfo(dtype).min, np.iinfo(dtype).max)
         return x_hat.astype(dtype)
@@ -135,12 +140,23 @@ def test_rows_come_back_as_near_as_was_printed(llgae: Command, checkpoint: Path,
     assert (back["n"], back["shape"], back["dtype"], back["lost"]) == (1000, [8, 8], "float32", [])
 
 
+def test_each_variable_may_have_its_own_bound(
+    llgae: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = [1.0] * 63 + [0.25]
+    made = llgae("compress", checkpoint, "-o", "x.llgae", "--max-abs", ",".join(map(str, bounds)))
+    assert made.code == 0 and "largest of a value 0.25" in made.out
+    monkeypatch.setattr(FakeCodec, "choose_settings", lambda self, sample, max_abs: FakeSettings(FakeStep(2.0)))
+    made = llgae("compress", checkpoint, "-o", "y.llgae", "--max-abs", ",".join(map(str, bounds)))
+    assert made.code == 1 and "beyond the bound" in made.err
+
+
 def test_bits_are_those_of_the_whole_file(llgae: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def choose(self: FakeCodec, sample: np.ndarray, bits: float) -> FakeSettings:
         asked.append((bits, len(sample)))
-        return FakeSettings(1.0)
+        return FakeSettings(FakeStep(1.0))
 
     monkeypatch.setattr(FakeCodec, "choose_settings", choose)
     made = printed(llgae("compress", checkpoint, "-o", "x.llgae", "--bits", 80, "--json"))
@@ -245,6 +261,8 @@ def test_rows_of_another_width_are_refused(llgae: Command, checkpoint: Path) -> 
         (("--bits", 0.5), ("--bits 0.5", "header, the index and the checks alone take 1.25 bits a row")),
         (("--max-l2", "nan"), ("--max-l2 nan", "positive")),
         (("--max-abs", "inf"), ("--max-abs inf", "positive")),
+        (("--max-abs", "1,x"), ("--max-abs 1,x", "positive")),
+        (("--max-abs", "1,2,3"), ("--max-abs: 3 numbers; 1 or 64",)),
         (("--step", -3), ("--step -3", "positive")),
         (("--step", 1, "-o", "x.npz"), ("x.npz", "suffix .llgae")),
         (("--step", 1, "-o", "-", "--json"), ("--json",)),
@@ -276,7 +294,7 @@ def test_impossible_settings_and_symbols_are_refused(llgae: Command, checkpoint:
     write(Path("settings.llgae"), header, payloads)
     check_refused(llgae("decompress", checkpoint, "settings.llgae", "-o", "x.npy"), "settings.llgae: damaged settings")
     check_refused(llgae("info", "settings.llgae"), "settings.llgae: damaged settings")
-    object.__setattr__(header, "settings", FakeSettings(1.0).pack())
+    object.__setattr__(header, "settings", FakeSettings(FakeStep(1.0)).pack())
     write(Path("symbols.llgae"), header, [*payloads[:2], b"no symbols", *payloads[3:]])
     said = llgae("decompress", checkpoint, "symbols.llgae", "-o", "x.npy")
     check_refused(said, "symbols.llgae: block 2, rows 512..767: an impossible symbol")
@@ -406,27 +424,3 @@ def test_bytes_do_not_go_to_a_terminal(llgae: Command, checkpoint: Path, monkeyp
         check_refused(llgae("decompress", checkpoint, "x.llgae", "-o", "-"), "a terminal")
     monkeypatch.setattr(sys, "stdin", Terminal(io.BytesIO()))
     check_refused(llgae("info", "-"), "a terminal")
-
-
-# ---- Rows
-
-
-@given(
-    st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(0, 120), st.integers(0, 130), st.integers(1, 50)
-)
-def test_rows_of_several_parts_are_read_as_of_one(lengths: list[int], start: int, stop: int, step: int) -> None:
-    N = sum(lengths)
-    start, stop = min(start, N - 1), min(max(stop, start + 1), N)
-    x = np.arange(3 * N).reshape(N, 3).astype(np.uint16)
-    cuts = np.cumsum([0, *lengths])
-    rows = Rows([Samples(x[a:b], centring="none") for a, b in pairwise(cuts)], (3,))
-    assert rows.n == N and rows.dtype == "uint16" and rows.row_bytes == 6
-    at = range(start, max(stop, start + 1), step)
-    assert np.array_equal(rows.read(at), x[at.start : at.stop : at.step])
-    assert np.array_equal(np.concatenate(list(rows.chunks(7))), x)
-    assert np.array_equal(rows.sample(), x)
-
-
-def test_the_sample_is_every_nth_row() -> None:
-    x = np.arange(100_000).reshape(-1, 1).astype(np.int32)
-    assert np.array_equal(Rows([Samples(x, centring="none")], (1,)).sample(), x[::7])

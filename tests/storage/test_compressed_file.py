@@ -193,7 +193,7 @@ def test_the_writer_counts_blocks_and_leaves_no_half_file(tmp_path: Path) -> Non
         {"identity": bytes(15)},
         {"coder": "x" * 65},
         {"coder": "é"},
-        {"settings": bytes((1 << 16) + 1)},
+        {"settings": bytes((1 << 20) + 1)},
     ],
     ids=str,
 )
