@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llgae_cli.storage.compressed_file import Sizes
     from llgae_cli.tasks.rows import Rows
 
-BLOCK_ROWS = 256
+BLOCK_ROWS, BLOCK_BYTES = 256, 1 << 25  # most of the values that are coded as one block
 HEADER_BYTES = 120  # of header and trailer, about
 
 
@@ -189,10 +189,8 @@ def leave_room(bits: float, rows: "Rows") -> float:
 
 
 def count_block_rows(rows: "Rows") -> int:
-    """Return the number of rows in a block: 256, or what fits into the largest block."""
-    from llgae_cli.storage.compressed_header import MAX_BLOCK_BYTES
-
-    return max(1, min(BLOCK_ROWS, MAX_BLOCK_BYTES // rows.row_bytes))
+    """Return the number of rows in a block: 256, fewer where their values take more than 32 MiB, at least one."""
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES // rows.row_bytes))
 
 
 def write_rows(
