@@ -98,7 +98,9 @@ class RateClosedForm(Trainer):
         for _ in range(KMEANS_PASSES - 1):
             self._update(self._collect(theta=0.0, scatter=False), theta=0.0)
         statistics = self._collect(theta=0.0, scatter=True)
-        if self.shrinkage == "auto":
+        if self.model.K == 1 or self.model.E == 0:
+            self.strength = 0.0  # there is nothing to shrink, or to shrink toward
+        elif self.shrinkage == "auto":
             held_out = self._collect(theta=0.0, scatter=True, samples=self.samples.every(HELD_OUT))
             self.strength = choose_strength(self.mixture, statistics, held_out, self._solve_step)
             logger.info("shrinkage: %g samples, chosen on held-out rows", self.strength)
