@@ -111,7 +111,7 @@ def print_rate(found: "Evaluated") -> None:
         f"file of all samples {split.bits + split.framing:.2f} bits a sample, with framing",
     )
     print_table(
-        ["step", "bits", "mean squared error"],
+        ["step", f"bits ({found.rate_curve[0].n} samples)", "mean squared error"],
         [[f"{p.step:.5g}", f"{p.bits:.2f}", five_digits(p.mean_squared_error, 5)] for p in found.rate_curve],
     )
 
