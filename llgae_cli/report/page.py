@@ -219,7 +219,7 @@ def tabulate(checkpoints: Sequence[Evaluated]) -> list[tuple[str, str, list[str]
         ("Explained variance", "", [percent(one.explained_variance) for one in e]),
         ("PSNR", "dB", [f"{one.psnr:.2f}" for one in e]),
         *(of_components if any(len(one.usage) > 1 for one in e) else []),
-        *([(f"Bits for {symbols}", "bit", [f"{one.bits:.2f}" for one in e])] if any(one.bits for one in e) else []),
+        *([(f"Entropy of {symbols}", "bit a sample", [f"{one.bits:.2f}" for one in e])] if any(one.bits for one in e) else []),
         *_tabulate_rates(checkpoints),
         ("Epochs", "", [str(evaluated.checkpoint.epoch) for evaluated in checkpoints]),
         ("Training time", "s", [f"{evaluated.checkpoint.seconds:.1f}" for evaluated in checkpoints]),
@@ -236,8 +236,8 @@ def _tabulate_rates(checkpoints: Sequence[Evaluated]) -> list[tuple[str, str, li
     rates, splits = [one.rate for one in checkpoints], [one.bit_split for one in checkpoints]
     bits = [f"{rate.bits_coded:.2f}{' (estimate)' if rate.bits_estimated else ''}" for rate in rates]
     table = [
-        ("Bits of a code", "bit a sample", bits),
         ("Mean L2, as coded", "grey levels² per pixel", [five_digits(rate.mean_l2_coded) for rate in rates]),
+        ("Bits of a code", "bit a sample", bits),
     ]
     for part, name in PARTS.items():
         values = [None if split is None else split.parts()[part] for split in splits]

@@ -1,14 +1,14 @@
-"""Rate and distortion of a model's code."""
+"""The estimate of the rate of a model without a codec."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from llgae_cli.evaluation import measure
 from llgae_cli.evaluation.metrics import entropy
-from llgae_cli.evaluation.rate import SHARE, Rate, find_pareto_front, measure_rate, quantisation_axes
+from llgae_cli.evaluation.rate import Rate
+from llgae_cli.evaluation.rate_estimate import SHARE, estimate_rate, quantisation_axes
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 
@@ -32,7 +32,7 @@ def model_of(W: torch.Tensor) -> LLGAE:
 def rate_of(model: LLGAE, test: Samples) -> tuple[float, Rate]:
     measured = measure(model, test, 1.0)
     mean_l2 = measured.metrics.mean_l2
-    return mean_l2, measure_rate(model, test, mean_l2, measured.latents)
+    return mean_l2, estimate_rate(model, test, mean_l2, measured.latents)
 
 
 def test_entropy_is_the_textbooks() -> None:
@@ -78,12 +78,3 @@ def test_axes_invert_each_other_and_leave_out_directions_without_length() -> Non
     to_z, to_b = quantisation_axes(W, root @ root.mT)
     assert torch.allclose(to_b[0] @ to_z[0], torch.eye(3).double(), atol=1e-9)
     assert torch.allclose(to_b[1] @ to_z[1], torch.diag(torch.tensor([1.0, 1.0, 0.0])).double(), atol=1e-9)
-
-
-def test_the_pareto_front_is_what_no_point_beats() -> None:
-    generator = np.random.default_rng(0)
-    points = [(float(a), float(b)) for a, b in generator.integers(0, 12, (60, 2))]
-    beaten = {
-        p for p in points for q in points if q[0] <= p[0] and q[1] <= p[1] and (q[0] < p[0] or q[1] < p[1])
-    }  # the definition, pair by pair
-    assert {points[i] for i in find_pareto_front(points)} == set(points) - beaten
