@@ -226,7 +226,7 @@ class Codec:
             target["bits"] = leave_room(target["bits"], len(x), BLOCK_ROWS)
         settings = self.choose_settings(x[:: -(-len(x) // SAMPLE_ROWS) or 1], **target)
         header = Header(
-            len(x), X.shape[1:], X.dtype.newbyteorder("<").str, self.identity, True, CODER, settings.pack(), BLOCK_ROWS
+            len(x), X.shape[1:], X.dtype.name, self.identity, True, CODER, settings.pack(), BLOCK_ROWS
         )
         file = io.BytesIO()
         with CompressedWriter(file, header, self.pack() if embed_model else b"") as writer:
