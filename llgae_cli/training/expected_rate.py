@@ -13,7 +13,6 @@ import math
 from functools import cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from llgae_cli.training.mixture import Mixture
