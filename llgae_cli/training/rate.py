@@ -118,21 +118,19 @@ class RateClosedForm(Trainer):
         if self.statistics is None:  # the run was resumed
             self._measure()
         assert self.statistics is not None
-        before = self.mixture, self.step, self.objective, self.record
+        before = self.mixture, self.objective, self.record
         statistics, self.statistics = self.statistics, None
         self.passes += 1
         self._update(statistics, self.theta, split=self.passes <= SPLIT_PASSES)
         del statistics  # the scatters of one pass at a time are in memory
         self._measure()
-        if not math.isfinite(self.objective):
-            raise RunError(f"the objective J became {self.objective} in pass {self.passes} of this run")
-        gain = before[2] - self.objective
+        gain = before[1] - self.objective
         monotone = self.bits is None and self.strength == 0
         if monotone and gain <= 0:
-            self.mixture, self.step, self.objective, self.record = before
+            self.mixture, self.objective, self.record = before
             self.statistics = None
             self._write_model()
-        self.finished = (gain if monotone else abs(gain)) <= self.tol * abs(before[2])
+        self.finished = (gain if monotone else abs(gain)) <= self.tol * abs(before[1])
         return self.record
 
     def _choose_points(self) -> Mixture:
@@ -175,6 +173,8 @@ class RateClosedForm(Trainer):
         if split:
             updated, replaced = split_components(updated, costs, statistics.count, self.generator)
             self.repaired += replaced
+            if replaced:  # the processes' generators may differ
+                distributed.broadcast_([updated.mu, updated.U, updated.v, updated.p])
         self.mixture = updated
 
     def _measure(self) -> None:
@@ -184,6 +184,8 @@ class RateClosedForm(Trainer):
         N, D = self.samples.N, self.model.D
         outside = float(statistics.outside)
         self.objective = (float(statistics.costs(self.mixture, self.theta).sum()) + outside) / N
+        if not math.isfinite(self.objective):
+            raise RunError(f"the objective J became {self.objective} in pass {self.passes} of this run")
         self.record = EpochRecord(
             train_mean_l2=(float(statistics.distortions().sum()) + outside) / (N * D),
             empty=int((statistics.count == 0).sum()),
