@@ -15,7 +15,7 @@ from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Decode
 from llgae_cli.storage import Checkpoint
 from llgae_cli.tasks import Samples
 from llgae_cli.threads import limit_threads
-from llgae_cli.training import ClosedForm, Gradient, ResidualClosedForm, Trainer, undo_shifts
+from llgae_cli.training import ClosedForm, Gradient, RateClosedForm, ResidualClosedForm, Trainer, undo_shifts
 
 ALWAYS_BUILT = 4096  # sizes up to this are built without comparing them with the tensors first
 LARGEST = 1e34  # more than the mean L2 of the largest values that a task accepts
@@ -85,6 +85,25 @@ def build_trainer(config: Config, model: Model, samples: Samples, shape: tuple[i
 
 def _build_closed_form(config: Config, model: LLGAE, samples: Samples) -> ClosedForm:
     return ClosedForm(model, samples, candidates=config.candidates, **_common_options(config))
+
+
+def _build_closed_form_affine(config: Config, model: LLGAE, samples: Samples) -> Trainer:
+    if config.bits is None and config.step is None:
+        return _build_closed_form(config, model, samples)
+    if config.bits is not None and config.bits < math.log2(config.K):
+        raise InputError(
+            f"bits: {config.bits:g} with K {config.K}: the choice of a component alone may take "
+            f"{math.log2(config.K):.3g} bits; K is at most 2^bits"
+        )
+    return RateClosedForm(
+        model,
+        samples,
+        seed=config.seed,
+        bits=config.bits,
+        step=config.step,
+        tol=config.tol,
+        shrinkage=config.shrinkage,
+    )
 
 
 def _build_closed_form_residual(config: Config, model: Residual, samples: Samples) -> ResidualClosedForm:
@@ -186,9 +205,9 @@ MODELS: dict[str, Callable[[Config, tuple[int, ...]], Model]] = {
 }
 
 CLOSED_FORM_TRAINERS: dict[str, Callable[..., Trainer]] = {
-    "llgae": _build_closed_form,
-    "pca": _build_closed_form,
-    "kmeans": _build_closed_form,
+    "llgae": _build_closed_form_affine,
+    "pca": _build_closed_form_affine,
+    "kmeans": _build_closed_form_affine,
     "residual": _build_closed_form_residual,
     "shift": _build_closed_form_shift,
 }

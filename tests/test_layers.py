@@ -19,6 +19,7 @@ ROWS = [
     {"figures"},
     {"experiment"},
     {"evaluation", "sklearn"},
+    {"codec"},
     {"factory"},
     {"training", "storage"},
     {"models"},

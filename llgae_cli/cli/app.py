@@ -9,12 +9,15 @@ from llgae_cli import __version__, interrupts
 from llgae_cli.cli import (
     bench,
     compare,
+    compress,
     config,
     data,
     decode,
+    decompress,
     encode,
     eval,
     figures,
+    info,
     report,
     runs,
     sample,
@@ -58,6 +61,17 @@ app.command(
 app.command("decode", help="Decode codes to data: x_hat (mu_k + W_k b for model llgae) plus each sample's own mean.")(
     decode.decode
 )
+app.command(
+    "compress",
+    help="Compress data to an entropy-coded file, at a bit rate, a step or an error bound that every row keeps.\n\n"
+    "Prints the size, the bits a row (of the whole file), and the error of what the file decodes to.",
+)(compress.compress)
+app.command(
+    "decompress",
+    help="Decompress a file, or some of its rows, to an array of the original shape and type.\n\n"
+    "The checkpoint is not needed where the file holds the model (compress --embed-model).",
+)(decompress.decompress)
+app.command("info", help="Print what a compressed file holds: rows, sizes, bits a row, model, settings.")(info.info)
 app.command("sample", help="Generate samples: k by its frequency in training, b from that component's Gaussian.")(
     sample.sample
 )

@@ -34,7 +34,7 @@ class _Log(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        _silence(sys.stderr)
+        silence(sys.stderr)
 
 
 LONGEST = 1 << 20  # characters of a cell or a line; a path has at most 4096
@@ -86,14 +86,14 @@ def write_stdout(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        _silence(sys.stdout)
+        silence(sys.stdout)
         raise SystemExit(0) from None
     except OSError as error:
-        _silence(sys.stdout)
+        silence(sys.stdout)
         raise RunError(f"the result could not be written to standard output ({error.strerror})") from None
 
 
-def _silence(stream: TextIO) -> None:
+def silence(stream: TextIO) -> None:
     """Redirect a stream to the null device: the interpreter flushes once more at its end."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
+UNSET = "unset"  # what a condition calls the value of a key that is not given
+
 
 @dataclass(frozen=True)
 class Condition:

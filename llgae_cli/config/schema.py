@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from llgae_cli.config.keys import KeyNotes, key, when
+from llgae_cli.config.keys import UNSET, KeyNotes, key, when
 
 AFFINE = ("llgae", "pca", "residual", "shift", "soft-llgae")  # models whose ascent on b collapses into a matrix
 ASCENDING = ("gae", "deep-llgae")  # models whose ascent on b is a loop through a decoder network
 ENCODED = ("autoencoder", "denoising-autoencoder")  # models whose b comes from an encoder, without ascent
 NETWORKS = (*ASCENDING, *ENCODED)
 SEVERAL = ("llgae", "kmeans", "residual", "shift")  # models of several components that closed form trains
+RATED = ("llgae", "pca", "kmeans")  # models that closed form also trains for a bit rate
 DENSE = ("mlp", "conv")  # decoders with dense layers
 
 
@@ -60,7 +61,8 @@ STEPS = when(trainer="gradient", model=AFFINE, inference=("loop", "collapse"))
 AFFINE_START = when(latent_start=("linear", "learnt"))  # the ascent on b starts at the code of a closed-form LLGAE
 SEVERAL_START = when(start="closed-form", model=(*SEVERAL, "soft-llgae", "gae", "deep-llgae"))
 CLOSED_FORM = when(trainer="closed-form") | when(start="closed-form") | AFFINE_START
-RESTARTS = when(trainer="closed-form", model=SEVERAL) | SEVERAL_START | AFFINE_START
+FOR_RESIDUAL = when(trainer="closed-form", model=("llgae", "kmeans"), bits=UNSET, step=UNSET)
+RESTARTS = FOR_RESIDUAL | when(trainer="closed-form", model=("residual", "shift")) | SEVERAL_START | AFFINE_START
 
 MAX_INT = 10**9 - 1  # the largest number that a checkpoint's name holds
 Positive = Annotated[int, Field(ge=1, le=MAX_INT)]
@@ -129,7 +131,7 @@ class Config(BaseModel):
     candidates: Positive | Literal["auto", "off"] = key(
         "auto",
         "shortlist: number of components, the neighbours of its own, under which each sample is scored; off: all",
-        when(trainer="closed-form", model=("llgae", "kmeans")) | SEVERAL_START | AFFINE_START,
+        FOR_RESIDUAL | SEVERAL_START | AFFINE_START,
     )
     shrinkage: Annotated[float, Field(ge=0)] | Literal["auto"] = key(
         0.0,
@@ -137,6 +139,22 @@ class Config(BaseModel):
         when(trainer="closed-form", model=("llgae", "residual", "shift"))
         | when(start="closed-form", model=("llgae", "residual", "shift", "soft-llgae", "gae", "deep-llgae"))
         | AFFINE_START,
+    )
+    bits: float | None = key(
+        None,
+        "train for this bit rate, in bits a sample: squared error plus the price of the bits is minimised in place of "
+        "the residual; embed-dim is then the most latents of a component",
+        when(trainer="closed-form", model=RATED),
+        later=True,
+        gt=0,
+        le=MAX_INT,
+    )
+    step: float | None = key(
+        None,
+        "the same for a given quantiser step, in the units of the data",
+        when(trainer="closed-form", model=RATED),
+        later=True,
+        gt=0,
     )
     optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = key("rmsprop", "the optimiser", GRADIENT)
     lr: float = key(1e-3, "the learning rate", GRADIENT, source=True, gt=0)
@@ -277,6 +295,12 @@ class Config(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_rate(self) -> "Config":
+        if self.bits is not None and self.step is not None:
+            raise ValueError("bits: only one of bits and step can be given: each follows from the other")
+        return self
+
     def values(self) -> dict[str, Any]:
         """Return the plain value of every key under its YAML spelling, in the order of the fields."""
         return self.model_dump(mode="json", by_alias=True)
@@ -312,7 +336,8 @@ class Config(BaseModel):
         return self._meets("start", ("closed-form",)) or self._meets("latent-start", ("linear", "learnt"))
 
     def _value(self, name: str) -> str:
-        return str(getattr(self, name.replace("-", "_")))
+        value = getattr(self, name.replace("-", "_"))
+        return UNSET if value is None else str(value)
 
     def _meets(self, name: str, allowed: Sequence[str]) -> bool:
         return self._value(name) in allowed and self.explain_unused(name) is None

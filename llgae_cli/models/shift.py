@@ -73,7 +73,7 @@ class Shift(Model):
     def jacobian(self, at: Code) -> Tensor:
         """Return S W_k, shape (m, D, E)."""
         W = self.affine.jacobian(at)
-        return W.gather(1, self.places[self._which(at)][:, :, None].expand_as(W))
+        return W.gather(1, self.places[self.shift_index(at)][:, :, None].expand_as(W))
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Code:
@@ -83,11 +83,11 @@ class Shift(Model):
 
     def decode(self, code: Code) -> Tensor:
         """Return x_hat = S (mu_k + W_k b), shape (n, D)."""
-        return self.affine.decode(code).gather(1, self.places[self._which(code)])
+        return self.affine.decode(code).gather(1, self.places[self.shift_index(code)])
 
     def residual(self, x: Tensor, code: Code) -> Tensor:
         """Return S (S^-1 x - mu_k - W_k b), shape (n, D)."""
-        which = self._which(code)
+        which = self.shift_index(code)
         return self.affine.residual(self.undo_shift(x, which), code).gather(1, self.places[which])
 
     def loss(self, x: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class Shift(Model):
         for places in self.places:
             yield infer.relative_distances(x, mu[:, places] - m, A[:, places], s)
 
-    def _which(self, code: Code) -> Tensor:
+    def shift_index(self, code: Code) -> Tensor:
         """Return the index (n,) of the shift of each code."""
         assert code.s is not None
         side = 2 * self.window + 1

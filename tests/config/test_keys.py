@@ -20,12 +20,15 @@ ALWAYS = {"task", "model", "K", "embed-dim", "trainer", "epochs", "centring", "v
 GRADIENT = ALWAYS | {"optimizer", "lr", "batch-size", "schedule", "average", "flip"}
 LATENT = {"prior", "inference", "beta"}
 STARTS = {"tol", "restarts", "moves", "candidates", "shrinkage"}
+RATE = {"bits", "step"}
 NETWORK = {"decoder", "width", "channels", "precision"}
 CLIMBED = {"prior", "beta", "n-step", "latent-start", "ascent"}
 
 # Name: the choices that decide (model, trainer and others), and all keys that have an effect then.
 TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "llgae": ({}, ALWAYS | LATENT | STARTS),
+    "llgae": ({}, ALWAYS | LATENT | STARTS | RATE),
+    "llgae for a rate": ({"bits": 9.0, "K": 3}, ALWAYS | LATENT | RATE | {"tol", "shrinkage"}),
+    "llgae for a step": ({"step": 20.0}, ALWAYS | LATENT | RATE | {"tol", "shrinkage"}),
     "llgae gradient": ({"trainer": "gradient"}, GRADIENT | LATENT | {"n-step", "start"}),
     "llgae gradient adamw": (
         {"trainer": "gradient", "optimizer": "adamw"},
@@ -43,9 +46,11 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"trainer": "gradient", "start": "closed-form", "inference": "least-squares"},
         GRADIENT | LATENT | STARTS | {"start"},
     ),
-    "pca": ({"model": "pca"}, ALWAYS | LATENT | {"tol"}),
+    "pca": ({"model": "pca"}, ALWAYS | LATENT | RATE | {"tol"}),
+    "pca for a rate": ({"model": "pca", "bits": 9.0}, ALWAYS | LATENT | RATE | {"tol"}),
     "pca gradient": ({"model": "pca", "trainer": "gradient"}, GRADIENT | {"prior", "inference", "start"}),
-    "kmeans": ({"model": "kmeans"}, ALWAYS | STARTS - {"shrinkage"}),
+    "kmeans": ({"model": "kmeans"}, ALWAYS | STARTS - {"shrinkage"} | RATE),
+    "kmeans for a step": ({"model": "kmeans", "step": 20.0}, ALWAYS | RATE | {"tol"}),
     "kmeans gradient": ({"model": "kmeans", "trainer": "gradient"}, GRADIENT | {"start"}),
     "residual": ({"model": "residual"}, ALWAYS | LATENT | STARTS - {"candidates"} | {"levels", "sweeps"}),
     "residual gradient": (
@@ -105,6 +110,7 @@ OTHER: dict[str, Any] = {
     "schedule": "one-cycle", "weight-decay": 0.5, "average": 0.5, "precision": "bfloat16", "flip": True,
     "decoder": "mlp", "width": 9, "channels": 3, "latent-start": "linear", "ascent": "given", "tau": 1e-2,
     "gates": "embedding", "gate-dim": 3, "levels": 3, "sweeps": 2, "window": 2, "noise": 9.0,
+    "bits": 50.0, "step": 30.0,
 }  # fmt: skip
 SIZES = {
     "kmeans": {"embed-dim": 0}, "pca": {"embed-dim": 2}, "autoencoder": {"embed-dim": 2},
@@ -113,7 +119,7 @@ SIZES = {
 
 
 def choices_text(choices: dict[str, Any]) -> list[str]:
-    return [f"{key}={value}" for key, value in choices.items()]
+    return [f"{key}={'null' if value is None else value}" for key, value in choices.items()]
 
 
 # ---- The table

@@ -1,0 +1,85 @@
+"""Files that a command writes or reads as bytes: named ones, and `-` for standard output and input."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from llgae_cli.cli.console import print_lines, silence
+from llgae_cli.errors import InputError, RunError, explain, printable
+from llgae_cli.storage.atomic import write_atomically
+
+STANDARD = Path("-")
+PATIENCE = 5.0  # seconds between two messages of progress
+
+logger = logging.getLogger(__name__)
+
+
+def check_output(path: Path, suffix: str, json: bool = False) -> None:
+    """Raise InputError where `path` is neither a file of that suffix nor `-`, or bytes may not go to `-`."""
+    if path != STANDARD:
+        if path.suffix != suffix:
+            raise InputError(f"-o {printable(path, 200)}: a file with the suffix {suffix} is expected, or -")
+    elif json:
+        raise InputError("-o -: with --json, standard output has the JSON document: write to a file")
+    elif sys.stdout.isatty():
+        raise InputError("-o -: standard output is a terminal, and bytes are not written to it: redirect it")
+
+
+@contextmanager
+def open_output(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, which appears under its name when the block ends without an error, or standard output for `-`.
+
+    A file's `name` is the path of its temporary file. Where the reader of standard output has closed the pipe, as
+    `head` does, exits with 0. Raises RunError where the system refuses to write.
+    """
+    if path != STANDARD:
+        with write_atomically(path) as temporary, open(temporary, "wb") as file:
+            yield file
+        return
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        silence(sys.stdout)
+        raise SystemExit(0) from None
+    except OSError as error:
+        silence(sys.stdout)
+        raise RunError(f"standard output cannot be written ({explain(error)})") from None
+
+
+def open_input(path: Path) -> "Path | BinaryIO":
+    """Return the path, or standard input for `-`. Raises InputError where that is a terminal."""
+    if path != STANDARD:
+        return path
+    if sys.stdin.isatty():
+        raise InputError("-: standard input is a terminal: redirect a file to it")
+    return sys.stdin.buffer
+
+
+def print_summary(output: Path, *lines: str) -> None:
+    """Print lines on stdout, or on stderr where standard output has the bytes."""
+    if output != STANDARD:
+        print_lines(*lines)
+        return
+    for line in lines:
+        logger.info("%s", line)
+
+
+class RowCounter:
+    """Reports on stderr how many of n rows are done, for work that takes more than PATIENCE seconds."""
+
+    def __init__(self, verb: str, n: int) -> None:
+        """Start; `verb` is "compressed" or another participle."""
+        self._verb, self._n, self._done = verb, n, 0
+        self._next = time.monotonic() + PATIENCE
+
+    def add(self, rows: int) -> None:
+        """Count `rows` more."""
+        self._done += rows
+        if time.monotonic() >= self._next and self._done < self._n:
+            logger.info("%s %d of %d rows", self._verb, self._done, self._n)
+            self._next = time.monotonic() + PATIENCE

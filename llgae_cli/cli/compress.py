@@ -1,0 +1,247 @@
+"""`llgae compress`."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from llgae_cli.cli.binary_streams import STANDARD, RowCounter, check_output, open_output, print_summary
+from llgae_cli.cli.console import print_json
+from llgae_cli.cli.encode import Part
+from llgae_cli.cli.options import CheckpointFile, DataDir, Json
+from llgae_cli.errors import InputError, RunError, printable, show_path
+from llgae_cli.formatting import five_digits
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from llgae_cli.codec.codec import Codec
+    from llgae_cli.codec.settings import Settings
+    from llgae_cli.evaluation.distortion import Bound, Distortion
+    from llgae_cli.storage.compressed_file import Sizes
+    from llgae_cli.tasks.rows import Rows
+
+BLOCK_ROWS, BLOCK_BYTES = 256, 1 << 25  # most of the values that are coded as one block
+HEADER_BYTES = 120  # of header and trailer, about
+
+
+def compress(
+    checkpoint: CheckpointFile,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write (.llgae); - for standard output.", metavar="FILE")
+    ],
+    task: Annotated[
+        str | None, typer.Option(help="Compress this task instead of the checkpoint's own, for instance npy:PATH.")
+    ] = None,
+    split: Annotated[
+        Part | None,
+        typer.Option(help="Split to compress; all: train, then test. Default: test; all for --task npy:FILE."),
+    ] = None,
+    data_dir: DataDir = None,
+    bits: Annotated[
+        float | None, typer.Option(help="Bits a row: choose the step for which these rows take so many.")
+    ] = None,
+    step: Annotated[float | None, typer.Option(help="Step of the quantiser.")] = None,
+    max_l2: Annotated[
+        float | None, typer.Option("--max-l2", help="Bound on every row's squared error, the mean over its values.")
+    ] = None,
+    max_abs: Annotated[
+        str | None,
+        typer.Option(
+            "--max-abs",
+            help="Bound on every value's absolute error: a number, or one for each variable, with commas between.",
+            metavar="FLOAT[,FLOAT...]",
+        ),
+    ] = None,
+    lossless: Annotated[bool, typer.Option("--lossless", help="Keep every value as it is.")] = False,
+    embed_model: Annotated[
+        bool,
+        typer.Option("--embed-model", help="Put the model into the file, so that it decodes without a checkpoint."),
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Decode what was written and compare it, before the file gets its name.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Run `llgae compress`; `app` has its help."""
+    target = choose_target(bits, step, max_l2, max_abs, lossless)
+    check_output(output, ".llgae", json)
+    if verify and output == STANDARD:
+        raise InputError("--verify: what went to standard output cannot be read back: write to a file")
+    from llgae_cli.codec.codec import Codec
+    from llgae_cli.evaluation.distortion import Bound
+
+    codec = Codec.load(checkpoint)
+    rows = load_rows(checkpoint, task, split, data_dir)
+    if math.prod(rows.shape) != codec.D:
+        raise InputError(f"{rows.origin}: rows of {math.prod(rows.shape)} values; the model's have {codec.D}")
+    if "max_abs" in target:
+        target["max_abs"] = spread(target["max_abs"], codec.D)
+    if bits is not None:
+        target["bits"] = leave_room(bits, rows)
+    settings = codec.choose_settings(rows.sample(), **target)
+    model = codec.pack() if embed_model else b""
+    with open_output(output) as file:
+        bound = Bound(max_l2, target.get("max_abs"), lossless)
+        error, sizes = write_rows(file, codec, rows, settings, model, bound)
+        if verify:
+            file.flush()
+            verify_file(Path(file.name), codec, rows, settings, error)
+    bits_a_row = 8 * sizes.total / rows.n
+    if json:
+        print_json(
+            {
+                "file": str(output),
+                "n": rows.n,
+                "shape": list(rows.shape),
+                "dtype": rows.dtype,
+                "bytes": sizes.total,
+                "bits_per_row": bits_a_row,
+                "mean_squared_error": error.mean,
+                "largest_row_error": error.largest_row,
+                "largest_value_error": error.largest_value,
+                "sizes": {"header": sizes.header, "model": sizes.model, "index": sizes.index, "blocks": sizes.blocks},
+                "model_bytes": codec.size,
+                "identity": codec.identity.hex(),
+                "verified": verify,
+            }
+        )
+        return
+    embedded = f", {sizes.model} of them in the file" if sizes.model else ", not in the file"
+    print_summary(
+        output,
+        f"file     {output}{', verified' if verify else ''}",
+        f"rows     {rows.n}, each {' x '.join(map(str, rows.shape))} {rows.dtype}",
+        f"size     {sizes.total} bytes, {bits_a_row:.2f} bits a row",
+        f"error    mean squared {five_digits(error.mean)}, largest of a row {five_digits(error.largest_row)}, "
+        f"largest of a value {five_digits(error.largest_value)}",
+        f"bytes    header {sizes.header}, model {sizes.model}, index and checks {sizes.index}, blocks {sizes.blocks}",
+        f"model    {codec.size} bytes{embedded}, identity {codec.identity.hex()}",
+    )
+
+
+def choose_target(
+    bits: float | None, step: float | None, max_l2: float | None, max_abs: str | None, lossless: bool
+) -> dict[str, Any]:
+    """Return the one option that says how well to code, max_abs as a list of numbers.
+
+    Raises InputError for none of them, several, or a wrong number.
+    """
+    options = {"bits": bits, "step": step, "max_l2": max_l2, "max_abs": max_abs, "lossless": lossless or None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if len(given) != 1:
+        raise InputError("give one of --bits, --step, --max-l2, --max-abs and --lossless")
+    ((key, value),) = given.items()
+    if lossless:
+        return given
+    try:
+        numbers = [float(part) for part in value.split(",")] if isinstance(value, str) else [value]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise InputError(f"--{key.replace('_', '-')} {printable(value)}: a positive number is expected")
+    return {key: numbers if key == "max_abs" else numbers[0]}
+
+
+def spread(bounds: list[float], D: int) -> "np.ndarray":
+    """Return the bounds of --max-abs as an array, (1,) for all variables or (D,). Raises InputError otherwise."""
+    import numpy as np
+
+    if len(bounds) not in (1, D):
+        raise InputError(f"--max-abs: {len(bounds)} numbers; 1 or {D}, the number of variables, are expected")
+    return np.array(bounds)
+
+
+def load_rows(checkpoint: Path, task: str | None, split: Part | None, data_dir: Path | None) -> "Rows":
+    """Load the rows of a split, or of both, of a task or the checkpoint's own; without a split as `load_samples`."""
+    from llgae_cli.config import parse_config
+    from llgae_cli.storage import load
+    from llgae_cli.tasks import load_samples, load_task
+    from llgae_cli.tasks.npy_file import NpyFile
+    from llgae_cli.tasks.rows import Rows
+
+    config = parse_config(load(checkpoint).config)
+    name, folder = task or config.task, data_dir or config.data_dir
+    path = Path(name.removeprefix("npy:")).expanduser()
+    if name.startswith("npy:") and not path.is_dir() and split in (None, Part.all):
+        whole = load_samples(name, "all", folder, "none", config.seed)
+        return Rows([whole], NpyFile(path).shape[1:])
+    loaded = load_task(name, folder, "none", config.seed)
+    parts = {Part.train: [loaded.train], Part.test: [loaded.test], Part.all: [loaded.train, loaded.test]}
+    rows = Rows(parts[split or Part.test], loaded.shape)
+    if len({part.stored for part in rows.parts}) > 1:
+        raise InputError(f"--split all: {rows.origin}: the train and the test rows are stored in different types")
+    return rows
+
+
+def leave_room(bits: float, rows: "Rows") -> float:
+    """Return the bits a row that blocks may take, so that the file, without an embedded model, takes `bits` a row.
+
+    Raises InputError where header, index and checks alone take more.
+    """
+    block_rows = count_block_rows(rows)
+    lengths = 2 if bits * block_rows < 8 * (1 << 14) else 3  # bytes of the length of a block
+    around = (HEADER_BYTES + -(-rows.n // block_rows) * (5 + 2 * lengths)) * 8 / rows.n
+    if bits <= around:
+        raise InputError(f"--bits {bits:g}: the header, the index and the checks alone take {around:.2f} bits a row")
+    return bits - around
+
+
+def count_block_rows(rows: "Rows") -> int:
+    """Return the number of rows in a block: 256, fewer where their values take more than 32 MiB, at least one."""
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES // rows.row_bytes))
+
+
+def write_rows(
+    file: BinaryIO, codec: "Codec", rows: "Rows", settings: "Settings", model: bytes, bound: "Bound"
+) -> "tuple[Distortion, Sizes]":
+    """Write all rows as a compressed file; return the errors of what they decode to, and where the bytes went."""
+    import numpy as np
+
+    from llgae_cli.codec.entropy_coder import CODER
+    from llgae_cli.evaluation.distortion import Distortion
+    from llgae_cli.storage.compressed_file import CompressedWriter
+    from llgae_cli.storage.compressed_header import Header
+
+    block_rows = count_block_rows(rows)
+    header = Header(
+        rows.n, rows.shape, rows.dtype, codec.identity, True, CODER, settings.pack(), block_rows, len(model)
+    )
+    error, counter = Distortion(bound), RowCounter("compressed", rows.n)
+    with CompressedWriter(file, header, model) as writer:
+        for x in rows.chunks(block_rows):
+            for start, payload in enumerate(codec.encode_blocks(x, settings, block_rows)):
+                block = x[start * block_rows : (start + 1) * block_rows]
+                error.add(block, codec.decode_block(payload, len(block), np.dtype(rows.dtype), settings))
+                writer.write(payload)
+            counter.add(len(x))
+    assert writer.sizes is not None
+    return error, writer.sizes
+
+
+def verify_file(path: Path, codec: "Codec", rows: "Rows", settings: "Settings", expected: "Distortion") -> None:
+    """Decode a file and compare it with the rows and with what its blocks decoded to before they were written.
+
+    Raises RunError where it differs, or breaks the bound.
+    """
+    import numpy as np
+
+    from llgae_cli.evaluation.distortion import Distortion
+    from llgae_cli.storage.compressed_file import CompressedFile
+
+    error, counter = Distortion(expected.bound), RowCounter("verified", rows.n)
+    try:
+        with CompressedFile(path) as file:
+            number = 0
+            for x in rows.chunks(file.header.block_rows):
+                for start in range(0, len(x), file.header.block_rows):
+                    block = x[start : start + file.header.block_rows]
+                    payload = file.read_block(number)
+                    error.add(block, codec.decode_block(payload, len(block), np.dtype(rows.dtype), settings))
+                    number += 1
+                counter.add(len(x))
+    except InputError as wrong:
+        raise RunError(f"--verify: {show_path(path)} cannot be read back ({printable(wrong, 200)})") from None
+    if error.digest.digest() != expected.digest.digest():
+        raise RunError(f"--verify: {show_path(path)} decodes to other values than before it was written")

@@ -1,0 +1,1 @@
+"""The codec: rows of data as bits, and back, with the same result on every machine."""

@@ -1,0 +1,238 @@
+"""The codec of a model: rows to bytes at a bit rate or an error bound, and back to the same values on every machine."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llgae_cli.codec.blocks import Rows, read_block, write_block
+from llgae_cli.codec.corrections import fit_corrections
+from llgae_cli.codec.density import COST_UNIT, make_weights
+from llgae_cli.codec.encoder import Codes, Prepared
+from llgae_cli.codec.exact import Floats, Step
+from llgae_cli.codec.model import CodecModel
+from llgae_cli.codec.settings import MODES, Settings
+from llgae_cli.errors import InputError
+from llgae_cli.threads import run_parallel
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 1024
+TRIAL_ROWS = 4096  # rows that the search for a step codes each time
+BOUND_ROWS = 512  # rows that the search for a step codes under a bound
+SMALLEST = 2.0**-12  # of the steps that are tried, over the model's own
+LARGEST = 2.0**6
+ANS_BITS = 24.0  # that a block costs beside its symbols
+BLOCK_ROWS = 256
+
+
+class Codec:
+    """Codes rows of a data set with a trained model; `llgae compress` and the Python API use it.
+
+    Attributes: `model`, a `CodecModel`; `D`, values of a row; `identity`, 16 bytes; `size`, bytes of the packed model.
+    """
+
+    def __init__(self, model: CodecModel):
+        self.model = model
+        self.D = model.decoder.D
+        self.identity = model.identity
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Codec":
+        """Return the codec in a checkpoint. Raises InputError where it has none, or is damaged."""
+        from llgae_cli import storage
+
+        checkpoint = storage.load(Path(path))
+        packed = checkpoint.extras.get("codec")
+        if packed is None:
+            raise InputError(
+                f"{Path(path).name}: has no codec; models llgae, pca, kmeans, residual and shift have one once their "
+                "training is complete (by this version or a later one)"
+            )
+        try:
+            return cls.unpack(packed.numpy().tobytes())
+        except (InputError, AttributeError, RuntimeError):
+            raise InputError(f"{Path(path).name}: its codec is damaged") from None
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Codec":
+        """Return the codec in the bytes of `pack`. Raises InputError where they are damaged."""
+        return cls(CodecModel.unpack(data))
+
+    def pack(self) -> bytes:
+        """Return the model as bytes, for files that hold it."""
+        return self.model.pack()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the packed model."""
+        return len(self.pack())
+
+    # -- choice of the settings ---------------------------------------------------------------------------------------
+
+    def choose_settings(
+        self,
+        sample: NDArray[Any],
+        *,
+        bits: float | None = None,
+        step: float | None = None,
+        max_l2: float | None = None,
+        max_abs: float | Floats | None = None,
+        lossless: bool = False,
+    ) -> Settings:
+        """Return the settings of a file from a sample of its rows (m, D), in their stored type.
+
+        bits      bits a row, of the blocks: the step for which the sample takes at most so many
+        step      the step itself
+        max_l2    bound on each row's squared error, the mean over its values
+        max_abs   bound on each value's error, for all or for each variable (D,)
+        lossless  every value as it is; integers only
+
+        Raises InputError for a rate that no step reaches, and for lossless floats.
+        """
+        if len(sample) == 0:
+            return Settings(self.model.step if step is None else Step.nearest(step))
+        if bits is not None:
+            return self._find_step(sample, bits)
+        if step is not None:
+            try:
+                return self._choose_shift(sample, Step.nearest(step))
+            except ValueError as error:
+                raise InputError(str(error)) from None
+        bound = Settings(self.model.step, max_l2=max_l2, max_abs=None if max_abs is None else np.atleast_1d(max_abs))
+        if lossless:
+            if not np.issubdtype(sample.dtype, np.integer) and sample.dtype != np.bool_:
+                raise InputError(f"lossless coding is for integers; these rows hold {sample.dtype}: give --max-abs")
+            bound = replace(bound, max_abs=np.zeros(1))
+        return self._find_bounded(sample, bound)
+
+    def _find_step(self, sample: NDArray[Any], bits: float) -> Settings:
+        y, fits = self._to_grid(sample)
+        bits -= ANS_BITS / min(BLOCK_ROWS, len(sample))
+        few = y[:: max(1, len(y) // TRIAL_ROWS)][:TRIAL_ROWS]
+        raw = (len(y) - fits.sum()) * 8.0 * sample.itemsize * self.D / len(y)
+        candidates = self._find_candidates(few, self.model.step)
+
+        def rate(step: Step, shift: int = 0, rows: Floats = few) -> float:
+            codes = self._choose(rows, step, shift, candidates if rows is few else None)
+            return float(codes.cost.mean()) / COST_UNIT + raw
+
+        low, high = self.model.step.value, self.model.step.value
+        while rate(Step.nearest(high)) > bits:
+            low, high = high, high * 1.5
+            if high > LARGEST * self.model.step.value:
+                least = rate(Step.nearest(high))
+                raise InputError(f"bits {bits:.4g}: this model's codes take at least {least:.4g} bits a row")
+        while low > SMALLEST * self.model.step.value and rate(Step.nearest(low)) <= bits:
+            low, high = low / 1.5, low
+
+        def narrow(low: float, high: float, shift: int, ratio: float) -> tuple[float, float]:
+            while high / low > ratio:
+                middle = (low * high) ** 0.5
+                low, high = (middle, high) if rate(Step.nearest(middle), shift) > bits else (low, middle)
+            return low, high
+
+        low, high = narrow(low, high, 0, 1.05)
+        shift = self._choose_shift(few, Step.nearest(high), on_grid=True).scale_shift
+        step = Step.nearest(narrow(low / 1.1, high * 1.1, shift, 1.002)[1])
+        # The trial rows may take fewer bits than all rows.
+        for _ in range(8):
+            over = rate(step, shift, y) - bits
+            if over <= 0:
+                break
+            step = Step.nearest(step.value * (1.0015 + over / bits / 2))
+        return Settings(step, shift)
+
+    def _choose_shift(self, sample: NDArray[Any], step: Step, on_grid: bool = False) -> Settings:
+        """Return the settings with the shift of the densities' scales that gives the sample the least J.
+
+        Densities are those of the training rows' latents. Rounding toward zero makes values smaller, and those of other
+        rows may be larger.
+        """
+        y = sample if on_grid else self._to_grid(sample)[0]
+        y = y[:: max(1, len(y) // TRIAL_ROWS)][:TRIAL_ROWS]
+        candidates = self._find_candidates(y, step)
+        costs: dict[int, float] = {}
+
+        def cost(shift: int) -> float:
+            if shift not in costs:
+                costs[shift] = float(self._choose(y, step, shift, candidates).J.sum())
+            return costs[shift]
+
+        best = 0
+        for direction in (-1, 1):
+            while abs(best + direction) <= 16 and cost(best + direction) < cost(best):
+                best += direction
+        return Settings(step, best)
+
+    def _find_bounded(self, sample: NDArray[Any], bound: Settings) -> Settings:
+        """Return the settings that hold a bound with the fewest bytes, among steps that differ by factors of 2."""
+        few = sample[:: max(1, len(sample) // BOUND_ROWS)][:BOUND_ROWS]
+        best: tuple[int, Settings] | None = None
+        for halvings in range(-2, 14):
+            trial = replace(bound, step=self.model.step.divide(halvings))
+            rows = self._encode_rows(few, trial, trial_of_modes=True)
+            trial = replace(trial, corrections=fit_corrections(few, rows, trial))
+            rows = self._encode_rows(few, trial)
+            trial = replace(trial, modes=make_weights(np.bincount(rows.mode, minlength=MODES) + 1))
+            size = len(write_block(self.model, rows, trial))
+            if best is not None and size > 1.1 * best[0]:
+                break
+            if best is None or size < best[0]:
+                best = size, trial
+        assert best is not None
+        return best[1]
+
+    # -- coding -------------------------------------------------------------------------------------------------------
+
+    def encode_blocks(self, x: NDArray[Any], settings: Settings, block_rows: int = BLOCK_ROWS) -> list[bytes]:
+        """Return one payload for each `block_rows` rows of x (m, D), in their stored type."""
+        rows = self._encode_rows(x, settings)
+        blocks: list[bytes] = []
+        parts = [rows.take(slice(low, low + block_rows)) for low in range(0, len(x), block_rows)]
+        run_parallel(lambda part: write_block(self.model, part, settings), parts, blocks.append, len(parts) > 1)
+        return blocks
+
+    def decode_block(self, payload: bytes, n: int, dtype: np.dtype[Any], settings: Settings) -> NDArray[Any]:
+        """Return the n rows (n, D) of a payload, in their stored type. Raises InputError for impossible symbols."""
+        return read_block(self.model, payload, n, np.dtype(dtype), settings)
+
+    def rate(self, x: NDArray[Any], settings: Settings) -> Codes:
+        """Return the codes of rows x (m, D) and what they cost, without writing them; for measurements."""
+        return self._choose(self._to_grid(x)[0], settings.step, settings.scale_shift)
+
+    def _encode_rows(self, x: NDArray[Any], settings: Settings, trial_of_modes: bool = False) -> Rows:
+        parts: list[Rows] = []
+        chunks = [x[low : low + CHUNK] for low in range(0, len(x), CHUNK)] or [x]
+        prepared = self.model.encoder.prepare(settings.step, settings.scale_shift)
+        code = partial(Rows.encode, self.model, settings=settings, prepared=prepared, trial=trial_of_modes)
+        run_parallel(code, chunks, parts.append, len(chunks) > 1)
+        return Rows.join(parts)
+
+    def _to_grid(self, x: NDArray[Any]) -> tuple[Floats, NDArray[np.bool_]]:
+        return self.model.grid.round(x.astype(np.float64))
+
+    def _find_candidates(self, y: Floats, step: Step) -> NDArray[np.int64] | None:
+        prepared = self.model.encoder.prepare(step, 0)
+        found = list(self._in_chunks(lambda rows: self.model.encoder.find_candidates(y[rows], prepared), len(y)))
+        return None if found[0] is None else np.concatenate(found)
+
+    def _choose(self, y: Floats, step: Step, shift: int, candidates: NDArray[np.int64] | None = None) -> Codes:
+        prepared = self.model.encoder.prepare(step, shift)
+
+        def choose(rows: slice) -> Codes:
+            return self.model.encoder.choose(y[rows], prepared, None if candidates is None else candidates[rows])
+
+        return Codes.join(list(self._in_chunks(choose, len(y))))
+
+    @staticmethod
+    def _in_chunks(compute: Callable[[slice], Any], n: int) -> Iterator[Any]:
+        results: list[Any] = []
+        chunks = [slice(low, low + CHUNK) for low in range(0, max(n, 1), CHUNK)]
+        run_parallel(compute, chunks, results.append, len(chunks) > 1)
+        return iter(results)

@@ -1,0 +1,312 @@
+"""The choice of a row's code: component and integers q that minimise J = |x - x_hat|^2 + lambda R.
+
+The result depends on the model, the step and the row alone: everything that decides is computed from integers, which
+float64 holds exactly, or by single operations that IEEE 754 defines to the last bit. Rows and offsets are rounded to a
+grid 2^-g such that |y| <= 2^25 for y = (x - origin) 2^g; bases have 20 fraction bits; so the products U^T y stay below
+2^53 and are exact in any order.
+
+1. Score: J_k of `training.rate`, in which a latent of variance v costs theta z^2 / v + theta ln(v / theta) or z^2; the
+   components with the least scores are candidates, the lower index first among equals.
+2. Choice: for each candidate every latent is rounded to the nearest q or the one next to it toward zero, whichever
+   costs less by the densities' tables; the candidate with the least J is used.
+
+Levels of a residual model are coded one after the other, each with what the levels before it left.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llgae_cli.codec.density import COST_UNIT, Integers, exp2_negative, integer_log2
+from llgae_cli.codec.exact import BASIS_BITS, IDS, ExactDecoder, Floats, Level, Step, find_table, group_rows
+
+TRADE_OFF = 0.13  # lambda / Delta^2
+LOG2_THETA = -223783  # 2^16 log2(TRADE_OFF / (2 ln 2)): theta = lambda / (2 ln 2), over Delta^2
+LOG2_VARIANCE = (452650, 65536, -28662, -65536)  # 2^16 log2(v / alpha^2) of each shape: Gamma(3/s) / Gamma(1/s)
+CANDIDATES = 4
+GRID_BITS = 24  # |y| of the training rows, at most; rows up to twice as long are coded
+COARSE = 4  # bits of the latents that scores leave out
+KEY_SHIFT = 8  # bits of the scores that keys leave out
+LONGEST_COSTS = 255
+TILE = 512  # columns of a product
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """Codes of n rows: k (n, L), s (n,) or None, q (n, E).
+
+    cost  (n,) their bits, in units of 2^-16
+    J     (n,) |x - x_hat|^2 + lambda R, float64
+    """
+
+    k: Integers
+    s: Integers | None
+    q: Integers
+    cost: Integers
+    J: Floats
+
+    def take(self, rows: Integers | NDArray[np.bool_]) -> "Codes":
+        """Return the codes of some rows."""
+        return Codes(self.k[rows], None if self.s is None else self.s[rows], self.q[rows], self.cost[rows], self.J[rows])
+
+
+    @classmethod
+    def join(cls, parts: list["Codes"]) -> "Codes":
+        """Return the codes of all parts."""
+        s = None if parts[0].s is None else np.concatenate([part.s for part in parts if part.s is not None])
+        k, q, cost, J = (np.concatenate([getattr(part, name) for part in parts]) for name in ("k", "q", "cost", "J"))
+        return cls(k, s, q, cost, J)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The grid on which rows are coded: y = round((x - origin) 2^bits)."""
+
+    origin: Floats
+    bits: int
+
+    @classmethod
+    def fit(cls, origin: Floats, radius: float) -> "Grid":
+        """Return the grid for rows at most `radius` from the origin."""
+        return cls(np.rint(origin), GRID_BITS - math.frexp(max(radius, 1e-30))[1])
+
+    def round(self, x: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        """Return y (n, D) of rows x (n, D), and which are on the grid; the others are zero."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = np.rint((x - self.origin) * 2.0**self.bits)
+            fits = (y * y).sum(1) <= 4.0**(GRID_BITS + 1)
+        y[~fits] = 0.0
+        return y, fits
+
+
+class LevelEncoder:
+    """Chooses k and q of one level. `weights` (K,) are the probabilities of k times 2^24."""
+
+    def __init__(self, level: Level, weights: Integers, grid: Grid, is_first: bool):
+        self.level, self.grid, self.weights = level, grid, weights
+        origin = grid.origin if is_first else np.zeros_like(grid.origin)
+        self.m = torch.from_numpy(np.rint((level.mu - origin) * 2.0**grid.bits))  # (K, D)
+        self.squared = self.m.square().sum(1)
+        if bool((self.squared > 4.0 ** (GRID_BITS + 1)).any()):
+            raise ValueError("an offset that is far beyond the rows")
+        self.U = torch.from_numpy(level.U * 2.0**BASIS_BITS)  # (K, D, E)
+        self.z0 = torch.bmm(self.m[:, None, :], self.U)[:, 0]  # (K, E)
+
+    def prepare(self, step: Step, shift: int) -> "Prepared":
+        """Return what depends on the step."""
+        return Prepared(self, step, shift)
+
+    def project(self, y: Tensor, j: int) -> Tensor:
+        """Return the latents z = U_j^T (y - m_j), (n, E), in the rows' own units."""
+        return (y @ self.U[j]).sub_(self.z0[j]).mul_(2.0 ** -(BASIS_BITS + self.grid.bits))
+
+    def distances(self, y: Tensor) -> Tensor:
+        """Return |y - m_k|^2, (n, K)."""
+        return (y @ self.m.T).mul_(-2).add_(y.square().sum(1, keepdim=True)).add_(self.squared)
+
+
+class Prepared:
+    """A level at a step: weights and constants of the scores, and tables of costs."""
+
+    def __init__(self, encoder: LevelEncoder, step: Step, shift: int):
+        self.encoder, self.step = encoder, step
+        level = encoder.level
+        K, E = level.K, level.E
+        self.unit = 4.0**encoder.grid.bits  # J in units of the squared grid
+        self.trade_off = TRADE_OFF * step.value * step.value
+        variance = (level.scale + shift) * (COST_UNIT // 4) + np.array(LOG2_VARIANCE)[level.shape]
+        excess = np.clip(variance - (2 * step.log2 + LOG2_THETA), 0, 40 * COST_UNIT)  # 2^16 log2(v / theta)
+        weight = 256 - (exp2_negative(excess << 10) >> 32)
+        cost_k = 24 * COST_UNIT - integer_log2(encoder.weights)
+        self.cost_k = torch.from_numpy(np.rint(cost_k * (self.trade_off / COST_UNIT * self.unit)))
+        constant = torch.from_numpy(np.rint(excess.sum(1) * (self.trade_off / 2 / COST_UNIT * self.unit)))
+        self.constant = constant + self.cost_k
+        self.bits_k = torch.from_numpy(cost_k)
+        self.tables = level.table_ids(step, shift)
+        self.costs = self._tabulate(K, E)
+        self.tiles = self._make_tiles(torch.from_numpy(weight.astype(np.float64)))
+
+    def _tabulate(self, K: int, E: int) -> Tensor:
+        """Return the cost of |q| = 0, 1, ... for each latent, (K, E, Q + 1), in units of 2^-16 bit."""
+        ids, inverse = np.unique(self.tables, return_inverse=True)
+        found = [find_table(number) for number in ids.tolist()]
+        Q = min(LONGEST_COSTS, max((t.half << t.low_bits for t in found if t is not None), default=1))
+        free = np.zeros(Q + 1, np.int64)
+        costs = [free if table is None else table.compute_costs(np.arange(Q + 1)) for table in found]
+        coded = np.array([table is not None for table in found], np.float64)
+        inverse = inverse.reshape(K, E)
+        self.coded = torch.from_numpy(coded[inverse] if E else np.zeros((K, 0)))  # 0 for latents that are skipped
+        return torch.from_numpy(np.stack(costs)[inverse] if E else np.zeros((K, 0, Q + 1), np.int64))
+
+    def _make_tiles(self, weight: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Return groups of components (t,), with the bases (D, t e), z0 (t e,) and weights (t, e) of what counts."""
+        encoder, tiles = self.encoder, []
+        width = int((weight > 0).sum(1).max()) if weight.numel() else 0
+        used = (weight > 0).sum(1)
+        order = torch.argsort(used, stable=True)
+        size = max(1, TILE // max(1, width))
+        for some in order.split(size):
+            e = int(used[some].max())
+            # The latents that count are the first ones where latents are in falling order of variance.
+            chosen = torch.argsort(weight[some], dim=1, descending=True, stable=True)[:, :e]  # (t, e)
+            U = encoder.U[some].gather(2, chosen[:, None, :].expand(-1, encoder.U.shape[1], -1))
+            tiles.append(
+                (
+                    some,
+                    U.permute(1, 0, 2).reshape(encoder.U.shape[1], -1).contiguous(),
+                    encoder.z0[some].gather(1, chosen).flatten(),
+                    weight[some].gather(1, chosen),
+                )
+            )
+        return tiles
+
+    def keys(self, y: Tensor, count: int) -> Tensor:
+        """Return the `count` least keys of each row of y (n, D), rising: scores and components in one integer."""
+        K = self.encoder.level.K
+        score = self.encoder.distances(y).add_(self.constant)
+        for some, U, z0, weight in self.tiles:
+            if weight.shape[1]:
+                z = (y @ U).sub_(z0).mul_(2.0 ** -(BASIS_BITS + COARSE)).round_()
+                score[:, some] -= (z.square_().unflatten(1, weight.shape) * weight).sum(2)
+        bits = max(1, (K - 1).bit_length())
+        keys = (score.to(torch.int64) >> KEY_SHIFT << bits) + torch.arange(K)
+        return keys.topk(min(count, K), dim=1, largest=False, sorted=True).values
+
+    def choose(self, y: Tensor, candidates: Tensor) -> tuple[Integers, Integers, Integers, Integers]:
+        """Return k (n,), q (n, E), J (n,) in units of the squared grid, and the cost (n,) in 2^-16 bit.
+
+        `candidates` (n, M) are components, the preferred ones first.
+        """
+        n, M = candidates.shape
+        E = self.encoder.level.E
+        pair_k = candidates.flatten()
+        J = torch.empty(n * M, dtype=torch.int64)
+        q, bits = torch.empty(n * M, E, dtype=torch.int32), torch.empty(n * M, dtype=torch.int64)
+        for j, at in group_rows(pair_k.numpy(), self.encoder.level.K):
+            pairs = torch.from_numpy(at)
+            J[pairs], q[pairs], bits[pairs] = self._cost(y[pairs // M], j)
+        best = (J.view(n, M) * M + torch.arange(M)).min(1).values  # integers without ties
+        chosen = torch.arange(n) * M + best % M
+        return pair_k[chosen].numpy(), q[chosen].numpy().astype(np.int64), J[chosen].numpy(), bits[chosen].numpy()
+
+    def _cost(self, y: Tensor, j: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return J (n,), q (n, E) and bits (n,) of rows y (n, D) in component j."""
+        encoder, step = self.encoder, self.step.value
+        distance = (y @ encoder.m[j]).mul_(-2).add_(y.square().sum(1)).add_(encoder.squared[j])
+        z = encoder.project(y, j)
+        q = torch.round(z / step).mul_(self.coded[j])
+        lower = q - torch.sign(q)
+        costs = self.costs[j].to(torch.float64)  # (E, Q + 1)
+        J, bits = self._latent_costs(z, q, costs)
+        lower_J, lower_bits = self._latent_costs(z, lower, costs)
+        cheaper = lower_J < J
+        q = torch.where(cheaper, lower, q)
+        J, bits = torch.where(cheaper, lower_J, J), torch.where(cheaper, lower_bits, bits)
+        total = (distance + self.cost_k[j]).to(torch.int64) + J.sum(1)
+        return total, q.to(torch.int32), bits.sum(1) + self.bits_k[j]
+
+    def _latent_costs(self, z: Tensor, q: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (z - Delta q)^2 - z^2 + lambda R for latents z and integers q (n, E), as integers, and R."""
+        Q = costs.shape[1] - 1
+        index = q.abs().clamp_(max=Q).to(torch.int64).add_(torch.arange(len(costs)) * (Q + 1))
+        bits = costs.flatten()[index.flatten()].view_as(q)
+        part = q * self.step.value
+        J = part * (part - 2 * z)
+        J = (J + bits * (self.trade_off / COST_UNIT)).mul_(self.unit).round_()
+        return J.to(torch.int64), bits.to(torch.int64)
+
+
+class Encoder:
+    """Chooses the codes of rows under an exact decoder.
+
+    weights  (K,) of each level's components
+    symbols  (K, V) weights of the shifts, given k, or None
+    """
+
+    def __init__(self, decoder: ExactDecoder, weights: tuple[Integers, ...], symbols: Integers | None, grid: Grid):
+        self.decoder, self.grid, self.symbols = decoder, grid, symbols
+        self.levels = [
+            LevelEncoder(level, own, grid, i == 0)
+            for i, (level, own) in enumerate(zip(decoder.levels, weights, strict=True))
+        ]
+        if decoder.places is not None:
+            self.inverse = np.argsort(decoder.places, axis=1, kind="stable")
+
+    def prepare(self, step: Step, shift: int) -> list[Prepared]:
+        """Return all levels prepared for a step."""
+        return [level.prepare(step, shift) for level in self.levels]
+
+    def find_candidates(self, y: Floats, prepared: list[Prepared]) -> Integers | None:
+        """Return candidates (n, M) for the component of the first level; None where codes have a shift."""
+        if self.decoder.places is not None:
+            return None
+        K = self.levels[0].level.K
+        bits = max(1, (K - 1).bit_length())
+        return (prepared[0].keys(torch.from_numpy(y), CANDIDATES) & ((1 << bits) - 1)).numpy()
+
+    def choose(self, y: Floats, prepared: list[Prepared], candidates: Integers | None = None) -> Codes:
+        """Return the codes of rows y (n, D) on the grid."""
+        if self.decoder.places is not None:
+            return self._choose_shift(y, prepared[0])
+        ks, qs, cost, rest = [], [], np.zeros(len(y), np.int64), y
+        for i, (level, own) in enumerate(zip(self.decoder.levels, prepared, strict=True)):
+            if i or candidates is None:
+                bits = max(1, (level.K - 1).bit_length())
+                some = own.keys(torch.from_numpy(rest), CANDIDATES) & ((1 << bits) - 1)
+            else:
+                some = torch.from_numpy(candidates)
+            before = cost * (own.trade_off / COST_UNIT)
+            k, q, J, bits_of_level = own.choose(torch.from_numpy(rest), some)
+            ks.append(k)
+            qs.append(q)
+            cost = cost + bits_of_level
+            if i + 1 < len(prepared):
+                part = level.decode(k, q, own.step) - (self.grid.origin if i == 0 else 0.0)
+                rest = rest - np.rint(part * 2.0**self.grid.bits)
+        return Codes(np.stack(ks, 1), None, np.concatenate(qs, 1), cost, before + J / prepared[0].unit)
+
+    def refine(self, y: Floats, codes: Codes, step: Step, shift: int) -> Integers:
+        """Return q (n, E) of rows y on the grid, at another step, with the components and shifts of their codes."""
+        if codes.s is not None:
+            y = np.take_along_axis(y, self.inverse[codes.s], 1)
+        qs, rest = [], y
+        for i, own in enumerate(self.levels):
+            coded = np.array([find_table(number) is not None for number in range(4 * IDS)])
+            allowed = coded[own.level.table_ids(step, shift)]
+            q = np.zeros((len(y), own.level.E), np.int64)
+            for j, at in group_rows(codes.k[:, i], own.level.K):
+                z = own.project(torch.from_numpy(rest[at]), j).numpy()
+                q[at] = np.rint(np.clip(z / step.value, -(2.0**38), 2.0**38)).astype(np.int64) * allowed[j]
+            qs.append(q)
+            if i + 1 < len(self.levels):
+                part = own.level.decode(codes.k[:, i], q, step) - (self.grid.origin if i == 0 else 0.0)
+                rest = rest - np.rint(part * 2.0**self.grid.bits)
+        return np.concatenate(qs, 1)
+
+    def _choose_shift(self, y: Floats, own: Prepared) -> Codes:
+        """Return the codes with the best of all shifts, the first of equal ones."""
+        assert self.symbols is not None
+        best: tuple[Integers, ...] | None = None
+        cost_s = 24 * COST_UNIT - integer_log2(self.symbols)  # (K, V)
+        K = self.levels[0].level.K
+        bits = max(1, (K - 1).bit_length())
+        for v, places in enumerate(self.inverse):
+            undone = torch.from_numpy(np.ascontiguousarray(y[:, places]))
+            k, q, J, cost = own.choose(undone, own.keys(undone, CANDIDATES) & ((1 << bits) - 1))
+            J = J + np.rint(cost_s[k, v] * (own.trade_off / COST_UNIT * own.unit)).astype(np.int64)
+            cost = cost + cost_s[k, v]
+            new = k, q, J, cost, np.full(len(k), v)
+            if best is None:
+                best = new
+            else:
+                better = J < best[2]
+                best = tuple(
+                    np.where(better if a.ndim == 1 else better[:, None], b, a) for a, b in zip(best, new, strict=True)
+                )
+        assert best is not None
+        k, q, J, cost, s = best
+        return Codes(k[:, None], s, q, cost, J / own.unit)

@@ -1,0 +1,184 @@
+"""Affine decoders in fixed point: x_hat = mu_k + U_k (Delta q) with the same bits on every machine.
+
+mu, U and Delta are integers times powers of two, so every product and every sum is an integer times a power of two.
+float64 adds integers below 2^53 exactly, in any order: no library, instruction set or number of threads changes a bit.
+With f fraction bits in the result, the partial sums of a row are exact where
+
+    (max_d |mu_d| + Delta max_de |U_de| sum_e |q_e|) 2^f < 2^53
+
+which is checked row by row. A row that fails has no exact reconstruction: an encoder stores it as it is.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llgae_cli.codec.density import COST_UNIT, MAX_RATIO, MIN_RATIO, PER_OCTAVE, Integers, Table, integer_log2, make_table
+
+Floats = NDArray[np.float64]
+
+BASIS_BITS = 20  # fraction bits of U
+OFFSET_BITS = 30  # bits of the largest |mu|
+MANTISSA_BITS = 10  # of Delta
+EXACT = 2.0**53
+
+
+@dataclass(frozen=True)
+class Step:
+    """A quantiser's step Delta = mantissa * 2^exponent, with 2^9 <= mantissa < 2^10: within 0.1 % of any number."""
+
+    mantissa: int
+    exponent: int
+
+    @classmethod
+    def nearest(cls, value: float) -> "Step":
+        """Return the step nearest to a positive number. Raises ValueError for any other number."""
+        if not 1e-200 < value < 1e200:
+            raise ValueError(f"a step of {value:g}")
+        fraction, exponent = math.frexp(value)
+        mantissa = round(fraction * 2**MANTISSA_BITS)
+        if mantissa == 2**MANTISSA_BITS:
+            mantissa, exponent = mantissa // 2, exponent + 1
+        return cls(mantissa, exponent - MANTISSA_BITS)
+
+    @property
+    def value(self) -> float:
+        """Delta."""
+        return math.ldexp(self.mantissa, self.exponent)
+
+    @property
+    def log2(self) -> int:
+        """2^16 log2 Delta, rounded down, from integers only."""
+        return int(integer_log2(np.array([self.mantissa]))[0]) + self.exponent * COST_UNIT
+
+    def divide(self, halvings: int) -> "Step":
+        """Return Delta / 2^halvings."""
+        return replace(self, exponent=self.exponent - halvings)
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """K components and the densities of their latents.
+
+    mu      (K, D) offsets, multiples of 2^-mu_bits
+    U       (K, D, E) bases, multiples of 2^-20, orthonormal up to rounding
+    shape   (K, E) exponents of the densities, indices of `density.SHAPES`
+    scale   (K, E) their scales: alpha = 2^(scale / 8)
+    """
+
+    mu: Floats
+    U: Floats
+    mu_bits: int
+    shape: Integers
+    scale: Integers
+
+    @classmethod
+    def round(cls, mu: Floats, U: Floats, shape: Integers, scale: Integers) -> "Level":
+        """Return the level whose offsets (K, D) and bases (K, D, E) are rounded to fixed point."""
+        largest = float(np.abs(mu).max(initial=0.0))
+        bits = OFFSET_BITS - (math.frexp(largest)[1] if largest > 0 else 0)
+        bits = max(-900, min(bits, 900))
+        return cls(np.rint(mu * 2.0**bits) * 2.0**-bits, np.rint(U * 2.0**BASIS_BITS) * 2.0**-BASIS_BITS, bits, shape, scale)
+
+    @property
+    def K(self) -> int:
+        """Number of components."""
+        return self.U.shape[0]
+
+    @property
+    def E(self) -> int:
+        """Number of latents."""
+        return self.U.shape[2]
+
+    @cached_property
+    def largest(self) -> tuple[float, float]:
+        """The largest magnitudes in mu and in U."""
+        return float(np.abs(self.mu).max(initial=0.0)), float(np.abs(self.U).max(initial=0.0))
+
+    def table_ids(self, step: Step, shift: int = 0) -> Integers:
+        """Return the id of the table of each latent at a step, (K, E): `find_table` returns the table of an id.
+
+        `shift` is added to all scales, in units of 1/8 octave.
+        """
+        ratio = self.scale + shift - (step.log2 * PER_OCTAVE + COST_UNIT // 2 >> 16)
+        return table_id(self.shape, ratio)
+
+    def decode(self, k: Integers, q: Integers, step: Step) -> Floats:
+        """Return mu_k + U_k (Delta q), exact, shape (n, D), for k (n,) and q (n, E)."""
+        out = np.empty((len(k), self.U.shape[1]))
+        z = q.astype(np.float64) * step.value
+        for j, rows in group_rows(k, self.K):
+            out[rows] = z[rows] @ self.U[j].T + self.mu[j]
+        return out
+
+    def has_exact_sums(self, q: Integers, step: Step, f: int) -> NDArray[np.bool_]:
+        """Return for which rows of q (n, E) the sum is exact with f fraction bits (see the module)."""
+        mu, U = self.largest
+        bound = mu + step.value * U * np.abs(q).sum(1).astype(np.float64)
+        return bound * 2.0**f < EXACT / 2  # half of it, for the rounding of this bound
+
+
+IDS = MAX_RATIO - MIN_RATIO + 2  # ids of one shape
+
+
+def table_id(shape: Integers, ratio: Integers) -> Integers:
+    """Return the ids of tables, below 4 IDS; `find_table` returns the table of an id."""
+    return shape * IDS + np.clip(ratio, MIN_RATIO - 1, MAX_RATIO) - (MIN_RATIO - 1)
+
+
+def find_table(number: int) -> Table | None:
+    """Return the table of an id from `Level.table_ids`."""
+    return make_table(number // IDS, number % IDS + MIN_RATIO - 1)
+
+
+def group_rows(k: Integers, K: int) -> list[tuple[int, Integers]]:
+    """Return (j, rows with k = j, rising) for each component j that occurs in k (n,)."""
+    order = np.argsort(k, kind="stable")
+    ends = np.cumsum(np.bincount(k, minlength=K))
+    return [(j, rows) for j, rows in enumerate(np.split(order, ends[:-1])) if len(rows)]
+
+
+@dataclass(frozen=True, eq=False)
+class ExactDecoder:
+    """Sums one component of each level, and then moves the values to other places where the code has a shift.
+
+    levels   one, but for residual models
+    places   (V, D) int64 or None: value d of the result is value places[s, d] of the sum
+    """
+
+    levels: tuple[Level, ...]
+    places: Integers | None = None
+
+    @property
+    def D(self) -> int:
+        """Number of values of a row."""
+        return self.levels[0].mu.shape[1]
+
+    @property
+    def E(self) -> int:
+        """Number of latents of all levels."""
+        return sum(level.E for level in self.levels)
+
+    def split(self, q: Integers) -> list[Integers]:
+        """Return the latents q (n, E) of each level."""
+        return np.split(q, np.cumsum([level.E for level in self.levels])[:-1], axis=1)
+
+    def is_exact(self, q: Integers, step: Step) -> NDArray[np.bool_]:
+        """Return for which rows of q (n, E) the reconstruction is exact."""
+        f = max(BASIS_BITS - step.exponent, *(level.mu_bits for level in self.levels)) + (len(self.levels) - 1).bit_length()
+        if not -900 < f < 900:
+            return np.zeros(len(q), bool)
+        parts = zip(self.levels, self.split(q), strict=True)
+        return np.logical_and.reduce([level.has_exact_sums(part, step, f) for level, part in parts])
+
+    def decode(self, k: Integers, s: Integers | None, q: Integers, step: Step) -> Floats:
+        """Return x_hat (n, D) of codes k (n, L), s (n,) or None and q (n, E), exact where `is_exact`."""
+        x = np.zeros((len(k), self.D))
+        for i, (level, part) in enumerate(zip(self.levels, self.split(q), strict=True)):
+            x += level.decode(k[:, i], part, step)
+        if s is not None and self.places is not None:
+            x = np.take_along_axis(x, self.places[s], 1)
+        return x

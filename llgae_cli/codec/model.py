@@ -1,0 +1,167 @@
+"""What coding uses of a model: its decoder in fixed point, densities, and the grid of the encoder; as bytes too."""
+
+import hashlib
+import json
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from llgae_cli.codec.density import SHAPES, Integers, make_weights
+from llgae_cli.codec.encoder import GRID_BITS, Encoder, Grid
+from llgae_cli.codec.exact import BASIS_BITS, ExactDecoder, Level, Step
+from llgae_cli.errors import InputError
+
+FORMAT = 1
+LARGEST = 1 << 31  # bytes of an unpacked model, at most
+
+_HEAD = struct.Struct("<BI")
+
+
+@dataclass(frozen=True, eq=False)
+class CodecModel:
+    """A decoder, the probabilities of its codes, and what an encoder needs.
+
+    decoder   offsets, bases and densities of all levels
+    counts    for each level the number of training rows in each component, (K,)
+    symbols   for models with a shift the number of training rows with each shift, by component, (K, V); else None
+    grid      see `encoder`
+    step      the step that the model was made for
+    """
+
+    decoder: ExactDecoder
+    counts: tuple[Integers, ...]
+    symbols: Integers | None
+    grid: Grid
+    step: Step
+
+    @cached_property
+    def weights(self) -> tuple[Integers, ...]:
+        """Probabilities of the components of each level, times 2^24."""
+        return tuple(make_weights(counts) for counts in self.counts)
+
+    @cached_property
+    def symbol_weights(self) -> Integers | None:
+        """Probabilities of the shifts given the component, (K, V), times 2^24."""
+        return None if self.symbols is None else np.stack([make_weights(counts + 1) for counts in self.symbols])
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder of this model."""
+        return Encoder(self.decoder, self.weights, self.symbol_weights, self.grid)
+
+    @cached_property
+    def identity(self) -> bytes:
+        """16 bytes that differ between models: a digest of all that decoding uses."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, array in self._arrays(grid=False).items():
+            digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.digest()
+
+    def pack(self) -> bytes:
+        """Return the model as bytes: names, types and shapes of its arrays, and these, compressed."""
+        arrays = self._arrays(grid=True)
+        head = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
+        text = json.dumps(head, separators=(",", ":")).encode()
+        # The bytes of one place of all numbers come together, because the high ones are alike.
+        planes = [
+            np.ascontiguousarray(array).view(np.uint8).reshape(-1, array.dtype.itemsize).T.tobytes()
+            for array in arrays.values()
+        ]
+        return _HEAD.pack(FORMAT, len(text)) + text + zlib.compress(b"".join(planes), 6)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "CodecModel":
+        """Return the model in the bytes of `pack`. Raises InputError where they are damaged."""
+        try:
+            version, length = _HEAD.unpack_from(data)
+            if version != FORMAT or length > len(data):
+                raise ValueError("another version")
+            text = data[_HEAD.size : _HEAD.size + length]
+            arrays = _read_arrays(json.loads(text), data[_HEAD.size + length :])
+            return cls._from_arrays(arrays)
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error):
+            raise InputError("its embedded model is damaged") from None
+
+    def _arrays(self, grid: bool) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {}
+        for i, (level, counts) in enumerate(zip(self.decoder.levels, self.counts, strict=True)):
+            arrays |= {
+                f"mu{i}": (level.mu * 2.0**level.mu_bits).astype("<i4"),
+                f"bits{i}": np.array([level.mu_bits], "<i4"),
+                f"U{i}": (level.U * 2.0**BASIS_BITS).astype("<i4"),
+                f"shape{i}": level.shape.astype("<i1"),
+                f"scale{i}": level.scale.astype("<i2"),
+                f"counts{i}": counts.astype("<i8"),
+            }
+        if self.symbols is not None and self.decoder.places is not None:
+            arrays |= {"symbols": self.symbols.astype("<i8"), "places": self.decoder.places.astype("<i4")}
+        if grid:
+            arrays |= {
+                "origin": self.grid.origin.astype("<f8"),
+                "step": np.array([self.grid.bits, self.step.mantissa, self.step.exponent], "<i4"),
+            }
+        return arrays
+
+    @classmethod
+    def _from_arrays(cls, arrays: dict[str, np.ndarray]) -> "CodecModel":
+        levels, counts = [], []
+        while f"mu{len(levels)}" in arrays:
+            mu, U, shape, scale, own = (
+                arrays[f"{name}{len(levels)}"].astype(np.int64) for name in ("mu", "U", "shape", "scale", "counts")
+            )
+            (bits,) = arrays[f"bits{len(levels)}"].tolist()
+            K, D, E = U.shape
+            sizes = mu.shape == (K, D) and shape.shape == scale.shape == (K, E) and own.shape == (K,)
+            if not sizes or min(K, D) < 1 or abs(bits) > 900 or own.min() < 0 or own.sum() >= 1 << 53:
+                raise ValueError("arrays that do not fit each other")
+            if E and (shape.min() < 0 or shape.max() >= len(SHAPES) or np.abs(U).max() > 2 << BASIS_BITS):
+                raise ValueError("values out of range")
+            levels.append(Level(mu * 2.0**-bits, U * 2.0**-BASIS_BITS, bits, shape, scale))
+            counts.append(own)
+        D = levels[0].mu.shape[1]
+        symbols = places = None
+        if "places" in arrays:
+            places, symbols = arrays["places"].astype(np.int64), arrays["symbols"].astype(np.int64)
+            fits = places.ndim == 2 and places.shape[1] == D and symbols.shape == (levels[0].K, len(places))
+            if not fits or (np.sort(places, 1) != np.arange(D)).any() or symbols.min() < 0:
+                raise ValueError("arrays that do not fit each other")
+        origin = arrays["origin"].astype(np.float64)
+        grid_bits, mantissa, exponent = arrays["step"].tolist()
+        sound = origin.shape == (D,) and np.isfinite(origin).all() and abs(grid_bits) <= 900
+        if any(level.mu.shape[1] != D for level in levels) or not sound:
+            raise ValueError("arrays that do not fit each other")
+        if not (512 <= mantissa < 1024 and abs(exponent) < 900):
+            raise ValueError("a step out of range")
+        decoder = ExactDecoder(tuple(levels), places)
+        return cls(decoder, tuple(counts), symbols, Grid(origin, grid_bits), Step(mantissa, exponent))
+
+
+def _read_arrays(head: dict[str, list], data: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays that `head` describes; ValueError where the compressed bytes are not exactly theirs."""
+    sizes = {}
+    for name, (dtype, shape) in head.items():
+        if dtype not in ("|i1", "<i2", "<i4", "<i8", "<f8") or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError("an array of another kind")
+        sizes[name] = math.prod(shape) * np.dtype(dtype).itemsize
+    total = sum(sizes.values())
+    # zlib compresses by a factor of 1,032 at most: a small file cannot ask for much memory.
+    if total > LARGEST or total > 1032 * len(data):
+        raise ValueError("more than the file can hold")
+    inflater = zlib.decompressobj()
+    raw = inflater.decompress(data, total + 1)
+    if len(raw) != total or not inflater.eof:
+        raise ValueError("too long or too short")
+    arrays, at = {}, 0
+    for name, (dtype, shape) in head.items():
+        planes = np.frombuffer(raw, np.uint8, sizes[name], at).reshape(np.dtype(dtype).itemsize, -1)
+        arrays[name] = np.ascontiguousarray(planes.T).view(dtype).reshape(shape)
+        at += sizes[name]
+    return arrays
+
+
+assert GRID_BITS < 26

@@ -1,0 +1,273 @@
+"""The closed-form trainer for a bit rate: minimises J = |x - x_hat|^2 + lambda R in place of the residual alone."""
+
+import logging
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from llgae_cli.errors import RunError
+from llgae_cli.formatting import five_digits
+from llgae_cli.inference import gauge
+from llgae_cli.models import LLGAE
+from llgae_cli.tasks import Samples
+from llgae_cli.threads import run_parallel, run_single_threaded
+from llgae_cli.training import distributed
+from llgae_cli.training.components import Components, Coordinates, align, choose_seeds, orthonormalise
+from llgae_cli.training.expected_rate import expect_bits, solve_step, step_to_theta
+from llgae_cli.training.initialisation import PRINCIPAL_ROWS, SEEDED_K, principal_coordinates
+from llgae_cli.training.mixture import (
+    ITERATIONS,
+    Mixture,
+    MixtureScorer,
+    MixtureStatistics,
+    choose_strength,
+    split_components,
+    update_mixture,
+)
+from llgae_cli.training.scoring import Workspace
+from llgae_cli.training.state import read_count, read_number, read_tensor
+from llgae_cli.training.statistics import even_chunk_size
+from llgae_cli.training.trainer import EpochRecord, Trainer
+
+logger = logging.getLogger(__name__)
+
+COORDINATES = 384  # principal coordinates, or twice the latents if those are more
+KMEANS_PASSES = 5
+FIRST_ITERATIONS = 6  # orthogonal iterations from random bases
+SPLIT_PASSES = 8  # a component that loses its rows in a later pass stays as it is: it costs no bits
+HELD_OUT = 10  # every tenth row is held out to choose the strength of shrinkage
+BLOCK_VALUES = 1 << 23  # values of a block of projected rows, at most: 32 MB
+CHUNKS = 16  # of a block, scored in parallel
+
+
+class RateClosedForm(Trainer):
+    """Alternates assignment by the cost J and the update of all components (see `mixture`).
+
+    Training starts with k-means, which is the same without latents and with free bits. Everything happens in the d
+    leading principal coordinates of the data, where the scatters of all components, K d^2 numbers, fit in memory. Rows
+    are projected block by block. The run ends once a pass changes J by less than the share `tol`.
+
+    At a fixed step and without shrinkage J never rises: an update that does not lower it is undone and ends the run.
+    """
+
+    def __init__(
+        self,
+        model: LLGAE,
+        samples: Samples,
+        *,
+        seed: int,
+        bits: float | None = None,
+        step: float | None = None,
+        tol: float = 1e-4,
+        shrinkage: float | Literal["auto"] = 0.0,
+    ):
+        """Prepare a run. One of `bits` and `step` is given, else ValueError.
+
+        bits       target rate in bits a sample; before each pass, `step` becomes that at which the mixture meets it
+        step       Delta, the quantiser step in the units of the samples
+        shrinkage  strength in samples (see `mixture.fit_axes`); auto: chosen on held-out rows
+        """
+        if (bits is None) == (step is None):
+            raise ValueError("one of bits and step is given")
+        self.model, self.samples, self.bits, self.tol = model, samples, bits, tol
+        self.shrinkage, self.strength = shrinkage, 0.0
+        self.step = step or 0.0  # of the present components
+        d, new = min(model.D, max(COORDINATES, 2 * model.E)), model.mu.detach().new_zeros
+        self.coordinates = Coordinates(new(model.D), new(model.D, d))
+        self.mixture = Mixture(new(model.K, d), new(model.K, d, model.E), new(model.K, model.E), new(model.K))
+        self.statistics: MixtureStatistics | None = None  # of the present components; an update consumes them
+        self.objective, self.record = math.inf, EpochRecord()  # of the present components
+        self.generator = torch.Generator().manual_seed(seed)
+        self.workspace = Workspace()
+        self.finished = False
+        self.passes = self.repaired = 0
+
+    @property
+    def theta(self) -> float:
+        """The least variance of a latent that gets bits at the present step."""
+        return step_to_theta(self.step)
+
+    def initialise(self) -> None:
+        """Set the components to the cells of k-means with their principal axes, and measure them.
+
+        K-means is a mixture whose latents have no variance yet, with free bits.
+        """
+        self.mixture = self._choose_points()
+        for _ in range(KMEANS_PASSES - 1):
+            self._update(self._collect(theta=0.0, scatter=False), theta=0.0)
+        statistics = self._collect(theta=0.0, scatter=True)
+        if self.model.K == 1 or self.model.E == 0:
+            self.strength = 0.0  # there is nothing to shrink, or to shrink toward
+        elif self.shrinkage == "auto":
+            held_out = self._collect(theta=0.0, scatter=True, samples=self.samples.every(HELD_OUT))
+            self.strength = choose_strength(self.mixture, statistics, held_out, self._solve_step)
+            logger.info("shrinkage: %g samples, chosen on held-out rows", self.strength)
+        else:
+            self.strength = self.shrinkage
+        self._update(statistics, theta=0.0, iterations=FIRST_ITERATIONS)
+        self._measure()
+
+    def epoch(self) -> EpochRecord:
+        """Update all components and measure them in one pass.
+
+        `train_mean_l2` is that of the components chosen by J, with all latents, unquantised.
+        """
+        if self.statistics is None:  # the run was resumed
+            self._measure()
+        assert self.statistics is not None
+        before = self.mixture, self.step, self.objective, self.record
+        statistics, self.statistics = self.statistics, None
+        self.passes += 1
+        self._update(statistics, self.theta, split=self.passes <= SPLIT_PASSES)
+        del statistics  # the scatters of one pass at a time are in memory
+        self._measure()
+        if not math.isfinite(self.objective):
+            raise RunError(f"the objective J became {self.objective} in pass {self.passes} of this run")
+        gain = before[2] - self.objective
+        monotone = self.bits is None and self.strength == 0
+        if monotone and gain <= 0:
+            self.mixture, self.step, self.objective, self.record = before
+            self.statistics = None
+            self._write_model()
+        self.finished = (gain if monotone else abs(gain)) <= self.tol * abs(before[2])
+        return self.record
+
+    def _choose_points(self) -> Mixture:
+        """Set the coordinates, and return K rows as components, with random axes of variance 0."""
+        model, mu, centre, V = self.model, self.mixture.mu, self.coordinates.centre, self.coordinates.V
+        K, d, E = self.mixture.U.shape
+        U = orthonormalise(torch.randn(K, d, E, generator=self.generator).to(mu))
+        if distributed.rank() == 0:
+            order = torch.randperm(self.samples.N, generator=self.generator)
+            x = self.samples.rows(order[:PRINCIPAL_ROWS].sort().values, dtype=mu.dtype)
+            principal = run_single_threaded(lambda: principal_coordinates(x, d, self.generator), self._on_cpu)
+            centre.copy_(principal.centre)
+            V.copy_(torch.eye(d).to(V) if d == model.D else principal.V)
+            if K <= SEEDED_K:
+                mu.copy_(run_single_threaded(lambda: choose_seeds(self._project(x), K, self.generator), self._on_cpu))
+            else:
+                for part in torch.arange(K).split(PRINCIPAL_ROWS):
+                    x = self.samples.rows(order[part], dtype=mu.dtype)
+                    mu[part] = run_single_threaded(lambda: self._project(x), self._on_cpu)
+        distributed.broadcast_([centre, V, mu])
+        return Mixture(mu, U, self.mixture.v, mu.new_full((K,), 1 / K))
+
+    def _project(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the coordinates y (n, d) of rows x (n, D), which are centred in place."""
+        x = x.sub_(self.coordinates.centre)
+        if x.shape[1] == self.coordinates.V.shape[1]:  # V is the identity
+            return x if out is None else out.copy_(x)
+        return torch.mm(x, self.coordinates.V, out=out)
+
+    def _solve_step(self, mixture: Mixture) -> float:
+        return self.step if self.bits is None else solve_step(mixture, self.bits)
+
+    def _update(
+        self, statistics: MixtureStatistics, theta: float, *, iterations: int = ITERATIONS, split: bool = True
+    ) -> None:
+        """Replace the mixture by the next one; with `split`, components of fewer than 2 rows by halves of others."""
+        costs = statistics.costs(self.mixture, theta)
+        updated = update_mixture(self.mixture, statistics, self.strength, iterations)
+        if split:
+            updated, replaced = split_components(updated, costs, statistics.count, self.generator)
+            self.repaired += replaced
+        self.mixture = updated
+
+    def _measure(self) -> None:
+        """Solve for the step, measure the mixture in one pass, and write it into the model."""
+        self.step = self._solve_step(self.mixture)
+        self.statistics = statistics = self._collect(self.theta, scatter=True)
+        N, D = self.samples.N, self.model.D
+        outside = float(statistics.outside)
+        self.objective = (float(statistics.costs(self.mixture, self.theta).sum()) + outside) / N
+        self.record = EpochRecord(
+            train_mean_l2=(float(statistics.distortions().sum()) + outside) / (N * D),
+            empty=int((statistics.count == 0).sum()),
+            repaired=self.repaired,
+        )
+        rate = expect_bits(self.mixture, self.step)
+        logger.info(
+            "pass %d: J %s a value, %.2f bits, step %s",
+            self.passes, five_digits(self.objective / D), rate, five_digits(self.step),
+        )  # fmt: skip
+        self._write_model()
+
+    def _collect(self, theta: float, scatter: bool, samples: Samples | None = None) -> MixtureStatistics:
+        """Return the statistics of one pass over all rows, or over `samples`, summed over all processes.
+
+        Rows are assigned in parallel, then components updated in parallel: neither depends on the number of threads.
+        """
+        samples = samples or self.samples
+        scatter = scatter and self.model.E > 0
+        statistics = MixtureStatistics.zeros(self.mixture, scatter)
+        score = MixtureScorer(self.mixture, theta, self.workspace)
+        low, high = distributed.share(samples.N)
+        d = self.mixture.mu.shape[1]
+        size = even_chunk_size(high - low, max(CHUNKS, BLOCK_VALUES // d))
+        block = self.mixture.mu.new_empty(min(size, high - low), d)
+        k = torch.empty(len(block), dtype=torch.int64, device=block.device)
+
+        def assign(rows: tuple[int, int, int]) -> Tensor:
+            first, start, stop = rows
+            buffer = self.workspace.buffer("rows", block, stop - start, samples.D)
+            x = samples.rows(slice(first + start, first + stop), dtype=block.dtype, out=buffer)
+            y = self._project(x, out=block[start:stop])
+            k[start:stop] = score.assign(y)
+            wide = statistics.outside.dtype
+            return (x.square().sum(dtype=wide) - y.square().sum(dtype=wide)).clamp(min=0)
+
+        for first in range(low, high, size):
+            n = min(size, high - first)
+            parts = [(first, n * i // CHUNKS, n * (i + 1) // CHUNKS) for i in range(CHUNKS) if n * i // CHUNKS < n * (i + 1) // CHUNKS]
+            run_parallel(assign, parts, statistics.outside.add_, self._on_cpu)
+            statistics.add_rows(self.mixture, block[:n], k[:n])
+        distributed.sum_(statistics.tensors())
+        return statistics
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.mixture.mu.device.type == "cpu"
+
+    @torch.no_grad()
+    def _write_model(self) -> None:
+        """Write the components into the model, in all D dimensions, with principal axes in fixed order and sign."""
+        mixture, centre, V = self.mixture, self.coordinates.centre, self.coordinates.V
+
+        def map_back() -> Components:
+            components = Components(centre + mixture.mu @ V.T, V @ mixture.U)
+            return align(components, mixture.v.diag_embed())
+
+        aligned = run_single_threaded(map_back, self._on_cpu)
+        self.model.mu.copy_(aligned.mu)
+        self.model.W.copy_(gauge(aligned.U, self.model.beta, self.model.alpha))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs, and `step`, which a codec needs."""
+        return {
+            "mu": self.mixture.mu,
+            "U": self.mixture.U,
+            "v": self.mixture.v,
+            "p": self.mixture.p,
+            "centre": self.coordinates.centre,
+            "V": self.coordinates.V,
+            "step": self.step,
+            "strength": self.strength,
+            "generator": self.generator.get_state(),
+            "passes": self.passes,
+            "repaired": self.repaired,
+            "finished": self.finished,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from `state_dict`. Raises ValueError where it does not fit."""
+        own, coordinates = self.mixture, self.coordinates
+        self.mixture = Mixture(*(read_tensor(state[name], getattr(own, name)) for name in ("mu", "U", "v", "p")))
+        self.coordinates = Coordinates(
+            read_tensor(state["centre"], coordinates.centre), read_tensor(state["V"], coordinates.V)
+        )
+        self.step, self.strength = read_number(state["step"]), read_number(state["strength"])
+        self.generator.set_state(state["generator"])
+        self.passes, self.repaired = read_count(state["passes"]), read_count(state["repaired"])
+        self.finished = bool(state["finished"])
