@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from llgae_cli import experiment
 from llgae_cli.bench.rate_peers import Coder, Pixels, make_image_coders, train_quantisers
 from llgae_cli.bench.row import Coding, Row
+from llgae_cli.codec.codec import Codec
 from llgae_cli.config import read_config
 from llgae_cli.errors import InputError
 from llgae_cli.evaluation.rate import find_pareto_front
@@ -26,15 +28,15 @@ from llgae_cli.tasks import Samples, Task
 logger = logging.getLogger(__name__)
 
 OURS, PCA = "llgae", "PCA, our coder"
-CONFIG = Path(__file__).parents[2] / "configs" / "codec.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
-# Our checkpoints: name of the curve, what differs from configs/codec.yaml, rates of the files. Each checkpoint is
-# trained for one rate and used for the rates around it.
-CHECKPOINTS: tuple[tuple[str, tuple[str, ...], tuple[float, ...]], ...] = (
-    (OURS, (), (20, 28, 40, 56, 80, 113, 160)),
-    (OURS, ("K=50", "embed-dim=160", "bits=290"), (160, 226, 290, 400)),
-    (OURS, ("K=30", "embed-dim=300", "bits=630"), (452, 630, 800)),
-    (PCA, ("model=pca", "K=1", "embed-dim=300", "bits=160"), (20, 40, 80, 160, 320, 640, 800)),
+# Our checkpoints: curve, config, what differs from it, rates of the files. Each is trained for one rate and used for
+# the rates around it: where two overlap, the curve takes the better one.
+CHECKPOINTS: tuple[tuple[str, str, tuple[str, ...], tuple[float, ...]], ...] = (
+    (OURS, "codec.yaml", (), (20, 28, 40, 56, 80, 113, 160)),
+    (OURS, "codec.yaml", ("K=50", "embed-dim=160", "bits=290"), (160, 226, 290, 400)),
+    (OURS, "codec.yaml", ("K=30", "embed-dim=300", "bits=630"), (452, 630, 800)),
+    (PCA, "pca.yaml", ("embed-dim=300", "centring=none"), (40, 80, 160, 320, 640, 800)),
 )
 KINDS: dict[str, Kind] = {
     OURS: "ours",
@@ -90,16 +92,13 @@ def measure(coder: Coder, test: Pixels) -> Row:
 
 def train_own_coders(task: Task, train: Pixels, test: Pixels, folder: Path) -> Iterator[Coder]:
     """Yield our codec for every checkpoint and rate of CHECKPOINTS; the checkpoints are trained in `folder`."""
-    from llgae_cli import experiment
-    from llgae_cli.codec import Codec
-
-    if not CONFIG.is_file():
-        raise InputError("rate: trains configs/codec.yaml, which only a clone of the repository has")
     for name, rows in (("train", train), ("test", test)):
         np.save(folder / f"{name}.npy", rows.reshape(-1, *task.shape))
-    for method, changes, rates in CHECKPOINTS:
+    for method, file, changes, rates in CHECKPOINTS:
+        if not (CONFIGS / file).is_file():
+            raise InputError(f"rate: trains configs/{file}, which only a clone of the repository has")
         own = (f"task=npy:{folder}", f"checkpoint-dir={folder}", "figures=false")
-        config = read_config([CONFIG], [*changes, *own])
+        config = read_config([CONFIGS / file], [*changes, *own])
         logger.info("training %s, K = %d", method, config.K)
         outcome = experiment.train(config)
         assert outcome.checkpoint is not None  # None on further ranks of a distributed training, which this is not
@@ -107,7 +106,7 @@ def train_own_coders(task: Task, train: Pixels, test: Pixels, folder: Path) -> I
         for bits in rates:
             yield Coder(
                 method,
-                f"K = {config.K}, for {bits:g} bits",
+                f"K = {config.K}, E = {config.embed_dim}, for {bits:g} bits",
                 partial(codec.encode, bits=bits),
                 codec.decode,
                 len(train),

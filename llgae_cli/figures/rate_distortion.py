@@ -18,7 +18,12 @@ Kind = Literal["ours", "baseline", "quantiser", "image codec"]
 # A family has one colour, a method in it one mark: eleven colours could not be told apart.
 ORANGE = "#BB6611"  # darker than Tol's yellow, which is hard to see as a thin line on white
 COLOURS: dict[Kind, str] = {"ours": RED, "baseline": GREY, "quantiser": BLUE, "image codec": ORANGE}
-HEADINGS: dict[Kind, str] = {"ours": "", "baseline": "", "quantiser": "faiss", "image codec": "image codecs"}
+HEADINGS: dict[Kind, str] = {
+    "ours": "",
+    "baseline": "",
+    "quantiser": "quantisers (faiss)",
+    "image codec": "image codecs",
+}
 BITS = (20, 40, 80, 160, 320, 640)
 RATIOS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 6)
 MOST = 4.0  # largest ratio shown
@@ -62,7 +67,9 @@ def rate_distortion(curves: Sequence[Curve], *, data: str, theme: Theme = "light
     _set_ticks(ratios.yaxis, RATIOS)
     ratios.axhspan(low, 1, color=ink.text, alpha=0.08, lw=0, zorder=0)
     ratios.text(0.98, 0.02, "below 1: the other method is better", transform=ratios.transAxes, ha="right", fontsize=9)
-    figure.legend(handles=_key(curves, theme), loc="outside right center", fontsize=9, handlelength=2.4)
+    key = figure.legend(handles=_key(curves, theme), loc="outside right center", fontsize=9, handlelength=2.4)
+    for text in key.get_texts():
+        text.set_fontweight("bold" if text.get_text() in HEADINGS.values() else "normal")
     return figure
 
 
@@ -109,7 +116,7 @@ def _set_ticks(axis: Any, ticks: Sequence[float]) -> None:
 
 def _ratio_limits(axes: Axes) -> tuple[float, float]:
     drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines] or [np.ones(1)])
-    return min(0.8, float(drawn.min(initial=1)) / 1.1), min(MOST, max(1.5, float(drawn.max(initial=1)) * 1.1))
+    return min(0.7, float(drawn.min(initial=1))) / 1.1, min(MOST, max(1.5, float(drawn.max(initial=1)) * 1.1))
 
 
 def _key(curves: Sequence[Curve], theme: Theme) -> list[Line2D]:

@@ -31,7 +31,7 @@ def test_both_panels_show_every_curve_and_the_legend_names_it() -> None:
     low, high = ratios.get_ylim()
     assert low < min(ratios.lines[2].get_ydata()) and high > 2
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "llgae", "faiss", "PQ", "image codecs", "AVIF",
+        "llgae", "quantisers (faiss)", "PQ", "image codecs", "AVIF",
     ]  # fmt: skip
 
 
