@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llgae_cli import interrupts, storage
+from llgae_cli.codec import fit_codec, store_codec
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, Interrupted, ProcessLostError, RunError, printable
 from llgae_cli.evaluation import Evaluated, mean_l2, measure
@@ -266,6 +267,8 @@ def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
             logger.info(
                 "candidates: shortlists lost %.4f%% of the train mean L2 %s", 100 * lost, five_digits(train_mean_l2)
             )
+        if distributed.rank() == 0:
+            extras |= store_codec(fit_codec(run.model, run.train, run.trainer.quantisation))
         save(run, train_mean_l2=train_mean_l2, extras=extras)
     saved, evaluated = run.folder.saved, None
     if distributed.rank():

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from llgae_cli.codec.corrections import apply, cast, choose_row_scales, correct, correction_tables
 from llgae_cli.codec.density import Integers
-from llgae_cli.codec.encoder import Codes, Prepared
+from llgae_cli.codec.encoder import Prepared
 from llgae_cli.codec.entropy_coder import BlockDecoder, BlockEncoder
-from llgae_cli.codec.exact import Floats, Step, find_table, group_rows
+from llgae_cli.codec.exact import Floats, find_table, group_rows
 from llgae_cli.codec.model import CodecModel
-from llgae_cli.codec.settings import CORRECTED, FINER, MODES, RAW, Settings
+from llgae_cli.codec.settings import CORRECTED, FINER, RAW, Settings
+from llgae_cli.errors import InputError
 
 SQUARE_BITS = 40  # fraction bits, relative to the bound, in which squared errors are summed
 
@@ -89,7 +90,7 @@ def keeps_bound(x: Floats, values: Floats, dtype: np.dtype[Any], settings: Setti
         return np.ones(len(x), bool)
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.abs(cast(values, dtype).astype(np.float64) - x)
-        kept = np.isfinite(error).all(1)
+        kept: NDArray[np.bool_] = np.asarray(np.isfinite(error).all(1))
         if settings.max_abs is not None:
             kept &= (error <= settings.max_abs).all(1)
         if settings.max_l2 is not None:
@@ -124,9 +125,7 @@ def write_block(model: CodecModel, rows: Rows, settings: Settings) -> bytes:
     return encoder.finish()
 
 
-def read_block(
-    model: CodecModel, payload: bytes, n: int, dtype: np.dtype[Any], settings: Settings
-) -> NDArray[Any]:
+def read_block(model: CodecModel, payload: bytes, n: int, dtype: np.dtype[Any], settings: Settings) -> NDArray[Any]:
     """Return the n rows (n, D) of a payload. Raises InputError for symbols that no encoder writes."""
     decoder, D = BlockDecoder(payload), model.decoder.D
     mode = decoder.get(n, settings.modes)
@@ -168,10 +167,7 @@ def _tables(model: CodecModel, k: Integers, mode: Integers, settings: Settings) 
         own = np.flatnonzero(halvings == step_of)
         step = settings.step.divide(step_of)
         tables[own] = np.concatenate(
-            [
-                level.table_ids(step, settings.scale_shift)[k[own, i]]
-                for i, level in enumerate(model.decoder.levels)
-            ],
+            [level.table_ids(step, settings.scale_shift)[k[own, i]] for i, level in enumerate(model.decoder.levels)],
             1,
         )
     return tables

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from llgae_cli.codec.blocks import Rows, read_block, write_block
 from llgae_cli.codec.corrections import fit_corrections
 from llgae_cli.codec.density import COST_UNIT, make_weights
-from llgae_cli.codec.encoder import Codes, Prepared
+from llgae_cli.codec.encoder import Codes
 from llgae_cli.codec.exact import Floats, Step
 from llgae_cli.codec.model import CodecModel
 from llgae_cli.codec.settings import MODES, Settings

@@ -62,7 +62,7 @@ def correct(x: Floats, x_hat: Floats, delta: Floats, dtype: np.dtype[Any]) -> tu
     """Return the corrections r (n, D) of x_hat, and for which rows they can be coded."""
     base = np.rint(x_hat) if is_integer(dtype) else x_hat
     r = np.rint((x - base) / delta)
-    codable = np.isfinite(r).all(1) & (np.abs(r) < LIMIT / 2).all(1)
+    codable: NDArray[np.bool_] = np.asarray((np.isfinite(r) & (np.abs(r) < LIMIT / 2)).all(1))
     return np.where(codable[:, None], r, 0.0).astype(np.int64), codable
 
 

@@ -51,8 +51,9 @@ class Codes:
 
     def take(self, rows: Integers | NDArray[np.bool_]) -> "Codes":
         """Return the codes of some rows."""
-        return Codes(self.k[rows], None if self.s is None else self.s[rows], self.q[rows], self.cost[rows], self.J[rows])
-
+        return Codes(
+            self.k[rows], None if self.s is None else self.s[rows], self.q[rows], self.cost[rows], self.J[rows]
+        )
 
     @classmethod
     def join(cls, parts: list["Codes"]) -> "Codes":
@@ -78,7 +79,7 @@ class Grid:
         """Return y (n, D) of rows x (n, D), and which are on the grid; the others are zero."""
         with np.errstate(over="ignore", invalid="ignore"):
             y = np.rint((x - self.origin) * 2.0**self.bits)
-            fits = (y * y).sum(1) <= 4.0**(GRID_BITS + 1)
+            fits = (y * y).sum(1) <= 4.0 ** (GRID_BITS + 1)
         y[~fits] = 0.0
         return y, fits
 
@@ -303,7 +304,7 @@ class Encoder:
             if best is None:
                 best = new
             else:
-                better = J < best[2]
+                better = best[2] > J
                 best = tuple(
                     np.where(better if a.ndim == 1 else better[:, None], b, a) for a, b in zip(best, new, strict=True)
                 )

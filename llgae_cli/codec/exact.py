@@ -16,7 +16,16 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from llgae_cli.codec.density import COST_UNIT, MAX_RATIO, MIN_RATIO, PER_OCTAVE, Integers, Table, integer_log2, make_table
+from llgae_cli.codec.density import (
+    COST_UNIT,
+    MAX_RATIO,
+    MIN_RATIO,
+    PER_OCTAVE,
+    Integers,
+    Table,
+    integer_log2,
+    make_table,
+)
 
 Floats = NDArray[np.float64]
 
@@ -81,15 +90,17 @@ class Level:
         largest = float(np.abs(mu).max(initial=0.0))
         bits = OFFSET_BITS - (math.frexp(largest)[1] if largest > 0 else 0)
         bits = max(-900, min(bits, 900))
-        return cls(np.rint(mu * 2.0**bits) * 2.0**-bits, np.rint(U * 2.0**BASIS_BITS) * 2.0**-BASIS_BITS, bits, shape, scale)
+        return cls(
+            np.rint(mu * 2.0**bits) * 2.0**-bits, np.rint(U * 2.0**BASIS_BITS) * 2.0**-BASIS_BITS, bits, shape, scale
+        )
 
     @property
-    def K(self) -> int:
+    def K(self) -> int:  # noqa: N802
         """Number of components."""
         return self.U.shape[0]
 
     @property
-    def E(self) -> int:
+    def E(self) -> int:  # noqa: N802
         """Number of latents."""
         return self.U.shape[2]
 
@@ -153,12 +164,12 @@ class ExactDecoder:
     places: Integers | None = None
 
     @property
-    def D(self) -> int:
+    def D(self) -> int:  # noqa: N802
         """Number of values of a row."""
         return self.levels[0].mu.shape[1]
 
     @property
-    def E(self) -> int:
+    def E(self) -> int:  # noqa: N802
         """Number of latents of all levels."""
         return sum(level.E for level in self.levels)
 
@@ -168,7 +179,10 @@ class ExactDecoder:
 
     def is_exact(self, q: Integers, step: Step) -> NDArray[np.bool_]:
         """Return for which rows of q (n, E) the reconstruction is exact."""
-        f = max(BASIS_BITS - step.exponent, *(level.mu_bits for level in self.levels)) + (len(self.levels) - 1).bit_length()
+        f = (
+            max(BASIS_BITS - step.exponent, *(level.mu_bits for level in self.levels))
+            + (len(self.levels) - 1).bit_length()
+        )
         if not -900 < f < 900:
             return np.zeros(len(q), bool)
         parts = zip(self.levels, self.split(q), strict=True)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from llgae_cli.codec.density import PER_OCTAVE, SHAPES, Integers
 from llgae_cli.codec.encoder import LOG2_THETA, Grid
@@ -23,11 +22,15 @@ from llgae_cli.codec.model import CodecModel
 from llgae_cli.errors import InputError
 from llgae_cli.models import LLGAE, Model, Residual, Shift
 from llgae_cli.tasks import Samples
+from llgae_cli.training import Quantisation
 
 ROWS, ROWS_EACH = 20_000, 300  # training rows that are used: so many, or so many a component
 CHUNK = 2048
 SMOOTHING = 10.0
 TYPICAL = SHAPES.index(1.5)
+
+
+Assigned = tuple[Floats, Integers, Integers | None]  # rows (n, D), components k (n, L), shifts s (n,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,25 +44,21 @@ class Bases:
 def fit_codec(
     model: Model,
     samples: Samples,
-    step: float | None = None,
-    variances: Tensor | None = None,
-    shares: Tensor | None = None,
+    quantisation: Quantisation | None = None,
 ) -> CodecModel | None:
     """Return the codec of a model from its training samples; None where its decoder is not affine by component.
 
-    step       the step that the model was trained for; None: that at which its last latents are worth their bits
-    variances  (K, E) variances of the latents, and
-    shares     (K,) shares of the components, of a model that was trained for a rate: its axes are used as they are
+    `quantisation` is what it was trained for. None: the step is that at which the last latents are worth their bits.
     """
     levels, places = _parts(model)
     if not levels:
         return None
-    n = min(samples.N, max(ROWS, ROWS_EACH * model.K))
+    n = min(samples.N, ROWS if quantisation else max(ROWS, ROWS_EACH * model.K))
     some = samples if n == samples.N else samples.subset(torch.arange(n) * samples.N // n)
     centred = samples.centring == "sample"
     bases = [_make_bases(level, centred, i == 0) for i, level in enumerate(levels)]
     moments = [_Moments(base) for base in bases]
-    if variances is None or shares is None or centred:
+    if quantisation is None or centred:
         for rows, k, _ in _encode(model, some, places):
             for own, j, z in zip(moments, k.T, _project(bases, rows, k), strict=True):
                 own.add(j, z)
@@ -67,12 +66,13 @@ def fit_codec(
         variances_of = [own.rotated_variances() for own in moments]
         counts = [own.count for own in moments]
     else:
-        variances_of, counts = [variances.double().cpu().numpy()], [shares.double().cpu().numpy() * n]
+        _, v, p = quantisation
+        variances_of, counts = [v.double().cpu().numpy()], [p.double().cpu().numpy() * samples.N]
     grid = _fit_grid(some, places is not None)
-    first = Step.nearest(step or _natural_step(variances_of, counts))
-    scales = [_scales_of(v, TYPICAL) for v in variances_of]
+    first = Step.nearest(quantisation.step if quantisation else _natural_step(variances_of, counts))
+    shapes = [np.full(v.shape, TYPICAL) for v in variances_of]
     provisional = CodecModel(
-        _decoder(bases, [np.full_like(scale, TYPICAL) for scale in scales], scales, places),
+        _decoder(bases, shapes, [_scales_of(*pair) for pair in zip(variances_of, shapes, strict=True)], places),
         tuple(_whole(own) for own in counts),
         None if places is None else np.ones((model.K, len(places)), np.int64),
         grid,
@@ -86,9 +86,12 @@ def fit_codec(
         if shifts is not None and s is not None:
             np.add.at(shifts, (k[:, 0], s), 1)
     densities = [own.fit_densities() for own in moments]
+    if quantisation and not centred:  # from all training rows
+        shape = densities[0][0]
+        densities = [(shape, _scales_of(variances_of[0], shape))]
     return CodecModel(
         _decoder(bases, [shape for shape, _ in densities], [scale for _, scale in densities], places),
-        tuple(_whole(own.count) for own in moments),
+        tuple(_whole(own) for own in counts) if quantisation else tuple(_whole(own.count) for own in moments),
         shifts,
         grid,
         first,
@@ -130,7 +133,9 @@ def _rows(samples: Samples) -> Iterator[tuple[slice, Floats]]:
 
 
 @torch.no_grad()
-def _encode(model: Model, samples: Samples, places: Integers | None) -> Iterator[tuple[Floats, Integers, Integers | None]]:
+def _encode(
+    model: Model, samples: Samples, places: Integers | None
+) -> Iterator[tuple[Floats, Integers, Integers | None]]:
     """Yield rows without their shift, components (n, L) and shifts (n,) as the model itself encodes them."""
     for here, rows in _rows(samples):
         code = model.encode(samples.rows(here))
@@ -144,9 +149,7 @@ def _encode(model: Model, samples: Samples, places: Integers | None) -> Iterator
             yield np.take_along_axis(rows, np.argsort(places, 1, kind="stable")[s], 1), k.numpy(), s
 
 
-def _assign(
-    model: Model, samples: Samples, places: Integers | None, provisional: CodecModel
-) -> Iterator[tuple[Floats, Integers, Integers | None]]:
+def _assign(model: Model, samples: Samples, places: Integers | None, provisional: CodecModel) -> Iterator[Assigned]:
     """Yield as `_encode` does; components of a model with one level and no shift are those of the least score."""
     if places is not None or len(provisional.decoder.levels) > 1:
         yield from _encode(model, samples, places)
@@ -225,9 +228,9 @@ def _rotate(base: Bases, moments: _Moments) -> Bases:
 
 def _fit_grid(samples: Samples, constant: bool) -> Grid:
     """Return a grid around the mean of the rows that holds all of them; for a model with shifts around a constant."""
-    total, squared = 0.0, 0.0
+    total, squared = np.zeros(samples.D), 0.0
     for _, rows in _rows(samples):
-        total = total + rows.sum(0)
+        total += rows.sum(0)
     origin = total / samples.N
     if constant:
         origin = np.full_like(origin, origin.mean())
@@ -245,9 +248,10 @@ def _natural_step(variances: list[Floats], counts: list[Floats]) -> float:
     return math.sqrt(theta / 2 ** (LOG2_THETA / 65536))
 
 
-def _scales_of(variances: Floats, shape: int) -> Integers:
-    s = SHAPES[shape]
-    return _round_scale(np.sqrt(np.maximum(variances, 1e-300) * math.gamma(1 / s) / math.gamma(3 / s)))
+def _scales_of(variances: Floats, shape: Integers) -> Integers:
+    """Return the scales on the grid of latents with these variances and shapes, all (K, E)."""
+    ratio = np.array([math.gamma(1 / s) / math.gamma(3 / s) for s in SHAPES])[shape]  # alpha^2 / v
+    return _round_scale(np.sqrt(np.maximum(variances, 1e-300) * ratio))
 
 
 def _round_scale(alpha: Floats) -> Integers:

@@ -7,8 +7,11 @@ import struct
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from llgae_cli.codec.density import SHAPES, Integers, make_weights
 from llgae_cli.codec.encoder import GRID_BITS, Encoder, Grid
@@ -109,7 +112,8 @@ class CodecModel:
 
     @classmethod
     def _from_arrays(cls, arrays: dict[str, np.ndarray]) -> "CodecModel":
-        levels, counts = [], []
+        levels: list[Level] = []
+        counts: list[Integers] = []
         while f"mu{len(levels)}" in arrays:
             mu, U, shape, scale, own = (
                 arrays[f"{name}{len(levels)}"].astype(np.int64) for name in ("mu", "U", "shape", "scale", "counts")
@@ -121,7 +125,7 @@ class CodecModel:
                 raise ValueError("arrays that do not fit each other")
             if E and (shape.min() < 0 or shape.max() >= len(SHAPES) or np.abs(U).max() > 2 << BASIS_BITS):
                 raise ValueError("values out of range")
-            levels.append(Level(mu * 2.0**-bits, U * 2.0**-BASIS_BITS, bits, shape, scale))
+            levels.append(Level(mu * 2.0 ** float(-bits), U * 2.0 ** float(-BASIS_BITS), int(bits), shape, scale))
             counts.append(own)
         D = levels[0].mu.shape[1]
         symbols = places = None
@@ -141,7 +145,12 @@ class CodecModel:
         return cls(decoder, tuple(counts), symbols, Grid(origin, grid_bits), Step(mantissa, exponent))
 
 
-def _read_arrays(head: dict[str, list], data: bytes) -> dict[str, np.ndarray]:
+def store_codec(model: CodecModel | None) -> dict[str, Tensor]:
+    """Return the codec under the name that a checkpoint's `extras` have; nothing for None."""
+    return {} if model is None else {"codec": torch.frombuffer(bytearray(model.pack()), dtype=torch.uint8)}
+
+
+def _read_arrays(head: dict[str, list[Any]], data: bytes) -> dict[str, np.ndarray]:
     """Return the arrays that `head` describes; ValueError where the compressed bytes are not exactly theirs."""
     sizes = {}
     for name, (dtype, shape) in head.items():

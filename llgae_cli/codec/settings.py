@@ -15,6 +15,7 @@ FINER = 3
 CORRECTED, RAW = FINER + 1, FINER + 2
 MODES = FINER + 3
 SHIFTS = 25  # scales of a row's corrections, relative to those of the variables: -12 ... 12 quarter octaves
+PLAIN: Integers = np.array([TOTAL - MODES + 1] + [1] * (MODES - 1), np.int64)  # weights of the modes without a bound
 SHIFT_UNIT = 2  # in units of the grid of scales
 
 _HEAD = struct.Struct("<BHhb")
@@ -50,7 +51,7 @@ class Settings:
 
     step: Step
     scale_shift: int = 0
-    modes: Integers = field(default_factory=lambda: PLAIN)
+    modes: Integers = field(default_factory=lambda: PLAIN.copy())
     corrections: Corrections | None = None
     max_l2: float | None = None
     max_abs: Floats | None = None
@@ -96,9 +97,6 @@ class Settings:
         except (struct.error, ValueError, zlib.error):
             raise InputError("its settings are damaged") from None
         return cls(Step(mantissa, exponent), shift, modes, corrections, max_l2, max_abs)
-
-
-PLAIN = np.array([TOTAL - MODES + 1] + [1] * (MODES - 1), np.int64)
 
 
 def _check_weights(weights: Integers) -> None:

@@ -29,7 +29,7 @@ from llgae_cli.training.mixture import (
 from llgae_cli.training.scoring import Workspace
 from llgae_cli.training.state import read_count, read_number, read_tensor
 from llgae_cli.training.statistics import even_chunk_size
-from llgae_cli.training.trainer import EpochRecord, Trainer
+from llgae_cli.training.trainer import EpochRecord, Quantisation, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,11 @@ class RateClosedForm(Trainer):
     def theta(self) -> float:
         """The least variance of a latent that gets bits at the present step."""
         return step_to_theta(self.step)
+
+    @property
+    def quantisation(self) -> Quantisation:
+        """The present step, and variances and shares of the present components."""
+        return Quantisation(self.step, self.mixture.v, self.mixture.p)
 
     def initialise(self) -> None:
         """Set the components to the cells of k-means with their principal axes, and measure them.

@@ -1,6 +1,8 @@
 """The interface that all trainers share."""
 
-from typing import Any, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
+
+from torch import Tensor
 
 
 class EpochRecord(TypedDict, total=False):
@@ -9,6 +11,14 @@ class EpochRecord(TypedDict, total=False):
     train_mean_l2: float
     empty: int
     repaired: int
+
+
+class Quantisation(NamedTuple):
+    """What a model was trained for, at a bit rate: `step` Delta, variances of the latents (K, E), shares (K,)."""
+
+    step: float
+    variances: Tensor
+    shares: Tensor
 
 
 class Trainer(Protocol):
@@ -36,6 +46,11 @@ class Trainer(Protocol):
 
     def epoch(self) -> EpochRecord:
         """Run one pass over the training samples and update the model."""
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """The quantiser that the model was trained for; None where no rate was given."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values from which a run resumes exactly, together with the model's own."""
