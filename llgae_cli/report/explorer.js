@@ -67,6 +67,7 @@
   const GAMMA = [2, 1, 0.9027452929509336, 0.886226925452758]; // Gamma(1 + 1/s): a density's integral is 2 alpha Gamma
   const FINEST = 16; // points that a cell is integrated over, a multiple of alpha
   const SKIPPED = 2 ** -12; // a latent that is nonzero more rarely is always zero and free
+  const WIDEST = 1000; // step / alpha, above which no latent of any shape is coded
   const LEAST = 2 ** -30; // about the probability of what lies outside the tables
   const TRADE_OFF = 0.13; // lambda / step^2: a value nearer to zero is used where it costs less
 
@@ -78,9 +79,9 @@
     return (sum * width * ratio * (q === 0 ? 2 : 1)) / (2 * GAMMA[shape]);
   }
 
-  function roundLatent(z, step, scale, shape) { // [q step, bits]
-    const ratio = step / 2 ** (scale / 8);
-    if (1 - cellProbability(0, ratio, shape) < SKIPPED) return [0, 0];
+  function roundLatent(z, step, alpha, shape) { // [q step, bits]
+    const ratio = step / alpha;
+    if (ratio > WIDEST || 1 - cellProbability(0, ratio, shape) < SKIPPED) return [0, 0];
     const bits = (q) => -Math.log2(Math.max(LEAST, cellProbability(q, ratio, shape)));
     const near = Math.round(z / step), lower = near - Math.sign(near);
     const cost = (q) => (z - q * step) ** 2 + TRADE_OFF * step * step * bits(q);
@@ -89,14 +90,14 @@
   }
 
   function round(model, at, b, level, step) { // the code that a file of this step holds: b, mean grey level and bits
-    const { A, back, a, bits_k, scale, shape, F } = model.codec, c = [...b, ...(model.centred ? [level] : [])], C = c.length;
-    const rounded = new Float64Array(C);
+    const { A, back, a, bits_k, scale, per_octave, shape, F } = model.codec;
+    const c = [...b, ...(model.centred ? [level] : [])], C = c.length, rounded = new Float64Array(C);
     let bits = bits_k[at];
     for (let f = 0; f < F; f++) {
       const place = at * F + f;
       let z = a[place];
       for (let e = 0; e < C; e++) z += A[place * C + e] * c[e];
-      const [value, cost] = roundLatent(z, step, scale[place], shape[place]);
+      const [value, cost] = roundLatent(z, step, 2 ** (scale[place] / per_octave), shape[place]);
       bits += cost;
       for (let e = 0; e < C; e++) rounded[e] += back[(at * C + e) * F + f] * (value - a[place]);
     }

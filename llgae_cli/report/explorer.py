@@ -12,6 +12,7 @@ import torch
 
 from llgae_cli.codec.codec import Codec
 from llgae_cli.codec.density import TOTAL
+from llgae_cli.codec.exact import SCALES
 from llgae_cli.evaluation import Evaluated
 from llgae_cli.factory import ALPHA
 from llgae_cli.figures.cells import Looks
@@ -81,7 +82,7 @@ def pack_codec(codec: Codec, model: LLGAE, order: np.ndarray, centred: bool) -> 
         z = U^T (mu + W c - mu_codec) = A c + a,    c = A^+ (z - a)
 
     where W has a last column of ones for a centred model. A (F, C) and A^+ (C, F) are packed for each component, with
-    a, the scales in 1/8 octave, the shapes s, and the bits of k. None for a codec of another number of components, or
+    a, the scales on their logarithmic grid, the shapes s, and the bits of k. None for a codec of another number of components, or
     of several levels.
     """
     decoder = codec.model.decoder
@@ -100,6 +101,7 @@ def pack_codec(codec: Codec, model: LLGAE, order: np.ndarray, centred: bool) -> 
         "A": pack_floats(A),
         "back": pack_floats(np.linalg.pinv(A) if A.size else A.transpose(0, 2, 1)),
         "a": pack_floats((U @ (mu - level.mu[order])[:, :, None])[:, :, 0]),
+        "per_octave": SCALES,
         "scale": level.scale[order].ravel().tolist(),
         "shape": level.shape[order].ravel().tolist(),
         "bits_k": pack_floats(-np.log2(weights / weights.dtype.type(TOTAL))),

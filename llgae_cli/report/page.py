@@ -219,7 +219,11 @@ def tabulate(checkpoints: Sequence[Evaluated]) -> list[tuple[str, str, list[str]
         ("Explained variance", "", [percent(one.explained_variance) for one in e]),
         ("PSNR", "dB", [f"{one.psnr:.2f}" for one in e]),
         *(of_components if any(len(one.usage) > 1 for one in e) else []),
-        *([(f"Entropy of {symbols}", "bit a sample", [f"{one.bits:.2f}" for one in e])] if any(one.bits for one in e) else []),
+        *(
+            [(f"Entropy of {symbols}", "bit a sample", [f"{one.bits:.2f}" for one in e])]
+            if any(one.bits for one in e)
+            else []
+        ),
         *_tabulate_rates(checkpoints),
         ("Epochs", "", [str(evaluated.checkpoint.epoch) for evaluated in checkpoints]),
         ("Training time", "s", [f"{evaluated.checkpoint.seconds:.1f}" for evaluated in checkpoints]),
