@@ -97,9 +97,7 @@ def _rate(evaluated: Evaluated, theme: Theme) -> Figure | None:
 
 def _bits(evaluated: Evaluated, theme: Theme) -> Figure | None:
     split = evaluated.bit_split
-    if split is None:
-        return None
-    return bit_matrix(split.per_latent, split.use, suffix=evaluated.model.k_suffix, theme=theme)
+    return None if split is None else bit_matrix(split.per_latent, split.use, theme=theme)
 
 
 FIGURES: dict[str, Callable[[Evaluated, Theme], Figure | None]] = {

@@ -49,14 +49,11 @@ def rate_curve(
 
 
 @styled
-def bit_matrix(
-    per_latent: Sequence[np.ndarray], use: Sequence[np.ndarray], *, suffix: str = "", theme: Theme = "light"
-) -> Figure | None:
+def bit_matrix(per_latent: Sequence[np.ndarray], use: Sequence[np.ndarray], *, theme: Theme = "light") -> Figure | None:
     """Draw the bits of each latent, means over a component's samples: components down, latents across.
 
     per_latent   one (K, E) for each level
     use          for each level the share of the samples in each component, (K,); the most used stands at the top
-    suffix       as in `components.usage`
 
     Components without samples are left out. None where no level has a latent.
     """
@@ -66,7 +63,7 @@ def bit_matrix(
         return None
     orders = [[k for k in np.argsort(-own, kind="stable") if own[k] > 0][:MAX_ROWS] for _, _, own in shown]
     height = max(len(order) for order in orders)
-    figure = new_figure(9.2, min(1.5 + 0.2 * max(height, 4), 11))
+    figure = new_figure(9.2, min(1.5 + 0.2 * max(height, 6), 11))
     panels = np.atleast_1d(figure.subplots(1, len(shown)))
     most = max(float(bits[order].max(initial=0.0)) for (_, bits, _), order in zip(shown, orders, strict=True))
     for axes, (i, bits, own), order in zip(panels, shown, orders, strict=True):
@@ -79,13 +76,14 @@ def bit_matrix(
         every = max(1, -(-len(order) // 25))
         names = [f"{k} ({own[k]:.1%})" for k in order]
         axes.set_yticks(np.arange(len(order))[::every], names[::every])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=max(2, 10 // len(shown))))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x + 1:.0f}")
         level = "" if len(per_latent) == 1 else f" of level {i + 1}"
         axes.set_xlabel(f"latent{level}")
-    panels[0].set_ylabel("component (share of the samples)")
+    panels[0].set_ylabel("component")
     bar = figure.colorbar(image, ax=list(panels), pad=0.01, aspect=30)
     bar.set_label("bits a sample")
     bar.outline.set_visible(False)
-    panels[0].set_title(f"Bits of each latent{suffix}")
+    title = panels[0].set_title("Bits of each latent, by component and its share of the samples")
+    title.set_in_layout(False)  # it may be wider than the first panel
     return figure

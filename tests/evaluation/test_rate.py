@@ -83,7 +83,7 @@ def test_the_parts_are_those_of_the_model(evaluate: Callable[[str], Evaluated], 
     assert split is not None
     assert (split.mean > 0.5) == (keys["centring"] == "sample") and (split.shifts > 0) == (keys["model"] == "shift")
     assert (split.latents > 0) == (keys["model"] != "kmeans")
-    assert 0 < split.k + split.raw and split.k < 2 * math.log2(4) + 1
+    assert split.k + split.raw > 0 and split.k < 2 * math.log2(4) + 1
     assert len(split.per_latent) == (2 if keys["model"] == "residual" else 1)
     # Means over the components, weighted by their use, are the bits of all latents.
     total = sum(float((own @ bits).sum()) for own, bits in zip(split.use, split.per_latent, strict=True))

@@ -171,7 +171,7 @@ def test_the_step_rounds_the_code_as_the_codec_does(page: Any, trained: Path) ->
     codec = evaluated.codec
     assert codec is not None
     rows = embedded(page)["images"].popitem()[1]["rows"]
-    compared, errors = 0, []
+    differences, errors = [], []
     for place in range(0, len(rows), 4):
         click(page, "images", place)
         x = evaluated.split_samples.stored_rows(np.array([rows[place]])).numpy()
@@ -181,14 +181,15 @@ def test_the_step_rounds_the_code_as_the_codec_does(page: Any, trained: Path) ->
             codes, costs = codec.rate(x, settings), compute_costs(codec, x, settings)
             if codes.k[0, 0] != evaluated.k[rows[place]]:  # the codec may choose a component with cheaper bits
                 continue
-            compared += 1
             bits = re.search(r"About ([\d.]+) bits at step ([\d.]+)\.$", said(page))
             assert bits is not None and float(bits[2]) == pytest.approx(settings.step.value, rel=2e-2)
-            assert float(bits[1]) == pytest.approx(costs.k[0] + costs.latents[0].sum(), rel=0.05, abs=1.5)
+            differences.append(float(bits[1]) - float(costs.k[0] + costs.latents[0].sum()))
             values = codec.model.decoder.decode(codes.k, codes.s, codes.q, settings.step)
             errors.append(np.abs(canvas(page, "x-hat") - grey(torch.from_numpy(values))).mean())
     set_range(page, "step", -13)
-    assert compared > 15 and np.median(errors) < 1  # a latent on the edge of two cells may be rounded either way
+    # The page rounds b as inferred by six steps, the codec the projection, and a latent may be on the edge of two cells.
+    assert len(errors) > 15 and np.median(errors) < 1
+    assert np.abs(differences).max() < 4 and abs(np.mean(differences)) < 0.5
     assert "bits at step" not in said(page)
 
 

@@ -111,7 +111,7 @@ def test_codes_are_the_models_and_runners_up_follow(text: str, checkpoint: Path)
 
 def test_a_small_budget_keeps_the_most_used_components(checkpoint: Path) -> None:
     evaluated = evaluate_checkpoint(checkpoint)
-    packed = explorer.pack_model(evaluated, 2 * 800)
+    packed = explorer.pack_model(evaluated, 2 * 1100)
     assert packed is not None and [one["k"] for one in packed["components"]] == evaluated.by_use()[:2].tolist()
     codes = explorer.pack_codes(evaluated, np.arange(20), [0, 2])
     assert {code["at"] for best in codes for code in best} == {0, 1}
