@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from llgae_cli.figures.style import BLUE, RED, SHARE, Theme, new_figure, styled
 
@@ -76,14 +76,14 @@ def bit_matrix(per_latent: Sequence[np.ndarray], use: Sequence[np.ndarray], *, t
         every = max(1, -(-len(order) // 25))
         names = [f"{k} ({own[k]:.1%})" for k in order]
         axes.set_yticks(np.arange(len(order))[::every], names[::every])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=max(2, 10 // len(shown))))
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x + 1:.0f}")
+        latents = np.arange(bits.shape[1])[:: -(-bits.shape[1] * len(shown) // 24)]
+        axes.set_xticks(latents, [str(e + 1) for e in latents])
         level = "" if len(per_latent) == 1 else f" of level {i + 1}"
         axes.set_xlabel(f"latent{level}")
     panels[0].set_ylabel("component")
     bar = figure.colorbar(image, ax=list(panels), pad=0.01, aspect=30)
     bar.set_label("bits a sample")
     bar.outline.set_visible(False)
-    title = panels[0].set_title("Bits of each latent, by component and its share of the samples")
-    title.set_in_layout(False)  # it may be wider than the first panel
+    heading = "Bits of each latent, by component and its share of the samples"
+    figure.suptitle(heading, x=0.01, ha="left", fontsize=11, fontweight="bold")  # it may be wider than the first panel
     return figure

@@ -187,7 +187,7 @@ def test_the_step_rounds_the_code_as_the_codec_does(page: Any, trained: Path) ->
             values = codec.model.decoder.decode(codes.k, codes.s, codes.q, settings.step)
             errors.append(np.abs(canvas(page, "x-hat") - grey(torch.from_numpy(values))).mean())
     set_range(page, "step", -13)
-    # The page rounds b as inferred by six steps, the codec the projection, and a latent may be on the edge of two cells.
+    # The page rounds b as inferred in six steps, the codec the projection; some latents are on the edge of two cells.
     assert len(errors) > 15 and np.median(errors) < 1
     assert np.abs(differences).max() < 4 and abs(np.mean(differences)) < 0.5
     assert "bits at step" not in said(page)
