@@ -166,7 +166,7 @@ def test_the_whole_family_is_compared(compared: dict[str, Any], trained: dict[st
         symbols = (1 if model_of(member) in WITHOUT_COMPONENTS else K, *SYMBOLS.get(member, ()))
         assert row["E"] == NUMBERS.get(member, E)
         assert row["bits_float"] == pytest.approx(math.log2(math.prod(symbols)) + 32 * row["E"])
-        assert row["bits_coded"] > 0 and row["encode_seconds"] > 0
+        assert row["bits_coded"] >= 0 and row["encode_seconds"] > 0
         assert row["bits_estimated"] == (model_of(member) not in WITH_CODEC)
     affine = K * D * (E + 1)
     parameters = {member: row_of[one["checkpoint"]]["parameters"] for member, one in trained.items()}
