@@ -144,6 +144,29 @@ def test_a_missing_library_is_named(library: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
+@pytest.mark.numeric
+def test_our_checkpoints_are_trained_and_code_the_rows(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.yaml").write_text("task: subspaces\nmodel: pca\nembed-dim: 3\ncentring: none\ndevice: cpu\n")
+    (tmp_path / "work").mkdir()
+    monkeypatch.setattr(rate, "CONFIGS", tmp_path)
+    monkeypatch.setattr(rate, "CHECKPOINTS", ((rate.PCA, "c.yaml", ("seed=3",), (24, 40)),))
+    test = rate.read_pixels(task.test)
+    coders = rate.train_own_coders(task, rate.read_pixels(task.train), test, tmp_path / "work")
+    low, high = (rate.measure(coder, test) for coder in coders)
+    assert low.at is not None and high.at is not None and low.at < high.at < 48 and high.value < low.value < 300
+    assert low.coding is not None and low.coding.train_rows == 600 and low.coding.model_bytes > 0
+
+
+def test_a_config_that_is_not_there_is_named(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate, "CONFIGS", tmp_path / "nowhere")
+    rows = rate.read_pixels(task.train)
+    with pytest.raises(InputError, match="clone"):
+        next(rate.train_own_coders(task, rows, rows, tmp_path))
+
+
+@pytest.mark.slow
 def test_the_benchmark_compares_us_with_the_best_peer(task: Task, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate, "train_own_coders", code_by_rounding)
     monkeypatch.setattr(rate, "COMPARED_BITS", (512,))
