@@ -44,8 +44,8 @@ def rate_distortion(curves: Sequence[Curve], *, data: str, theme: Theme = "light
     """Draw mean squared error against bits a sample, both logarithmic, and the ratio of each error to ours.
 
     The ratio is taken where both curves have a value; between two points log error is linear in the rate. Where it is
-    below 1, the other method is better: that part is shaded. `data`, what was coded, is
-    the title.
+    below 1, the other method is better: that part is shaded. The title is `data`, what was
+    coded.
     """
     ink = INKS[theme]
     figure = new_figure(11, 4.9)
