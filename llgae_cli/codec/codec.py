@@ -51,6 +51,11 @@ def leave_room(bits: float, n: int, block_rows: int) -> float:
     return bits - around
 
 
+def mean_bits(codes: Codes) -> float:
+    """Return the mean bits of codes."""
+    return float(codes.cost.mean()) / COST_UNIT
+
+
 class Codec:
     """Codes rows of a data set with a trained model; `llgae compress` and the Python API use it.
 
@@ -135,12 +140,11 @@ class Codec:
         y, fits = self._to_grid(sample)
         raw = (len(y) - fits.sum()) * 8.0 * sample.itemsize * self.D / len(y)
         bits -= ANS_BITS / min(BLOCK_ROWS, len(sample)) + MARGIN_BITS + raw
-        candidates = self._find_candidates(y, self.model.step)
-        few = slice(None, None, -(-len(y) // TRIAL_ROWS))
+        few = y[:: -(-len(y) // TRIAL_ROWS)]
+        candidates = self._find_candidates(few, self.model.step)
 
-        def rate(value: float, shift: int = 0, rows: slice = few) -> float:
-            some = None if candidates is None else candidates[rows]
-            return float(self._choose(y[rows], Step.nearest(value), shift, some).cost.mean()) / COST_UNIT
+        def rate(value: float, shift: int = 0) -> float:
+            return mean_bits(self._choose(few, Step.nearest(value), shift, candidates))
 
         def narrow(low: float, high: float, shift: int, ratio: float) -> float:
             while high / low > ratio:
@@ -156,16 +160,19 @@ class Codec:
         while low > SMALLEST * self.model.step.value and rate(low) <= bits:
             low, high = low / 1.5, low
         value = narrow(low, high, 0, 1.05)
-        shift = self._choose_shift(y[few], Step.nearest(value), on_grid=True).scale_shift
+        shift = self._choose_shift(few, Step.nearest(value), on_grid=True).scale_shift
         value = narrow(value / 1.15, value * 1.1, shift, 1.02)
         slope = (rate(value / 1.05, shift) - rate(value * 1.05, shift)) / (2 * math.log(1.05))  # bits an e-fold
-        everything = slice(None)
-        for _ in range(2):  # Newton's steps, on all rows
-            excess = rate(value, shift, everything) - bits
-            value *= math.exp(min(max(excess / max(slope, 0.1), -0.2), 0.2))
+        candidates = self._find_candidates(y, Step.nearest(value))
+
+        def rate_of_all(value: float) -> float:
+            return mean_bits(self._choose(y, Step.nearest(value), shift, candidates))
+
+        for _ in range(2):  # Newton's steps
+            value *= math.exp(min(max((rate_of_all(value) - bits) / max(slope, 0.1), -0.2), 0.2))
+        while rate_of_all(value) > bits:
+            value *= 1.002
         step = Step.nearest(value)
-        while rate(step.value, shift, everything) > bits:
-            step = Step.nearest(step.value * 1.002)
         return Settings(step, shift)
 
     def _choose_shift(self, sample: NDArray[Any], step: Step, on_grid: bool = False) -> Settings:
@@ -225,9 +232,7 @@ class Codec:
         if target.get("bits") is not None:
             target["bits"] = leave_room(target["bits"], len(x), BLOCK_ROWS)
         settings = self.choose_settings(x[:: -(-len(x) // SAMPLE_ROWS) or 1], **target)
-        header = Header(
-            len(x), X.shape[1:], X.dtype.name, self.identity, True, CODER, settings.pack(), BLOCK_ROWS
-        )
+        header = Header(len(x), X.shape[1:], X.dtype.name, self.identity, True, CODER, settings.pack(), BLOCK_ROWS)
         file = io.BytesIO()
         with CompressedWriter(file, header, self.pack() if embed_model else b"") as writer:
             for payload in self.encode_blocks(x, settings):

@@ -203,7 +203,7 @@ class Prepared:
         return k.numpy(), q[chosen].to(torch.int64).numpy(), total[chosen].numpy(), cost.numpy()
 
     def _latent_costs(self, k: Tensor, z: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (z - Delta q)^2 - z^2 + lambda R, as integers, and R, for latents z and integers q (n, E) in k (n,)."""
+        """Return (z - Delta q)^2 - z^2 + lambda R as integers, and R, for latents z and integers q (n, E) of k (n,)."""
         E, size = self.costs.shape[1:]
         place = (k[:, None] * E + torch.arange(E)) * size
         index = q.abs().clamp_(max=size - 1).to(torch.int64).add_(place)

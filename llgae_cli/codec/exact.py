@@ -76,7 +76,7 @@ class Level:
     mu      (K, D) offsets, multiples of 2^-mu_bits
     U       (K, D, E) bases, multiples of 2^-20, orthonormal up to rounding
     shape   (K, E) exponents of the densities, indices of `density.SHAPES`
-    scale   (K, E) their scales: alpha = 2^(scale / 64); finer than the tables, so that they change one by one with Delta
+    scale   (K, E) their scales: alpha = 2^(scale / 64), finer than the tables: these change one by one with Delta
     """
 
     mu: Floats
