@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llgae_cli.codec.corrections import apply, cast, choose_row_scales, correct, correction_tables
+from llgae_cli.codec.corrections import apply, cast, choose_row_scales, correct, correction_tables, is_integer
 from llgae_cli.codec.density import Integers
 from llgae_cli.codec.encoder import Prepared
 from llgae_cli.codec.entropy_coder import BlockDecoder, BlockEncoder
-from llgae_cli.codec.exact import Floats, find_table, group_rows
+from llgae_cli.codec.exact import EXACT, Floats, find_table, group_rows
 from llgae_cli.codec.model import CodecModel
 from llgae_cli.codec.settings import CORRECTED, FINER, RAW, Settings
 from llgae_cli.errors import InputError
@@ -57,6 +57,8 @@ class Rows:
         """Code rows x (n, D) in their stored type; with `trial`, to find out which rows need corrections."""
         exact = x.astype(np.float64)
         y, fits = model.grid.round(exact)
+        if settings.is_bounded and is_integer(x.dtype):
+            fits &= (np.abs(exact) <= EXACT).all(1)  # float64 does not tell larger integers apart
         codes = model.encoder.choose(y, prepared)
         q = codes.q.copy()
         x_hat = model.decoder.decode(codes.k, codes.s, q, settings.step)
@@ -94,10 +96,16 @@ def keeps_bound(x: Floats, values: Floats, dtype: np.dtype[Any], settings: Setti
         if settings.max_abs is not None:
             kept &= (error <= settings.max_abs).all(1)
         if settings.max_l2 is not None:
-            # Integers, rounded up: the sum has no rounding error, and is the same everywhere.
             D = x.shape[1]
-            share = np.minimum(error * error / (settings.max_l2 * D), 2.0)
-            kept &= np.ceil(share * 2.0**SQUARE_BITS).astype(np.int64).sum(1) <= 1 << SQUARE_BITS
+            square = error * error
+            if is_integer(dtype):  # sums of integers have no rounding error
+                total = square.sum(1)
+                kept &= (total < EXACT) & (total / D <= settings.max_l2)
+            else:
+                # Shares as integers, rounded up: their sum is the same everywhere. A row on the bound itself is refused,
+                # since who checks it may round it beyond.
+                share = np.minimum(square / (settings.max_l2 * D), 2.0)
+                kept &= np.ceil(share * 2.0**SQUARE_BITS).astype(np.int64).sum(1) < 1 << SQUARE_BITS
     return kept
 
 
@@ -154,6 +162,8 @@ def read_block(model: CodecModel, payload: bytes, n: int, dtype: np.dtype[Any], 
     values = cast(x, dtype)
     n_raw = n - len(at)
     raw = decoder.get_uniform(n_raw * D * dtype.itemsize, 8).astype(np.uint8)
+    if dtype == np.bool_ and raw.size and raw.max() > 1:
+        raise InputError("a damaged block: a byte that is neither true nor false")
     values[mode == RAW] = raw.view(dtype.newbyteorder("<")).astype(dtype).reshape(n_raw, D)
     decoder.finish()
     return values

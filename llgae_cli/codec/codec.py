@@ -1,6 +1,7 @@
 """The codec of a model: rows to bytes at a bit rate or an error bound, and back to the same values on every machine."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -161,7 +162,7 @@ class Codec:
 
         def cost(shift: int) -> float:
             if shift not in costs:
-                costs[shift] = float(self._choose(y, step, shift, candidates).J.sum())
+                costs[shift] = math.fsum(self._choose(y, step, shift, candidates).J)  # the same in any order
             return costs[shift]
 
         best = 0

@@ -33,6 +33,7 @@ COARSE = 4  # bits of the latents that scores leave out
 KEY_SHIFT = 8  # bits of the scores that keys leave out
 LONGEST_COSTS = 255
 TILE = 512  # columns of a product
+LARGEST_Q = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +200,8 @@ class Prepared:
         encoder, step = self.encoder, self.step.value
         distance = (y @ encoder.m[j]).mul_(-2).add_(y.square().sum(1)).add_(encoder.squared[j])
         z = encoder.project(y, j)
-        q = torch.round(z / step).mul_(self.coded[j])
+        # No row with a larger q has exact sums; a conversion to 32 bits that overflows differs between processors.
+        q = torch.round(z / step).clamp_(-LARGEST_Q, LARGEST_Q).mul_(self.coded[j])
         lower = q - torch.sign(q)
         costs = self.costs[j].to(torch.float64)  # (E, Q + 1)
         J, bits = self._latent_costs(z, q, costs)
