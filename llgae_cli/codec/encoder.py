@@ -29,8 +29,7 @@ LOG2_THETA = -223783  # 2^16 log2(TRADE_OFF / (2 ln 2)): theta = lambda / (2 ln 
 LOG2_VARIANCE = (452650, 65536, -28662, -65536)  # 2^16 log2(v / alpha^2) of each shape: Gamma(3/s) / Gamma(1/s)
 CANDIDATES = 4
 GRID_BITS = 24  # |y| of the training rows, at most; rows up to twice as long are coded
-COARSE = 4  # bits of the latents that scores leave out
-KEY_SHIFT = 8  # bits of the scores that keys leave out
+KEY_SHIFT = 4  # bits of the scores that keys leave out
 LONGEST_COSTS = 255
 TILE = 512  # columns of a product
 LARGEST_Q = 1 << 30
@@ -122,7 +121,7 @@ class Prepared:
         self.trade_off = TRADE_OFF * step.value * step.value
         variance = (level.scale + shift) * (COST_UNIT // 4) + np.array(LOG2_VARIANCE)[level.shape]
         excess = np.clip(variance - (2 * step.log2 + LOG2_THETA), 0, 40 * COST_UNIT)  # 2^16 log2(v / theta)
-        weight = 256 - (exp2_negative(excess << 10) >> 32)
+        weight = 1 - exp2_negative(excess << 10) * 2.0**-40  # 1 - theta / v, exact
         cost_k = 24 * COST_UNIT - integer_log2(encoder.weights)
         self.cost_k = torch.from_numpy(np.rint(cost_k * (self.trade_off / COST_UNIT * self.unit)))
         constant = torch.from_numpy(np.rint(excess.sum(1) * (self.trade_off / 2 / COST_UNIT * self.unit)))
@@ -172,8 +171,8 @@ class Prepared:
         score = self.encoder.distances(y).add_(self.constant)
         for some, U, z0, weight in self.tiles:
             if weight.shape[1]:
-                z = (y @ U).sub_(z0).mul_(2.0 ** -(BASIS_BITS + COARSE)).round_()
-                score[:, some] -= (z.square_().unflatten(1, weight.shape) * weight).sum(2)
+                z = (y @ U).sub_(z0).mul_(2.0**-BASIS_BITS)
+                score[:, some] -= z.square_().unflatten(1, weight.shape).mul(weight).round_().sum(2)
         bits = max(1, (K - 1).bit_length())
         keys = (score.to(torch.int64) >> KEY_SHIFT << bits) + torch.arange(K)
         return keys.topk(min(count, K), dim=1, largest=False, sorted=True).values
