@@ -4,7 +4,7 @@ import numpy as np
 
 from llgae_cli.codec.codec import Codec
 from llgae_cli.codec.encoder import Grid
-from llgae_cli.codec.exact import ExactDecoder, Level, Step
+from llgae_cli.codec.exact import SCALES, ExactDecoder, Level, Step
 from llgae_cli.codec.model import CodecModel
 
 
@@ -24,8 +24,8 @@ def make_codec(rows: np.ndarray, K: int = 3, E: int = 2, L: int = 1, V: int = 0,
         z = np.einsum("nd,nde->ne", rest, U[nearest])
         rest = rest - np.einsum("ne,nde->nd", z, U[nearest])
         spread = z.std(0) + radius * 2.0**-12 if E else np.zeros(0)
-        scale = np.broadcast_to(np.rint(8 * np.log2(spread)), (K, E)).astype(np.int64)
-        levels.append(Level.round(mu, U, draw.integers(4, size=(K, E)), scale - draw.integers(5, size=(K, E))))
+        scale = np.broadcast_to(np.rint(SCALES * np.log2(spread)), (K, E)).astype(np.int64)
+        levels.append(Level.round(mu, U, draw.integers(4, size=(K, E)), scale - draw.integers(40, size=(K, E))))
     counts = tuple(draw.integers(1, 100, K) for _ in range(L))
     places = np.stack([np.roll(np.arange(D), v) for v in range(V)]) if V else None
     symbols = draw.integers(0, 50, (K, V)) if V else None

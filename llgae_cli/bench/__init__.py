@@ -1,5 +1,6 @@
-"""Benchmarks: times as ratios, on one machine in one run, to its matrix product, the plain loop, and scikit-learn."""
+"""Benchmarks: times as ratios to other methods on one machine in one run, and rate-distortion curves."""
 
-from llgae_cli.bench.benchmarks import BENCHES, Row, run_benches
+from llgae_cli.bench.benchmarks import BENCHES, run_benches
+from llgae_cli.bench.row import Coding, Row
 
-__all__ = ["BENCHES", "Row", "run_benches"]
+__all__ = ["BENCHES", "Coding", "Row", "run_benches"]

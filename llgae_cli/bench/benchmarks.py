@@ -5,7 +5,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 
 from llgae_cli.bench import peers
+from llgae_cli.bench.rate import measure_rate
+from llgae_cli.bench.row import Row
 from llgae_cli.bench.steady import pass_seconds_of_processes
 from llgae_cli.bench.timing import median_seconds, peak_memory, seconds, sgemm_rate
 from llgae_cli.errors import InputError
@@ -32,19 +33,6 @@ TARGET = 730.0  # test mean L2 on Fashion-MNIST that converged Lloyd loops reach
 QUICK = {"restarts": 1, "moves": 2, "passes": 1}  # enough to pass the target
 LLOYD_TOL = 1e-4  # the Lloyd loop ends after a round that gains less than this share
 Fit = Callable[[peers.Array], Callable[[peers.Array], float]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure. `ratio` compares `value` with `against`, where both are comparable; units are SI."""
-
-    bench: str
-    what: str
-    value: float
-    unit: str
-    against: float | None = None
-    ratio: float | None = None
-    at: float | None = None  # the abscissa, where the benchmark is a curve
 
 
 def random_components(K: int, D: int, E: int, like: torch.Tensor) -> Components:
@@ -256,6 +244,7 @@ BENCHES: dict[str, Callable[[Task], Iterator[Row]]] = {
     "candidates": measure_candidates,
     "peers": measure_peers,
     "steady": measure_steady,
+    "rate": measure_rate,
 }
 
 

@@ -2,20 +2,37 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llgae_cli.cli.console import ERRORS, print_json, print_table, set_up_logging
 from llgae_cli.cli.options import Device, Json, Quiet
 from llgae_cli.errors import InputError, nearest, printable
+from llgae_cli.formatting import five_digits
+
+if TYPE_CHECKING:
+    from llgae_cli.bench import Row
+
+CODING_HEADERS = [
+    "method",
+    "setting",
+    "bits",
+    "squared error",
+    "model kB",
+    "trained on",
+    "train s",
+    "code s",
+    "decode s",
+]
 
 
 def bench(
     only: Annotated[
         list[str] | None,
         typer.Argument(
-            help="iteration, steps, gradient, growth, candidates, peers or steady. Default: all.", metavar="NAME"
+            help="iteration, steps, gradient, growth, candidates, peers, steady or rate. Default: all.",
+            metavar="NAME",
         ),
     ] = None,
     task: Annotated[str, typer.Option(help="Data set to measure on.")] = "fashion-mnist",
@@ -56,8 +73,31 @@ def bench(
     if json:
         print_json(document)
         return
-    cells = [[r.bench, r.what, _text(r.value, r.unit), _text(r.against, r.unit), _text(r.ratio, "")] for r in rows]
-    print_table(["bench", "what; against", "value", "against", "ratio"], cells)
+    codings = [_describe_coding(row) for row in rows if row.coding is not None]
+    if codings:
+        print_table(CODING_HEADERS, codings)
+    cells = [
+        [row.bench, row.what, _text(row.value, row.unit), _text(row.against, row.unit), _text(row.ratio, "")]
+        for row in rows
+        if row.coding is None
+    ]
+    if cells:
+        print_table(["bench", "what; against", "value", "against", "ratio"], cells)
+
+
+def _describe_coding(row: "Row") -> list[str]:
+    """Return the cells of a point of a rate-distortion curve, in the order of CODING_HEADERS."""
+    coding = row.coding
+    assert coding is not None and row.at is not None
+    return [
+        coding.method,
+        coding.setting,
+        f"{row.at:.1f}",
+        five_digits(row.value),
+        f"{coding.model_bytes / 1e3:.0f}",
+        str(coding.train_rows),
+        *(f"{took:.2f}" for took in (coding.train_seconds, coding.code_seconds, coding.decode_seconds)),
+    ]
 
 
 def _text(value: float | None, unit: str) -> str:

@@ -69,7 +69,7 @@ def compress(
     check_output(output, ".llgae", json)
     if verify and output == STANDARD:
         raise InputError("--verify: what went to standard output cannot be read back: write to a file")
-    from llgae_cli.codec.codec import Codec
+    from llgae_cli.codec.codec import Codec, leave_room
     from llgae_cli.evaluation.distortion import Bound
 
     codec = Codec.load(checkpoint)
@@ -79,7 +79,7 @@ def compress(
     if "max_abs" in target:
         target["max_abs"] = spread(target["max_abs"], codec.D)
     if bits is not None:
-        target["bits"] = leave_room(bits, rows)
+        target["bits"] = leave_room(bits, rows.n, count_block_rows(rows))
     settings = codec.choose_settings(rows.sample(), **target)
     model = codec.pack() if embed_model else b""
     with open_output(output) as file:
@@ -173,19 +173,6 @@ def load_rows(checkpoint: Path, task: str | None, split: Part | None, data_dir: 
     if len({part.stored for part in rows.parts}) > 1:
         raise InputError(f"--split all: {rows.origin}: the train and the test rows are stored in different types")
     return rows
-
-
-def leave_room(bits: float, rows: "Rows") -> float:
-    """Return the bits a row that blocks may take, so that the file, without an embedded model, takes `bits` a row.
-
-    Raises InputError where header, index and checks alone take more.
-    """
-    block_rows = count_block_rows(rows)
-    lengths = 2 if bits * block_rows < 8 * (1 << 14) else 3  # bytes of the length of a block
-    around = (HEADER_BYTES + -(-rows.n // block_rows) * (5 + 2 * lengths)) * 8 / rows.n
-    if bits <= around:
-        raise InputError(f"--bits {bits:g}: the header, the index and the checks alone take {around:.2f} bits a row")
-    return bits - around
 
 
 def count_block_rows(rows: "Rows") -> int:

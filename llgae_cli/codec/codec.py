@@ -1,5 +1,6 @@
 """The codec of a model: rows to bytes at a bit rate or an error bound, and back to the same values on every machine."""
 
+import io
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -15,22 +16,45 @@ from llgae_cli.codec.blocks import Rows, read_block, write_block
 from llgae_cli.codec.corrections import fit_corrections
 from llgae_cli.codec.density import COST_UNIT, make_weights
 from llgae_cli.codec.encoder import Codes
+from llgae_cli.codec.entropy_coder import CODER
 from llgae_cli.codec.exact import Floats, Step
 from llgae_cli.codec.model import CodecModel
 from llgae_cli.codec.settings import MODES, Settings
 from llgae_cli.errors import InputError
+from llgae_cli.storage.compressed_file import CompressedFile, CompressedWriter
+from llgae_cli.storage.compressed_header import Header
 from llgae_cli.threads import run_parallel
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 1024
-TRIAL_ROWS = 4096  # rows that the search for a step codes each time
+TRIAL_ROWS = 2048  # rows that the search for a step codes each time
 BOUND_ROWS = 512  # rows that the search for a step codes under a bound
 SMALLEST = 2.0**-12  # of the steps that are tried, over the model's own
 LARGEST = 2.0**6
 ANS_BITS = 24.0  # that a block costs beside its symbols
+MARGIN_BITS = 0.02  # a row; candidates for components change a little with the step
 BLOCK_ROWS = 256
 FAR = 1.5  # the search for a bound ends with a step that takes so many times the bytes of the best
+SAMPLE_ROWS = 16_384  # rows that settings are chosen on, at most
+HEADER_BYTES = 100  # of header and trailer, about
+
+
+def leave_room(bits: float, n: int, block_rows: int) -> float:
+    """Return the bits a row that the blocks of a file of n rows may take, so that the whole file takes `bits` a row.
+
+    Raises InputError where header, index and checks alone take more.
+    """
+    lengths = 2 if bits * block_rows < 8 * (1 << 14) else 3  # bytes of the length of a block
+    around = (HEADER_BYTES + -(-n // block_rows) * (5 + 2 * lengths)) * 8 / max(n, 1)
+    if bits <= around:
+        raise InputError(f"bits {bits:g}: the header, the index and the checks alone take {around:.2f} bits a row")
+    return bits - around
+
+
+def mean_bits(codes: Codes) -> float:
+    """Return the mean bits of codes."""
+    return float(codes.cost.mean()) / COST_UNIT
 
 
 class Codec:
@@ -115,39 +139,41 @@ class Codec:
 
     def _find_step(self, sample: NDArray[Any], bits: float) -> Settings:
         y, fits = self._to_grid(sample)
-        bits -= ANS_BITS / min(BLOCK_ROWS, len(sample))
-        few = y[:: max(1, len(y) // TRIAL_ROWS)][:TRIAL_ROWS]
         raw = (len(y) - fits.sum()) * 8.0 * sample.itemsize * self.D / len(y)
+        bits -= ANS_BITS / min(BLOCK_ROWS, len(sample)) + MARGIN_BITS + raw
+        few = y[:: -(-len(y) // TRIAL_ROWS)]
         candidates = self._find_candidates(few, self.model.step)
 
-        def rate(step: Step, shift: int = 0, rows: Floats = few) -> float:
-            codes = self._choose(rows, step, shift, candidates if rows is few else None)
-            return float(codes.cost.mean()) / COST_UNIT + raw
+        def rate(value: float, shift: int = 0) -> float:
+            return mean_bits(self._choose(few, Step.nearest(value), shift, candidates))
 
-        low, high = self.model.step.value, self.model.step.value
-        while rate(Step.nearest(high)) > bits:
-            low, high = high, high * 1.5
-            if high > LARGEST * self.model.step.value:
-                least = rate(Step.nearest(high))
-                raise InputError(f"bits {bits:.4g}: this model's codes take at least {least:.4g} bits a row")
-        while low > SMALLEST * self.model.step.value and rate(Step.nearest(low)) <= bits:
-            low, high = low / 1.5, low
-
-        def narrow(low: float, high: float, shift: int, ratio: float) -> tuple[float, float]:
+        def narrow(low: float, high: float, shift: int, ratio: float) -> float:
             while high / low > ratio:
                 middle = (low * high) ** 0.5
-                low, high = (middle, high) if rate(Step.nearest(middle), shift) > bits else (low, middle)
-            return low, high
+                low, high = (middle, high) if rate(middle, shift) > bits else (low, middle)
+            return high
 
-        low, high = narrow(low, high, 0, 1.05)
-        shift = self._choose_shift(few, Step.nearest(high), on_grid=True).scale_shift
-        step = Step.nearest(narrow(low / 1.1, high * 1.1, shift, 1.002)[1])
-        # The trial rows may take fewer bits than all rows.
-        for _ in range(8):
-            over = rate(step, shift, y) - bits
-            if over <= 0:
-                break
-            step = Step.nearest(step.value * (1.0015 + over / bits / 2))
+        low = high = self.model.step.value
+        while rate(high) > bits:
+            low, high = high, high * 1.5
+            if high > LARGEST * self.model.step.value:
+                raise InputError(f"bits {bits:.4g}: this model's codes take at least {rate(high):.4g} bits a row")
+        while low > SMALLEST * self.model.step.value and rate(low) <= bits:
+            low, high = low / 1.5, low
+        value = narrow(low, high, 0, 1.05)
+        shift = self._choose_shift(few, Step.nearest(value), on_grid=True).scale_shift
+        value = narrow(value / 1.15, value * 1.1, shift, 1.02)
+        slope = (rate(value / 1.05, shift) - rate(value * 1.05, shift)) / (2 * math.log(1.05))  # bits an e-fold
+        candidates = self._find_candidates(y, Step.nearest(value))
+
+        def rate_of_all(value: float) -> float:
+            return mean_bits(self._choose(y, Step.nearest(value), shift, candidates))
+
+        for _ in range(2):  # Newton's steps
+            value *= math.exp(min(max((rate_of_all(value) - bits) / max(slope, 0.1), -0.2), 0.2))
+        while rate_of_all(value) > bits:
+            value *= 1.002
+        step = Step.nearest(value)
         return Settings(step, shift)
 
     def _choose_shift(self, sample: NDArray[Any], step: Step, on_grid: bool = False) -> Settings:
@@ -204,6 +230,52 @@ class Codec:
         for shift in (-4, -2, 2, 4, 8):
             attempt(best[1].step, shift)
         return best[1]
+
+    # -- whole files --------------------------------------------------------------------------------------------------
+
+    def encode(self, X: NDArray[Any], *, embed_model: bool = False, **target: Any) -> bytes:
+        """Return the rows X (n, ...) as the bytes of a complete file; `decode` and `llgae decompress` read it.
+
+        X       of the model's D values a row, in the type that decoding shall give back
+        target  one of bits (of the whole file but an embedded model), step, max_l2, max_abs and lossless
+
+        Raises InputError as `choose_settings` does, and for rows of another size.
+        """
+        X = np.asarray(X)
+        if X.ndim < 2 or X[0:1].size not in (0, self.D) or math.prod(X.shape[1:]) != self.D:
+            raise InputError(f"rows of shape {X.shape[1:]}; the model's have {self.D} values")
+        x = np.ascontiguousarray(X).reshape(len(X), self.D)
+        if target.get("bits") is not None:
+            target["bits"] = leave_room(target["bits"], len(x), BLOCK_ROWS)
+        settings = self.choose_settings(x[:: -(-len(x) // SAMPLE_ROWS) or 1], **target)
+        header = Header(len(x), X.shape[1:], X.dtype.name, self.identity, True, CODER, settings.pack(), BLOCK_ROWS)
+        file = io.BytesIO()
+        with CompressedWriter(file, header, self.pack() if embed_model else b"") as writer:
+            for payload in self.encode_blocks(x, settings):
+                writer.write(payload)
+        return file.getvalue()
+
+    def decode(self, data: bytes, rows: slice = slice(None)) -> NDArray[Any]:
+        """Return the rows of a file's bytes, (n, ...), in their stored type; with `rows`, those of a slice.
+
+        Raises InputError for damaged bytes, and for a file of another model.
+        """
+        with CompressedFile(io.BytesIO(data)) as file:
+            header = file.header
+            if header.identity != self.identity:
+                raise InputError(f"a file of the model {header.identity.hex()}; this one is {self.identity.hex()}")
+            settings, dtype = Settings.unpack(header.settings, self.D), np.dtype(header.dtype)
+            wanted = range(header.n)[rows]
+            blocks = sorted({row // header.block_rows for row in wanted})
+
+            def read(block: int) -> NDArray[Any]:
+                return self.decode_block(file.read_block(block), len(header.rows(block)), dtype, settings)
+
+            found = dict(zip(blocks, map(read, blocks), strict=True))
+        out = np.empty((len(wanted), self.D), dtype)
+        for i, row in enumerate(wanted):
+            out[i] = found[row // header.block_rows][row % header.block_rows]
+        return out.reshape(len(wanted), *header.shape)
 
     # -- coding -------------------------------------------------------------------------------------------------------
 

@@ -15,14 +15,15 @@ Levels of a residual model are coded one after the other, each with what the lev
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llgae_cli.codec.density import COST_UNIT, Integers, exp2_negative, integer_log2
-from llgae_cli.codec.exact import BASIS_BITS, IDS, ExactDecoder, Floats, Level, Step, find_table, group_rows
+from llgae_cli.codec.density import COST_UNIT, PER_OCTAVE, Integers, exp2_negative, integer_log2
+from llgae_cli.codec.exact import BASIS_BITS, IDS, SCALES, ExactDecoder, Floats, Level, Step, find_table, group_rows
 
 TRADE_OFF = 0.13  # lambda / Delta^2
 LOG2_THETA = -223783  # 2^16 log2(TRADE_OFF / (2 ln 2)): theta = lambda / (2 ln 2), over Delta^2
@@ -30,9 +31,9 @@ LOG2_VARIANCE = (452650, 65536, -28662, -65536)  # 2^16 log2(v / alpha^2) of eac
 CANDIDATES = 4
 GRID_BITS = 24  # |y| of the training rows, at most; rows up to twice as long are coded
 KEY_SHIFT = 4  # bits of the scores that keys leave out
-LONGEST_COSTS = 255
+PLAIN_COSTS = 256  # costs of |q| below it are tabulated one by one, others with 16 an octave
 TILE = 512  # columns of a product
-LARGEST_Q = 1 << 30
+LARGEST_Q = 2.0**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,8 @@ class Prepared:
         K, E = level.K, level.E
         self.unit = 4.0**encoder.grid.bits  # J in units of the squared grid
         self.trade_off = TRADE_OFF * step.value * step.value
-        variance = (level.scale + shift) * (COST_UNIT // 4) + np.array(LOG2_VARIANCE)[level.shape]
+        scale = level.scale + shift * (SCALES // PER_OCTAVE)
+        variance = scale * (2 * COST_UNIT // SCALES) + np.array(LOG2_VARIANCE)[level.shape]  # 2^16 log2 v
         excess = np.clip(variance - (2 * step.log2 + LOG2_THETA), 0, 40 * COST_UNIT)  # 2^16 log2(v / theta)
         weight = 1 - exp2_negative(excess << 10) * 2.0**-40  # 1 - theta / v, exact
         cost_k = 24 * COST_UNIT - integer_log2(encoder.weights)
@@ -129,30 +131,31 @@ class Prepared:
         self.bits_k = torch.from_numpy(cost_k)
         self.tables = level.table_ids(step, shift)
         self.costs = self._tabulate(K, E)
-        self.tiles = self._make_tiles(torch.from_numpy(weight.astype(np.float64)))
+        self.weight = torch.from_numpy(weight)
 
     def _tabulate(self, K: int, E: int) -> Tensor:
-        """Return the cost of |q| = 0, 1, ... for each latent, (K, E, Q + 1), in units of 2^-16 bit."""
+        """Return the costs of |q| for each latent, (K, E, places) as in `place_costs`, in units of 2^-16 bit."""
         ids, inverse = np.unique(self.tables, return_inverse=True)
         found = [find_table(number) for number in ids.tolist()]
-        Q = min(LONGEST_COSTS, max((t.half << t.low_bits for t in found if t is not None), default=1))
-        free = np.zeros(Q + 1, np.int64)
-        costs = [free if table is None else table.compute_costs(np.arange(Q + 1)) for table in found]
+        largest = min(int(LARGEST_Q), max((2 * t.half << t.low_bits for t in found if t is not None), default=1))
+        places = np.arange(int(place_costs(torch.tensor([float(largest)]))) + 1)
+        octave, part = np.divmod(places - PLAIN_COSTS, 16)
+        values = np.where(places < PLAIN_COSTS, places, 16 + part << np.maximum(octave + 4, 0))
+        free = np.zeros(len(values), np.int64)
+        costs = [free if table is None else table.compute_costs(values) for table in found]
         coded = np.array([table is not None for table in found], np.float64)
         inverse = inverse.reshape(K, E)
         self.coded = torch.from_numpy(coded[inverse] if E else np.zeros((K, 0)))  # 0 for latents that are skipped
-        return torch.from_numpy(np.stack(costs)[inverse] if E else np.zeros((K, 0, Q + 1), np.int64))
+        return torch.from_numpy((np.stack(costs)[inverse] if E else np.zeros((K, 0, len(values)))).astype(np.float64))
 
-    def _make_tiles(self, weight: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Return groups of components (t,), with the bases (D, t e), z0 (t e,) and weights (t, e) of what counts."""
-        encoder, tiles = self.encoder, []
-        width = int((weight > 0).sum(1).max()) if weight.numel() else 0
+    @cached_property
+    def tiles(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Groups of components (t,), with the bases (D, t e), z0 (t e,) and weights (t, e) of latents that count."""
+        encoder, weight, tiles = self.encoder, self.weight, []
         used = (weight > 0).sum(1)
         order = torch.argsort(used, stable=True)
-        size = max(1, TILE // max(1, width))
-        for some in order.split(size):
+        for some in order.split(max(1, TILE // max(1, int(used.max())))):
             e = int(used[some].max())
-            # The latents that count are the first ones where latents are in falling order of variance.
             chosen = torch.argsort(weight[some], dim=1, descending=True, stable=True)[:, :e]  # (t, e)
             U = encoder.U[some].gather(2, chosen[:, None, :].expand(-1, encoder.U.shape[1], -1))
             tiles.append(
@@ -183,43 +186,45 @@ class Prepared:
         `candidates` (n, M) are components, the preferred ones first.
         """
         n, M = candidates.shape
-        E = self.encoder.level.E
-        pair_k = candidates.flatten()
-        J = torch.empty(n * M, dtype=torch.int64)
-        q, bits = torch.empty(n * M, E, dtype=torch.int32), torch.empty(n * M, dtype=torch.int64)
-        for j, at in group_rows(pair_k.numpy(), self.encoder.level.K):
+        encoder, pair_k = self.encoder, candidates.flatten()
+        z = torch.empty(n * M, encoder.level.E, dtype=torch.float64)
+        for j, at in group_rows(pair_k.numpy(), encoder.level.K):
             pairs = torch.from_numpy(at)
-            J[pairs], q[pairs], bits[pairs] = self._cost(y[pairs // M], j)
-        best = (J.view(n, M) * M + torch.arange(M)).min(1).values  # integers without ties
-        chosen = torch.arange(n) * M + best % M
-        return pair_k[chosen].numpy(), q[chosen].numpy().astype(np.int64), J[chosen].numpy(), bits[chosen].numpy()
-
-    def _cost(self, y: Tensor, j: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return J (n,), q (n, E) and bits (n,) of rows y (n, D) in component j."""
-        encoder, step = self.encoder, self.step.value
-        distance = (y @ encoder.m[j]).mul_(-2).add_(y.square().sum(1)).add_(encoder.squared[j])
-        z = encoder.project(y, j)
-        # No row with a larger q has exact sums; a conversion to 32 bits that overflows differs between processors.
-        q = torch.round(z / step).clamp_(-LARGEST_Q, LARGEST_Q).mul_(self.coded[j])
+            z[pairs] = encoder.project(y[pairs // M], j)
+        distance = encoder.distances(y).gather(1, candidates).flatten()
+        # No row with a larger q has exact sums.
+        q = torch.round(z / self.step.value).clamp_(-LARGEST_Q, LARGEST_Q).mul_(self.coded[pair_k])
         lower = q - torch.sign(q)
-        costs = self.costs[j].to(torch.float64)  # (E, Q + 1)
-        J, bits = self._latent_costs(z, q, costs)
-        lower_J, lower_bits = self._latent_costs(z, lower, costs)
+        J, bits = self._latent_costs(pair_k, z, q)
+        lower_J, lower_bits = self._latent_costs(pair_k, z, lower)
         cheaper = lower_J < J
         q = torch.where(cheaper, lower, q)
-        J, bits = torch.where(cheaper, lower_J, J), torch.where(cheaper, lower_bits, bits)
-        total = (distance + self.cost_k[j]).to(torch.int64) + J.sum(1)
-        return total, q.to(torch.int32), bits.sum(1) + self.bits_k[j]
+        total = (distance + self.cost_k[pair_k]).to(torch.int64) + torch.where(cheaper, lower_J, J).sum(1)
+        best = (total.view(n, M) * M + torch.arange(M)).min(1).values % M  # integers without ties
+        chosen = torch.arange(n) * M + best
+        k = pair_k[chosen]
+        cost = torch.where(cheaper[chosen], lower_bits[chosen], bits[chosen]).to(torch.int64).sum(1) + self.bits_k[k]
+        return k.numpy(), q[chosen].to(torch.int64).numpy(), total[chosen].numpy(), cost.numpy()
 
-    def _latent_costs(self, z: Tensor, q: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (z - Delta q)^2 - z^2 + lambda R for latents z and integers q (n, E), as integers, and R."""
-        Q = costs.shape[1] - 1
-        index = q.abs().clamp_(max=Q).to(torch.int64).add_(torch.arange(len(costs)) * (Q + 1))
-        bits = costs.flatten()[index.flatten()].view_as(q)
+    def _latent_costs(self, k: Tensor, z: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (z - Delta q)^2 - z^2 + lambda R as integers, and R, for latents z and integers q (n, E) of k (n,)."""
+        E, size = self.costs.shape[1:]
+        place = (k[:, None] * E + torch.arange(E)) * size
+        index = place_costs(q.abs()).clamp_(max=size - 1).add_(place)
+        bits = self.costs.flatten()[index]
         part = q * self.step.value
         J = part * (part - 2 * z)
         J = (J + bits * (self.trade_off / COST_UNIT)).mul_(self.unit).round_()
-        return J.to(torch.int64), bits.to(torch.int64)
+        return J.to(torch.int64), bits
+
+
+def place_costs(q: Tensor) -> Tensor:
+    """Return where the costs of q >= 0, whole numbers in float64, are in the table: int64, rising with q."""
+    if not q.numel() or float(q.max()) < PLAIN_COSTS:
+        return q.to(torch.int64)
+    mantissa, exponent = torch.frexp(q)  # q = mantissa 2^exponent, 1/2 <= mantissa < 1
+    part = (exponent.to(torch.float64) - 9) * 16 + torch.floor((mantissa - 0.5) * 32)
+    return torch.where(q < PLAIN_COSTS, q, PLAIN_COSTS + part).to(torch.int64)
 
 
 class Encoder:

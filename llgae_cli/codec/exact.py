@@ -32,6 +32,7 @@ Floats = NDArray[np.float64]
 BASIS_BITS = 20  # fraction bits of U
 OFFSET_BITS = 30  # bits of the largest |mu|
 MANTISSA_BITS = 10  # of Delta
+SCALES = 64  # of densities, an octave
 EXACT = 2.0**53
 
 
@@ -75,7 +76,7 @@ class Level:
     mu      (K, D) offsets, multiples of 2^-mu_bits
     U       (K, D, E) bases, multiples of 2^-20, orthonormal up to rounding
     shape   (K, E) exponents of the densities, indices of `density.SHAPES`
-    scale   (K, E) their scales: alpha = 2^(scale / 8)
+    scale   (K, E) their scales: alpha = 2^(scale / 64), finer than the tables: these change one by one with Delta
     """
 
     mu: Floats
@@ -114,7 +115,8 @@ class Level:
 
         `shift` is added to all scales, in units of 1/8 octave.
         """
-        ratio = self.scale + shift - (step.log2 * PER_OCTAVE + COST_UNIT // 2 >> 16)
+        ratio = self.scale * (COST_UNIT * PER_OCTAVE // SCALES) + (shift * COST_UNIT - PER_OCTAVE * step.log2)
+        ratio = ratio + COST_UNIT // 2 >> 16
         return table_id(self.shape, ratio)
 
     def decode(self, k: Integers, q: Integers, step: Step) -> Floats:

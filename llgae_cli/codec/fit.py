@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from llgae_cli.codec.density import PER_OCTAVE, SHAPES, Integers
+from llgae_cli.codec.density import SHAPES, Integers
 from llgae_cli.codec.encoder import LOG2_THETA, Grid
-from llgae_cli.codec.exact import ExactDecoder, Floats, Level, Step, group_rows
+from llgae_cli.codec.exact import SCALES, ExactDecoder, Floats, Level, Step, group_rows
 from llgae_cli.codec.model import CodecModel
 from llgae_cli.errors import InputError
 from llgae_cli.models import LLGAE, Model, Residual, Shift
@@ -255,8 +255,8 @@ def _scales_of(variances: Floats, shape: Integers) -> Integers:
 
 
 def _round_scale(alpha: Floats) -> Integers:
-    """Return scales on the grid; -4,000 for those of latents that are always zero."""
-    return np.clip(np.rint(PER_OCTAVE * np.log2(np.maximum(alpha, 1e-150))), -4000, 4000).astype(np.int64)
+    """Return scales on the grid; the least one for latents that are always zero."""
+    return np.clip(np.rint(SCALES * np.log2(np.maximum(alpha, 1e-150))), -32_000, 32_000).astype(np.int64)
 
 
 def _whole(counts: Floats) -> Integers:

@@ -13,7 +13,6 @@ import math
 from functools import cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from llgae_cli.training.mixture import Mixture
@@ -48,7 +47,7 @@ def _sum_bits(sigma: float) -> float:
     density /= density.sum()
     nearest = np.sign(z) * np.floor(np.abs(z) + 0.5)
     cell = nearest.astype(int) + M
-    bits = -np.log2(np.bincount(cell, density, 2 * M + 1) + 1e-12)  # at most 40: the tails would have more
+    bits = -np.log2(np.bincount(cell, density, 2 * M + 1).clip(1e-12, 1))  # at most 40: the tails would have more
     inward = np.sign(nearest) * (np.abs(nearest) - 1).clip(min=0)
     inward_cell = inward.astype(int) + M
     saving = TRADE_OFF * (bits[cell] - bits[inward_cell])

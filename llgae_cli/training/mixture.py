@@ -22,7 +22,7 @@ section 8.2.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -31,10 +31,10 @@ from torch import Tensor
 from llgae_cli.threads import check_cancelled, run_parallel
 from llgae_cli.training.components import orthonormalise
 from llgae_cli.training.scoring import Workspace, project_each
+from llgae_cli.training.shrinkage import NEIGHBOURS, STRENGTHS
 
-COLUMNS = 400  # of a tile, at most, unless one component has more
-ITERATIONS = 2  # orthogonal iterations in an update
-NEIGHBOURS = 12  # components whose covariances are pooled with a component's own
+COLUMNS, ROWS = 416, 512  # of a tile at most, unless one component has more columns; and of the rows it multiplies
+FIRST_ITERATIONS, ITERATIONS = 6, 2  # orthogonal iterations from random bases, and in an update
 GROUP = 4  # components that one task updates
 
 
@@ -69,6 +69,20 @@ class Mixture:
         return latents - 2 * theta * p.log()
 
 
+@dataclass
+class MixtureTile:
+    """A group of T components, scored by one matrix product.
+
+    matrix    (d, w): e columns of A_k for each of them, then -2 (mu_k - A_k c_k) for each, then zeros. w is a multiple
+              of 16, because products of other widths lose up to a third of their speed
+    constant  the part of J_k that all rows share, shape (T,)
+    """
+
+    matrix: Tensor
+    constant: Tensor
+    e: int
+
+
 class MixtureScorer:
     """Computes J_k(y) - |y|^2 of rows y (n, d) for all k, by matrix products.
 
@@ -76,55 +90,57 @@ class MixtureScorer:
 
         J_k(y) - |y|^2 = |mu_k|^2 - |c_k|^2 + code costs - 2 (mu_k - A_k c_k)^T y - |A_k^T y|^2.
 
-    Latents of variance up to theta have weight 0, and no column. Components are processed in tiles of about COLUMNS
-    columns, so that a product stays in the cache while it is used.
+    Components are processed in tiles of about COLUMNS columns, so that a product stays in the cache while it is used.
+    It is a difference of squares: in float32, clusters whose distances from the data's mean exceed their own size a
+    thousandfold are told apart well, but subspaces within one cluster are not. The statistics have no such limit.
+    Latents of variance up to theta have weight 0. Components with equally many others share a tile, and such latents
+    get no columns.
     """
 
     def __init__(self, mixture: Mixture, theta: float, workspace: Workspace):
         self.workspace = workspace
         mu, weights = mixture.mu, mixture.weights(theta)
-        self.K = len(mu)
+        K, d, _ = mixture.U.shape
         A = mixture.U * weights.sqrt()[:, None, :]
         c = project_each(A, mu)
         offset = -2 * (mu - (A * c[:, None, :]).sum(2))
         constant = mu.square().sum(1) - c.square().sum(1) + mixture.code_costs(theta).to(mu)
-        coded = weights > 0
-        self.tiles: list[tuple[slice, Tensor, Tensor, Tensor, Tensor]] = []
-        for some in _split_columns((coded.sum(1) + 1).tolist()):
-            owner = coded[some].nonzero()[:, 0]
-            ones = torch.nn.functional.one_hot(owner, some.stop - some.start).to(mu)  # (columns, T)
-            columns = A[some].mT[coded[some]].T.contiguous()  # (d, columns)
-            self.tiles.append((some, columns, ones, offset[some].T.contiguous(), constant[some]))
+        n_coded = (weights > 0).sum(1)
+        self.order = n_coded.argsort(descending=True, stable=True)
+        self.tiles = []
+        done = 0
+        while done < K:
+            e = int(n_coded[self.order[done]])
+            some = self.order[done : done + max(1, COLUMNS // (e + 1))]
+            T = len(some)
+            matrix = mu.new_zeros(d, -(-T * (e + 1) // 16) * 16)
+            matrix[:, : T * e] = A[some, :, :e].permute(1, 0, 2).reshape(d, T * e)
+            matrix[:, T * e : T * (e + 1)] = offset[some].T
+            self.tiles.append(MixtureTile(matrix, constant[some], e))
+            done += T
 
     @property
     def operations(self) -> int:
         """Operations of the products for one row."""
-        return sum(
-            2 * (columns.numel() + offset.numel() + ones.numel()) for _, columns, ones, offset, _ in self.tiles
-        )
+        return sum(2 * tile.matrix.numel() for tile in self.tiles)
 
     def assign(self, y: Tensor) -> Tensor:
-        """Return the component of least J for each row of y (n, d): (n,) int64, the lowest one of equals."""
-        scores = self.workspace.buffer("scores", y, len(y), self.K)
-        for some, columns, ones, offset, constant in self.tiles:
+        """Return the component of least J for each row of y (n, d), shape (n,) int64."""
+        parts = [self._assign(part) for part in y.split(ROWS)]
+        return torch.cat(parts) if parts else y.new_zeros(0, dtype=torch.int64)
+
+    def _assign(self, y: Tensor) -> Tensor:
+        scores, done = self.workspace.buffer("scores", y, len(y), len(self.order)), 0
+        for tile in self.tiles:
             check_cancelled()
-            own = torch.addmm(constant, y, offset, out=self.workspace.buffer("linear", y, len(y), len(constant)))
-            if columns.shape[1]:
-                z = torch.mm(y, columns, out=self.workspace.buffer("latents", y, len(y), columns.shape[1]))
-                own.addmm_(z.square_(), ones, alpha=-1)  # sums each component's squares
-            scores[:, some] = own
-        return scores.argmin(1)
-
-
-def _split_columns(widths: Sequence[int]) -> list[slice]:
-    """Return ranges of consecutive components whose widths add up to at most COLUMNS; one wider gets its own."""
-    ranges, first, total = [], 0, 0
-    for k, width in enumerate(widths):
-        if total + width > COLUMNS and k > first:
-            ranges.append(slice(first, k))
-            first, total = k, 0
-        total += width
-    return [*ranges, slice(first, len(widths))]
+            T, e = len(tile.constant), tile.e
+            product = self.workspace.buffer("product", y, len(y), tile.matrix.shape[1])
+            torch.mm(y, tile.matrix, out=product)
+            own = torch.add(product[:, T * e : T * (e + 1)], tile.constant, out=scores[:, done : done + T])
+            if e:
+                own -= product[:, : T * e].square_().unflatten(1, (T, e)).sum(2)
+            done += T
+        return self.order[scores.argmin(1)]
 
 
 @dataclass
@@ -196,19 +212,19 @@ class MixtureStatistics:
         code = torch.where(self.count > 0, self.count * mixture.code_costs(theta), 0.0)
         return self.squared - saved + code
 
-    def centre(self, mu: Tensor) -> Tensor:
-        """Return the means of the rows, for the offsets mu (K, d) of the pass, and make the scatters those about them.
+    def mean_shift(self) -> Tensor:
+        """Return the mean of r, (K, d): the mean of each component minus its offset; zero without rows."""
+        return self.shift / self.count.clamp(min=1)[:, None]
 
-        The statistics are then relative to the means, in place. The mean of a component without rows is its offset.
-        """
-        n = self.count.clamp(min=1)[:, None]
-        mean = self.shift / n
-        self.squared -= (self.shift * mean).sum(1)
+    def recentre(self, delta: Tensor) -> None:
+        """Make count, shift, scatter and squared those of r - delta, in place, for delta (K, d); not `latent`."""
+        rest = self.shift - self.count[:, None] * delta
+        self.squared -= ((self.shift + rest) * delta).sum(1)
         if self.scatter.shape[1]:
-            for scatter, shift, one in zip(self.scatter, self.shift.to(mu), mean.to(mu), strict=True):
-                scatter.addr_(shift, one, alpha=-1)
-        self.shift.zero_()
-        return mu + mean.to(mu)
+            vectors = (one.to(self.scatter) for one in (self.shift, rest, delta))
+            for scatter, shift, left, d in zip(self.scatter, *vectors, strict=True):
+                scatter.addr_(shift, d, alpha=-1).addr_(d, left, alpha=-1)
+        self.shift.copy_(rest)
 
 
 def update_mixture(
@@ -218,7 +234,9 @@ def update_mixture(
 
     The statistics are centred in place, so they serve only once. A component without rows gets the share 0.
     """
-    mu = statistics.centre(mixture.mu)
+    delta = statistics.mean_shift()
+    statistics.recentre(delta)
+    mu = mixture.mu + delta.to(mixture.mu)
     p = (statistics.count / statistics.count.sum().clamp(min=1)).to(mu)
     moved = Mixture(mu, mixture.U, mixture.v, p)
     return fit_axes(moved, statistics, strength, iterations) if statistics.scatter.shape[1] else moved
@@ -267,14 +285,32 @@ def choose_strength(
     mixture: Mixture,
     statistics: MixtureStatistics,
     held_out: MixtureStatistics,
-    solve_step: Callable[[Mixture], float],
+    find_theta: Callable[[Mixture], float],
 ) -> float:
-    """Return the strength of STRENGTHS with the least cost of held-out rows, a part of the rows of the statistics.
+    """Return the strength of STRENGTHS with the least cost J of held-out rows, which are a part of all rows.
 
-    Components are fitted to the other rows, for the assignments of the pass. The step is that of the first strength
-    above 0, so that the costs can be compared.
+    Components are fitted to the other rows, for the assignments of one pass with `mixture`, whose statistics of all
+    rows and of the held-out ones are given; the latter are re-centred in place. theta is found once, for a strength in
+    the middle, so that costs can be compared.
     """
-    raise NotImplementedError
+    pairs = zip(statistics.tensors(), held_out.tensors(), strict=True)
+    kept = MixtureStatistics(*(whole - part for whole, part in pairs))
+    delta = kept.mean_shift()
+    kept.recentre(delta)
+    held_out.recentre(delta)
+    p = (statistics.count / statistics.count.sum()).to(mixture.p)
+    moved = Mixture(mixture.mu + delta.to(mixture.mu), mixture.U, mixture.v, p)
+    fitted = fit_axes(moved, kept, STRENGTHS[len(STRENGTHS) // 2], FIRST_ITERATIONS)
+    theta = find_theta(fitted)
+    best, lowest = STRENGTHS[0], math.inf
+    for strength in STRENGTHS:
+        fitted = fit_axes(fitted, kept, strength, ITERATIONS)
+        for k, U in enumerate(fitted.U):
+            held_out.latent[k] = (U * (held_out.scatter[k] @ U)).sum(0)
+        cost = float(held_out.costs(fitted, theta).sum())
+        if cost < lowest:
+            best, lowest = strength, cost
+    return best
 
 
 def _find_nearest(mu: Tensor, count: Tensor) -> Tensor:
@@ -284,9 +320,7 @@ def _find_nearest(mu: Tensor, count: Tensor) -> Tensor:
     return distance.topk(M, largest=False).indices
 
 
-def split_components(
-    mixture: Mixture, costs: Tensor, count: Tensor, generator: torch.Generator
-) -> tuple[Mixture, int]:
+def split_components(mixture: Mixture, costs: Tensor, count: Tensor, generator: torch.Generator) -> tuple[Mixture, int]:
     """Return the mixture with components of fewer than 2 rows replaced by halves of others, and their number.
 
     costs  sum of J over the rows of each component, shape (K,): those of the largest are halved

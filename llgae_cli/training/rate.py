@@ -2,6 +2,7 @@
 
 import logging
 import math
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from llgae_cli.training.components import Components, Coordinates, align, choose
 from llgae_cli.training.expected_rate import expect_bits, solve_step, step_to_theta
 from llgae_cli.training.initialisation import PRINCIPAL_ROWS, SEEDED_K, principal_coordinates
 from llgae_cli.training.mixture import (
+    FIRST_ITERATIONS,
     ITERATIONS,
     Mixture,
     MixtureScorer,
@@ -35,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 COORDINATES = 384  # principal coordinates, or twice the latents if those are more
 KMEANS_PASSES = 5
-FIRST_ITERATIONS = 6  # orthogonal iterations from random bases
 SPLIT_PASSES = 8  # a component that loses its rows in a later pass stays as it is: it costs no bits
 HELD_OUT = 10  # every tenth row is held out to choose the strength of shrinkage
 BLOCK_VALUES = 1 << 23  # values of a block of projected rows, at most: 32 MB
@@ -107,7 +108,7 @@ class RateClosedForm(Trainer):
             self.strength = 0.0  # there is nothing to shrink, or to shrink toward
         elif self.shrinkage == "auto":
             held_out = self._collect(theta=0.0, scatter=True, samples=self.samples.every(HELD_OUT))
-            self.strength = choose_strength(self.mixture, statistics, held_out, self._solve_step)
+            self.strength = choose_strength(self.mixture, statistics, held_out, self._find_theta)
             logger.info("shrinkage: %g samples, chosen on held-out rows", self.strength)
         else:
             self.strength = self.shrinkage
@@ -122,21 +123,19 @@ class RateClosedForm(Trainer):
         if self.statistics is None:  # the run was resumed
             self._measure()
         assert self.statistics is not None
-        before = self.mixture, self.step, self.objective, self.record
+        before = self.mixture, self.objective, self.record
         statistics, self.statistics = self.statistics, None
         self.passes += 1
         self._update(statistics, self.theta, split=self.passes <= SPLIT_PASSES)
         del statistics  # the scatters of one pass at a time are in memory
         self._measure()
-        if not math.isfinite(self.objective):
-            raise RunError(f"the objective J became {self.objective} in pass {self.passes} of this run")
-        gain = before[2] - self.objective
+        gain = before[1] - self.objective
         monotone = self.bits is None and self.strength == 0
         if monotone and gain <= 0:
-            self.mixture, self.step, self.objective, self.record = before
+            self.mixture, self.objective, self.record = before
             self.statistics = None
             self._write_model()
-        self.finished = (gain if monotone else abs(gain)) <= self.tol * abs(before[2])
+        self.finished = (gain if monotone else abs(gain)) <= self.tol * abs(before[1])
         return self.record
 
     def _choose_points(self) -> Mixture:
@@ -150,12 +149,10 @@ class RateClosedForm(Trainer):
             principal = run_single_threaded(lambda: principal_coordinates(x, d, self.generator), self._on_cpu)
             centre.copy_(principal.centre)
             V.copy_(torch.eye(d).to(V) if d == model.D else principal.V)
-            if K <= SEEDED_K:
-                mu.copy_(run_single_threaded(lambda: choose_seeds(self._project(x), K, self.generator), self._on_cpu))
-            else:
-                for part in torch.arange(K).split(PRINCIPAL_ROWS):
-                    x = self.samples.rows(order[part], dtype=mu.dtype)
-                    mu[part] = run_single_threaded(lambda: self._project(x), self._on_cpu)
+            if K > SEEDED_K:
+                x = self.samples.rows(order[:K], dtype=mu.dtype)
+            y = run_single_threaded(lambda: self._project(x), self._on_cpu)
+            mu.copy_(y if K > SEEDED_K else choose_seeds(y, K, self.generator))
         distributed.broadcast_([centre, V, mu])
         return Mixture(mu, U, self.mixture.v, mu.new_full((K,), 1 / K))
 
@@ -165,6 +162,9 @@ class RateClosedForm(Trainer):
         if x.shape[1] == self.coordinates.V.shape[1]:  # V is the identity
             return x if out is None else out.copy_(x)
         return torch.mm(x, self.coordinates.V, out=out)
+
+    def _find_theta(self, mixture: Mixture) -> float:
+        return step_to_theta(self._solve_step(mixture))
 
     def _solve_step(self, mixture: Mixture) -> float:
         return self.step if self.bits is None else solve_step(mixture, self.bits)
@@ -178,6 +178,8 @@ class RateClosedForm(Trainer):
         if split:
             updated, replaced = split_components(updated, costs, statistics.count, self.generator)
             self.repaired += replaced
+            if replaced:  # the processes' generators may differ
+                distributed.broadcast_([updated.mu, updated.U, updated.v, updated.p])
         self.mixture = updated
 
     def _measure(self) -> None:
@@ -187,6 +189,8 @@ class RateClosedForm(Trainer):
         N, D = self.samples.N, self.model.D
         outside = float(statistics.outside)
         self.objective = (float(statistics.costs(self.mixture, self.theta).sum()) + outside) / N
+        if not math.isfinite(self.objective):
+            raise RunError(f"the objective J became {self.objective} in pass {self.passes} of this run")
         self.record = EpochRecord(
             train_mean_l2=(float(statistics.distortions().sum()) + outside) / (N * D),
             empty=int((statistics.count == 0).sum()),
@@ -215,7 +219,7 @@ class RateClosedForm(Trainer):
         k = torch.empty(len(block), dtype=torch.int64, device=block.device)
 
         def assign(rows: tuple[int, int, int]) -> Tensor:
-            first, start, stop = rows
+            first, start, stop = rows  # rows start ... stop - 1 of the block that begins at `first`
             buffer = self.workspace.buffer("rows", block, stop - start, samples.D)
             x = samples.rows(slice(first + start, first + stop), dtype=block.dtype, out=buffer)
             y = self._project(x, out=block[start:stop])
@@ -225,8 +229,10 @@ class RateClosedForm(Trainer):
 
         for first in range(low, high, size):
             n = min(size, high - first)
-            parts = [(first, n * i // CHUNKS, n * (i + 1) // CHUNKS) for i in range(CHUNKS) if n * i // CHUNKS < n * (i + 1) // CHUNKS]
-            run_parallel(assign, parts, statistics.outside.add_, self._on_cpu)
+            cuts = sorted({n * i // CHUNKS for i in range(CHUNKS + 1)})
+            outside: list[Tensor] = []
+            run_parallel(assign, [(first, *cut) for cut in pairwise(cuts)], outside.append, self._on_cpu)
+            statistics.outside += sum(outside)
             statistics.add_rows(self.mixture, block[:n], k[:n])
         distributed.sum_(statistics.tensors())
         return statistics

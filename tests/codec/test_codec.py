@@ -205,7 +205,7 @@ def exact_codec() -> Codec:
     for k in range(3):
         U[k, 4 * k : 4 * k + 32] = H[:, 8 * k : 8 * k + 8] * np.array([185364]) * 2.0**-20  # 2^20 / sqrt(32), rounded
     mu = exact_rows(300)[[10, 121, 203]] + 0.25
-    shape, scale = np.arange(24).reshape(3, 8) % 4, 40 - 4 * np.arange(24).reshape(3, 8) % 29
+    shape, scale = np.arange(24).reshape(3, 8) % 4, 320 - 32 * np.arange(24).reshape(3, 8) % 230
     levels = (Level.round(mu, U, shape, scale),)
     grid = Grid.fit(np.full(40, 110.0), 900.0)
     return Codec(CodecModel(ExactDecoder(levels), (np.array([5, 1, 3]),), None, grid, Step(640, -6)))

@@ -67,6 +67,12 @@ def test_no_step_is_allowed_only_where_the_ascent_starts_elsewhere_than_at_0() -
     assert parse_config({"model": "autoencoder"}).n_step == 0
 
 
+def test_only_one_of_bits_and_step_is_allowed() -> None:
+    assert "only one of bits and step" in refusal({"bits": 80.0, "step": 130.0})
+    assert (parse_config({"bits": 80}).bits, parse_config({"step": None}).step) == (80.0, None)
+    assert "bits: 0 is not allowed" in refusal({"bits": 0})
+
+
 # ---- What is stored, and the identity of it
 
 IDENTITIES = {  # as the versions computed them that wrote the first checkpoints with these keys

@@ -19,11 +19,12 @@ pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 CONFIG = "task: subspaces\nK: 9\nembed-dim: 2\nepochs: 3\nfigures: false\n"
 CONFIGS = {
     "closed-form": f"{CONFIG}restarts: 1\nmoves: 2\ncandidates: 4\ntol: 0\n",
+    "rate": f"{CONFIG}bits: 30\nshrinkage: 20\ntol: 0\n",
     "gradient": f"{CONFIG}trainer: gradient\nbatch-size: 70\n",
 }
 TRAINERS = tuple(CONFIGS)
 
-# Both trainers in one launch, in a group of the caller's own.
+# All trainers in one launch, in a group of the caller's own.
 WORKER = """
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ from llgae_cli.config import read_config
 from llgae_cli.training import distributed
 set_up_logging(False)
 assert distributed.join(torch.device("cpu")) and not distributed.join(torch.device("cpu"))
-for trainer in ("closed-form", "gradient"):
+for trainer in ("closed-form", "rate", "gradient"):
     config = read_config([Path(f"{trainer}.yaml")], [f"checkpoint-dir={trainer}"])
     outcome = experiment.train(config)
     sys.stdout.write(f"{trainer} {outcome.checkpoint} {outcome.mean_l2}\\n")  # at once: lines must not mix
