@@ -82,8 +82,8 @@ def pack_codec(codec: Codec, model: LLGAE, order: np.ndarray, centred: bool) -> 
         z = U^T (mu + W c - mu_codec) = A c + a,    c = A^+ (z - a)
 
     where W has a last column of ones for a centred model. A (F, C) and A^+ (C, F) are packed for each component, with
-    a, the scales on their logarithmic grid, the shapes s, and the bits of k. None for a codec of another number of components, or
-    of several levels.
+    a, the scales on their logarithmic grid, the shapes s, and the bits of k. None for a codec of another number of
+    components, or of several levels.
     """
     decoder = codec.model.decoder
     if len(decoder.levels) != 1 or decoder.places is not None or decoder.levels[0].K != model.K:

@@ -52,7 +52,9 @@ def extreme_rows(dtype: str, D: int, seed: int) -> np.ndarray:
         return draw.random((6, D)) < 0.5
     if dtype in INTEGERS:
         info = np.iinfo(dtype)
-        ends = np.array([info.min, info.max, info.min + 1, info.max - 1, 0, 1, *(v for v in (2**53, 2**53 + 1) if v <= info.max)])
+        ends = np.array(
+            [info.min, info.max, info.min + 1, info.max - 1, 0, 1, *(v for v in (2**53, 2**53 + 1) if v <= info.max)]
+        )
         rows = draw.choice(ends, (12, D)).astype(dtype)
         rows[0], rows[1], rows[2] = info.max, info.min, 7
         return rows
@@ -218,7 +220,12 @@ def digest_of_bytes() -> str:
     digest.update(codec.pack())
     rough = rows.copy()
     rough[::50] = np.arange(40) * 6
-    for x, target in ((rows, {"step": 9.0}), (rows, {"max_abs": 3.0}), (rough, {"lossless": True}), (rows, {"max_l2": 9.0})):
+    for x, target in (
+        (rows, {"step": 9.0}),
+        (rows, {"max_abs": 3.0}),
+        (rough, {"lossless": True}),
+        (rows, {"max_l2": 9.0}),
+    ):
         chosen = codec.choose_settings(x, **target)
         payloads, x_hat = recode(codec, x, chosen)
         for part in (chosen.pack(), *payloads, x_hat.tobytes()):
@@ -236,7 +243,9 @@ MODES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", sorted(MODES))
 def test_other_processors_and_threads_write_the_same_bytes(mode: str) -> None:
-    folders = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    folders = os.pathsep.join(
+        [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", "import test_codec; print(test_codec.digest_of_bytes())"],
         env={**os.environ, "PYTHONPATH": folders, **MODES[mode]}, capture_output=True, text=True, check=False,
@@ -253,7 +262,9 @@ def test_threads_change_no_byte() -> None:
             torch.set_num_threads(n)
             rows = exact_rows(3000)
             codec = exact_codec()
-            found.add(hashlib.sha256(b"".join(codec.encode_blocks(rows, codec.choose_settings(rows, bits=60)))).hexdigest())
+            found.add(
+                hashlib.sha256(b"".join(codec.encode_blocks(rows, codec.choose_settings(rows, bits=60)))).hexdigest()
+            )
     finally:
         torch.set_num_threads(threads)
     assert len(found) == 1
