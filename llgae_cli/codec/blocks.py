@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llgae_cli.codec.corrections import apply, cast, choose_row_scales, correct, correction_tables
-from llgae_cli.codec.density import Integers
+from llgae_cli.codec.corrections import apply, cast, choose_row_scales, correct, correction_tables, is_integer
+from llgae_cli.codec.density import COST_UNIT, Integers, integer_log2
 from llgae_cli.codec.encoder import Prepared
-from llgae_cli.codec.entropy_coder import BlockDecoder, BlockEncoder
-from llgae_cli.codec.exact import Floats, find_table, group_rows
+from llgae_cli.codec.entropy_coder import BlockDecoder, BlockEncoder, group_tables
+from llgae_cli.codec.exact import EXACT, Floats, find_table, group_rows
 from llgae_cli.codec.model import CodecModel
 from llgae_cli.codec.settings import CORRECTED, FINER, RAW, Settings
 from llgae_cli.errors import InputError
@@ -26,7 +26,7 @@ SQUARE_BITS = 40  # fraction bits, relative to the bound, in which squared error
 class Rows:
     """Coded rows: `mode` (n,), components k (n, L), shifts s (n,), latents q (n, E) at the step of the mode.
 
-    x_hat  (n, D) the decoder's values, before corrections
+    x_hat  (n, D) the decoder's values at the settings' step, before corrections
     r      (n, D) corrections; zero but for mode CORRECTED, and without columns where the settings have none
     x      (n, D) the rows, for mode RAW
     """
@@ -54,9 +54,15 @@ class Rows:
     def encode(
         cls, model: CodecModel, x: NDArray[Any], settings: Settings, prepared: list[Prepared], trial: bool = False
     ) -> "Rows":
-        """Code rows x (n, D) in their stored type; with `trial`, to find out which rows need corrections."""
+        """Code rows x (n, D) in their stored type.
+
+        A row that misses the bound is coded at a finer step or with corrections, whichever takes fewer bits. With
+        `trial` neither is tried: these rows, of mode RAW, show what corrections there would be.
+        """
         exact = x.astype(np.float64)
         y, fits = model.grid.round(exact)
+        if settings.is_bounded and is_integer(x.dtype):
+            fits &= (np.abs(exact) <= EXACT).all(1)  # float64 does not tell larger integers apart
         codes = model.encoder.choose(y, prepared)
         q = codes.q.copy()
         x_hat = model.decoder.decode(codes.k, codes.s, q, settings.step)
@@ -64,7 +70,8 @@ class Rows:
         good = fits & model.decoder.is_exact(q, settings.step) & keeps_bound(exact, x_hat, x.dtype, settings)
         mode[good] = 0
         r = np.zeros((len(x), model.decoder.D if settings.corrections is not None else 0), np.int64)
-        if settings.is_bounded and not good.all():
+        if settings.is_bounded and not trial and not good.all():
+            bits = np.full(len(x), np.iinfo(np.int64).max)
             for halvings in range(1, FINER + 1):
                 left = np.flatnonzero((mode == RAW) & fits)
                 step = settings.step.divide(halvings)
@@ -72,16 +79,35 @@ class Rows:
                 values = model.decoder.decode(codes.k[left], codes.take(left).s, finer, step)
                 kept = model.decoder.is_exact(finer, step) & keeps_bound(exact[left], values, x.dtype, settings)
                 some = left[kept]
-                mode[some], q[some], x_hat[some] = halvings, finer[kept], values[kept]
+                mode[some], q[some] = halvings, finer[kept]
+                bits[some] = _count_bits(q[some], _tables(model, codes.k[some], mode[some], settings))
             if settings.corrections is not None:
-                left = np.flatnonzero((mode == RAW) & fits & model.decoder.is_exact(codes.q, settings.step))
+                left = np.flatnonzero(~good & fits & model.decoder.is_exact(codes.q, settings.step))
                 delta = settings.corrections.delta
                 own, codable = correct(exact[left], x_hat[left], delta, x.dtype)
                 values = apply(x_hat[left], own, delta, x.dtype)
                 kept = codable & keeps_bound(exact[left], values, x.dtype, settings)
-                mode[left[kept]], r[left[kept]] = CORRECTED, own[kept]
+                left, own = left[kept], own[kept]
+                tables = _tables(model, codes.k[left], np.zeros(len(left), np.int64), settings)
+                scales = choose_row_scales(own, settings.corrections.scale)
+                cost = _count_bits(codes.q[left], tables)
+                cost += _count_bits(own, correction_tables(scales, settings.corrections.scale))
+                cost += 24 * COST_UNIT - integer_log2(settings.corrections.shifts)[scales]
+                cheaper = cost < bits[left]
+                some = left[cheaper]
+                mode[some], q[some], r[some] = CORRECTED, codes.q[some], own[cheaper]
         s = np.zeros(len(x), np.int64) if codes.s is None else codes.s
         return cls(mode, codes.k, s, q, x_hat, r, x)
+
+
+def _count_bits(q: Integers, tables: Integers) -> Integers:
+    """Return what each row of q (n, E) costs under the tables with these ids (n, E), in units of 2^-16 bit."""
+    flat, bits = q.ravel(), np.zeros(q.size, np.int64)
+    for number, where in group_tables(tables):
+        table = find_table(number)
+        if table is not None:
+            bits[where] = table.compute_costs(flat[where])
+    return bits.reshape(q.shape).sum(1)
 
 
 def keeps_bound(x: Floats, values: Floats, dtype: np.dtype[Any], settings: Settings) -> NDArray[np.bool_]:
@@ -94,10 +120,16 @@ def keeps_bound(x: Floats, values: Floats, dtype: np.dtype[Any], settings: Setti
         if settings.max_abs is not None:
             kept &= (error <= settings.max_abs).all(1)
         if settings.max_l2 is not None:
-            # Integers, rounded up: the sum has no rounding error, and is the same everywhere.
             D = x.shape[1]
-            share = np.minimum(error * error / (settings.max_l2 * D), 2.0)
-            kept &= np.ceil(share * 2.0**SQUARE_BITS).astype(np.int64).sum(1) <= 1 << SQUARE_BITS
+            square = error * error
+            if is_integer(dtype):  # sums of integers have no rounding error
+                total = square.sum(1)
+                kept &= (total < EXACT) & (total / D <= settings.max_l2)
+            else:
+                # Shares as integers, rounded up: their sum is the same everywhere. A row on the bound itself is
+                # refused, since who checks it may round it beyond.
+                share = np.minimum(square / (settings.max_l2 * D), 2.0)
+                kept &= np.ceil(share * 2.0**SQUARE_BITS).astype(np.int64).sum(1) < 1 << SQUARE_BITS
     return kept
 
 
@@ -154,6 +186,8 @@ def read_block(model: CodecModel, payload: bytes, n: int, dtype: np.dtype[Any], 
     values = cast(x, dtype)
     n_raw = n - len(at)
     raw = decoder.get_uniform(n_raw * D * dtype.itemsize, 8).astype(np.uint8)
+    if dtype == np.bool_ and raw.size and raw.max() > 1:
+        raise InputError("a damaged block: a byte that is neither true nor false")
     values[mode == RAW] = raw.view(dtype.newbyteorder("<")).astype(dtype).reshape(n_raw, D)
     decoder.finish()
     return values

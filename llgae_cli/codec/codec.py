@@ -35,6 +35,7 @@ LARGEST = 2.0**6
 ANS_BITS = 24.0  # that a block costs beside its symbols
 MARGIN_BITS = 0.02  # a row; candidates for components change a little with the step
 BLOCK_ROWS = 256
+FAR = 1.5  # the search for a bound ends with a step that takes so many times the bytes of the best
 SAMPLE_ROWS = 16_384  # rows that settings are chosen on, at most
 HEADER_BYTES = 100  # of header and trailer, about
 
@@ -188,7 +189,7 @@ class Codec:
 
         def cost(shift: int) -> float:
             if shift not in costs:
-                costs[shift] = float(self._choose(y, step, shift, candidates).J.sum())
+                costs[shift] = math.fsum(self._choose(y, step, shift, candidates).J)  # the same in any order
             return costs[shift]
 
         best = 0
@@ -198,21 +199,36 @@ class Codec:
         return Settings(step, best)
 
     def _find_bounded(self, sample: NDArray[Any], bound: Settings) -> Settings:
-        """Return the settings that hold a bound with the fewest bytes, among steps that differ by factors of 2."""
+        """Return the settings that hold a bound with the fewest bytes.
+
+        Steps that differ by factors of 2 are tried from the coarsest on, at which most rows have corrections, then
+        steps next to the best one, and at last shifts of the densities' scales.
+        """
         few = sample[:: max(1, len(sample) // BOUND_ROWS)][:BOUND_ROWS]
         best: tuple[int, Settings] | None = None
-        for halvings in range(-2, 14):
-            trial = replace(bound, step=self.model.step.divide(halvings))
+
+        def attempt(step: Step, shift: int = 0) -> bool:
+            nonlocal best
+            trial = replace(bound, step=step, scale_shift=shift)
             rows = self._encode_rows(few, trial, trial_of_modes=True)
             trial = replace(trial, corrections=fit_corrections(few, rows, trial))
             rows = self._encode_rows(few, trial)
-            trial = replace(trial, modes=make_weights(np.bincount(rows.mode, minlength=MODES) + 1))
+            trial = replace(trial, modes=make_weights(np.bincount(rows.mode, minlength=MODES) * 8 + 1))
             size = len(write_block(self.model, rows, trial))
-            if best is not None and size > 1.1 * best[0]:
-                break
             if best is None or size < best[0]:
                 best = size, trial
+                return True
+            return size < FAR * best[0]
+
+        for halvings in range(-6, 14):
+            if not attempt(self.model.step.divide(halvings)):
+                break
         assert best is not None
+        around = best[1].step.value
+        for ratio in (0.7, 0.84, 1.19, 1.41):
+            attempt(Step.nearest(around * ratio))
+        for shift in (-4, -2, 2, 4, 8):
+            attempt(best[1].step, shift)
         return best[1]
 
     # -- whole files --------------------------------------------------------------------------------------------------

@@ -69,8 +69,9 @@ def correct(x: Floats, x_hat: Floats, delta: Floats, dtype: np.dtype[Any]) -> tu
 def apply(x_hat: Floats, r: Integers, delta: Floats, dtype: np.dtype[Any]) -> Floats:
     """Return the corrected values."""
     base = np.rint(x_hat) if is_integer(dtype) else x_hat
-    step: Floats = r.astype(np.float64) * delta
-    return base + step
+    with np.errstate(over="ignore"):  # a hostile file's
+        step: Floats = r.astype(np.float64) * delta
+        return base + step
 
 
 def fit_corrections(x: NDArray[Any], rows: "Rows", settings: Settings) -> Corrections | None:
@@ -82,9 +83,10 @@ def fit_corrections(x: NDArray[Any], rows: "Rows", settings: Settings) -> Correc
     r, codable = correct(x[missed].astype(np.float64), rows.x_hat[missed], delta, x.dtype)
     if not codable.any():
         return None
-    mean = np.abs(r[codable]).mean(0)
-    scale = np.rint(PER_OCTAVE * np.log2(np.maximum(mean, 2.0**-4))).astype(np.int64)
-    scale = np.clip(scale, SMALLEST_RATIO, 30 * PER_OCTAVE)
+    # The logarithm of the mean, at least 2^-4, in integers: logarithms of floats differ between processors.
+    total, n = np.abs(r[codable]).sum(0), np.count_nonzero(codable)
+    octaves = integer_log2(np.maximum(total << 4, n)) - int(integer_log2(np.array([n << 4]))[0])
+    scale = np.clip((octaves * PER_OCTAVE + COST_UNIT // 2) // COST_UNIT, SMALLEST_RATIO, 30 * PER_OCTAVE)
     shifts = np.bincount(choose_row_scales(r[codable], scale), minlength=SHIFTS)
     return Corrections(delta, scale, make_weights(shifts * 8 + 1))
 

@@ -30,10 +30,10 @@ LOG2_THETA = -223783  # 2^16 log2(TRADE_OFF / (2 ln 2)): theta = lambda / (2 ln 
 LOG2_VARIANCE = (452650, 65536, -28662, -65536)  # 2^16 log2(v / alpha^2) of each shape: Gamma(3/s) / Gamma(1/s)
 CANDIDATES = 4
 GRID_BITS = 24  # |y| of the training rows, at most; rows up to twice as long are coded
-COARSE = 4  # bits of the latents that scores leave out
-KEY_SHIFT = 8  # bits of the scores that keys leave out
-LONGEST_COSTS = 255
+KEY_SHIFT = 4  # bits of the scores that keys leave out
+PLAIN_COSTS = 256  # costs of |q| below it are tabulated one by one, others with 16 an octave
 TILE = 512  # columns of a product
+LARGEST_Q = 2.0**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ class Prepared:
         scale = level.scale + shift * (SCALES // PER_OCTAVE)
         variance = scale * (2 * COST_UNIT // SCALES) + np.array(LOG2_VARIANCE)[level.shape]  # 2^16 log2 v
         excess = np.clip(variance - (2 * step.log2 + LOG2_THETA), 0, 40 * COST_UNIT)  # 2^16 log2(v / theta)
-        weight = 256 - (exp2_negative(excess << 10) >> 32)
+        weight = 1 - exp2_negative(excess << 10) * 2.0**-40  # 1 - theta / v, exact
         cost_k = 24 * COST_UNIT - integer_log2(encoder.weights)
         self.cost_k = torch.from_numpy(np.rint(cost_k * (self.trade_off / COST_UNIT * self.unit)))
         constant = torch.from_numpy(np.rint(excess.sum(1) * (self.trade_off / 2 / COST_UNIT * self.unit)))
@@ -131,19 +131,22 @@ class Prepared:
         self.bits_k = torch.from_numpy(cost_k)
         self.tables = level.table_ids(step, shift)
         self.costs = self._tabulate(K, E)
-        self.weight = torch.from_numpy(weight.astype(np.float64))
+        self.weight = torch.from_numpy(weight)
 
     def _tabulate(self, K: int, E: int) -> Tensor:
-        """Return the cost of |q| = 0, 1, ... for each latent, (K, E, Q + 1), in units of 2^-16 bit."""
+        """Return the costs of |q| for each latent, (K, E, places) as in `place_costs`, in units of 2^-16 bit."""
         ids, inverse = np.unique(self.tables, return_inverse=True)
         found = [find_table(number) for number in ids.tolist()]
-        Q = min(LONGEST_COSTS, max((t.half << t.low_bits for t in found if t is not None), default=1))
-        free = np.zeros(Q + 1, np.int64)
-        costs = [free if table is None else table.compute_costs(np.arange(Q + 1)) for table in found]
+        largest = min(int(LARGEST_Q), max((2 * t.half << t.low_bits for t in found if t is not None), default=1))
+        places = np.arange(int(place_costs(torch.tensor([float(largest)]))) + 1)
+        octave, part = np.divmod(places - PLAIN_COSTS, 16)
+        values = np.where(places < PLAIN_COSTS, places, 16 + part << np.maximum(octave + 4, 0))
+        free = np.zeros(len(values), np.int64)
+        costs = [free if table is None else table.compute_costs(values) for table in found]
         coded = np.array([table is not None for table in found], np.float64)
         inverse = inverse.reshape(K, E)
         self.coded = torch.from_numpy(coded[inverse] if E else np.zeros((K, 0)))  # 0 for latents that are skipped
-        return torch.from_numpy((np.stack(costs)[inverse] if E else np.zeros((K, 0, Q + 1))).astype(np.float64))
+        return torch.from_numpy((np.stack(costs)[inverse] if E else np.zeros((K, 0, len(values)))).astype(np.float64))
 
     @cached_property
     def tiles(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -171,10 +174,10 @@ class Prepared:
         score = self.encoder.distances(y).add_(self.constant)
         for some, U, z0, weight in self.tiles:
             if weight.shape[1]:
-                z = (y @ U).sub_(z0).mul_(2.0 ** -(BASIS_BITS + COARSE)).round_()
-                score[:, some] -= (z.square_().unflatten(1, weight.shape) * weight).sum(2)
+                z = (y @ U).sub_(z0).mul_(2.0**-BASIS_BITS)
+                score[:, some] -= z.square_().unflatten(1, weight.shape).mul(weight).round_().sum(2)
         bits = max(1, (K - 1).bit_length())
-        keys = (score.to(torch.int64) >> KEY_SHIFT << bits) + torch.arange(K)
+        keys = (score.to(torch.int64) >> max(KEY_SHIFT, bits - 9) << bits) + torch.arange(K)  # scores are below 2^54
         return keys.topk(min(count, K), dim=1, largest=False, sorted=True).values
 
     def choose(self, y: Tensor, candidates: Tensor) -> tuple[Integers, Integers, Integers, Integers]:
@@ -189,7 +192,8 @@ class Prepared:
             pairs = torch.from_numpy(at)
             z[pairs] = encoder.project(y[pairs // M], j)
         distance = encoder.distances(y).gather(1, candidates).flatten()
-        q = torch.round(z / self.step.value).mul_(self.coded[pair_k])
+        # No row with a larger q has exact sums.
+        q = torch.round(z / self.step.value).clamp_(-LARGEST_Q, LARGEST_Q).mul_(self.coded[pair_k])
         lower = q - torch.sign(q)
         J, bits = self._latent_costs(pair_k, z, q)
         lower_J, lower_bits = self._latent_costs(pair_k, z, lower)
@@ -206,12 +210,21 @@ class Prepared:
         """Return (z - Delta q)^2 - z^2 + lambda R as integers, and R, for latents z and integers q (n, E) of k (n,)."""
         E, size = self.costs.shape[1:]
         place = (k[:, None] * E + torch.arange(E)) * size
-        index = q.abs().clamp_(max=size - 1).to(torch.int64).add_(place)
+        index = place_costs(q.abs()).clamp_(max=size - 1).add_(place)
         bits = self.costs.flatten()[index]
         part = q * self.step.value
         J = part * (part - 2 * z)
         J = (J + bits * (self.trade_off / COST_UNIT)).mul_(self.unit).round_()
         return J.to(torch.int64), bits
+
+
+def place_costs(q: Tensor) -> Tensor:
+    """Return where the costs of q >= 0, whole numbers in float64, are in the table: int64, rising with q."""
+    if not q.numel() or float(q.max()) < PLAIN_COSTS:
+        return q.to(torch.int64)
+    mantissa, exponent = torch.frexp(q)  # q = mantissa 2^exponent, 1/2 <= mantissa < 1
+    part = (exponent.to(torch.float64) - 9) * 16 + torch.floor((mantissa - 0.5) * 32)
+    return torch.where(q < PLAIN_COSTS, q, PLAIN_COSTS + part).to(torch.int64)
 
 
 class Encoder:

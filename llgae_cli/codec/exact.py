@@ -130,8 +130,9 @@ class Level:
     def has_exact_sums(self, q: Integers, step: Step, f: int) -> NDArray[np.bool_]:
         """Return for which rows of q (n, E) the sum is exact with f fraction bits (see the module)."""
         mu, U = self.largest
-        bound = mu + step.value * U * np.abs(q).sum(1).astype(np.float64)
-        return bound * 2.0**f < EXACT / 2  # half of it, for the rounding of this bound
+        with np.errstate(over="ignore"):
+            bound = mu + step.value * U * np.abs(q).sum(1).astype(np.float64)
+            return bound * 2.0**f < EXACT / 2  # half of it, for the rounding of this bound
 
 
 IDS = MAX_RATIO - MIN_RATIO + 2  # ids of one shape

@@ -80,7 +80,7 @@ class Settings:
         """Return the settings in `data` for rows of D values. Raises InputError where they are not sound."""
         try:
             kind, mantissa, exponent, shift = _HEAD.unpack_from(data)
-            if kind >> 4 != FORMAT or not 512 <= mantissa < 1024 or kind & 8:
+            if kind >> 4 != FORMAT or not 512 <= mantissa < 1024 or abs(exponent) >= 900 or kind & 8:
                 raise ValueError
             reader = _Reader(_inflate(data[_HEAD.size :], 64 + 200 + 40 * D) if len(data) > _HEAD.size else b"")
             modes = reader.take("<i4", MODES).astype(np.int64) if kind & 7 else PLAIN
@@ -94,6 +94,7 @@ class Settings:
             max_abs = reader.take_list("<f8", D) if kind & 4 else None
             reader.finish()
             _check_weights(modes)
+            _check_bounds(max_l2, max_abs)
         except (struct.error, ValueError, zlib.error):
             raise InputError("its settings are damaged") from None
         return cls(Step(mantissa, exponent), shift, modes, corrections, max_l2, max_abs)
@@ -107,6 +108,12 @@ def _check_weights(weights: Integers) -> None:
 def _check_positive(values: Floats) -> None:
     if not (np.isfinite(values).all() and (values > 0).all()):
         raise ValueError("a step that is not positive")
+
+
+def _check_bounds(max_l2: float | None, max_abs: Floats | None) -> None:
+    bounds = np.array([0.0 if max_l2 is None else max_l2, *([] if max_abs is None else max_abs)])
+    if not (np.isfinite(bounds).all() and (bounds >= 0).all()):
+        raise ValueError("a bound that is not a number from 0")
 
 
 def _pack(values: Floats | Integers, dtype: str) -> bytes:

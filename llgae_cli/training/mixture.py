@@ -91,6 +91,8 @@ class MixtureScorer:
         J_k(y) - |y|^2 = |mu_k|^2 - |c_k|^2 + code costs - 2 (mu_k - A_k c_k)^T y - |A_k^T y|^2.
 
     Components are processed in tiles of about COLUMNS columns, so that a product stays in the cache while it is used.
+    It is a difference of squares: in float32, clusters whose distances from the data's mean exceed their own size a
+    thousandfold are told apart well, but subspaces within one cluster are not. The statistics have no such limit.
     Latents of variance up to theta have weight 0. Components with equally many others share a tile, and such latents
     get no columns.
     """

@@ -1,0 +1,44 @@
+"""Codecs of random models, made without training: a model is sound or not whatever it was trained on."""
+
+import numpy as np
+
+from llgae_cli.codec.codec import Codec
+from llgae_cli.codec.encoder import Grid
+from llgae_cli.codec.exact import SCALES, ExactDecoder, Level, Step
+from llgae_cli.codec.model import CodecModel
+
+
+def make_codec(rows: np.ndarray, K: int = 3, E: int = 2, L: int = 1, V: int = 0, seed: int = 0) -> Codec:
+    """Return a codec for rows (n, D): L levels of K components at random rows, and V shifts."""
+    x = rows.astype(np.float64)
+    n, D = x.shape
+    draw = np.random.default_rng(seed)
+    origin = x.mean(0) if not V else np.full(D, x.mean())
+    radius = max(float(np.sqrt(((x - np.rint(origin)) ** 2).sum(1).max())), 1e-9)
+    rest, levels = x, []
+    for level in range(L):
+        mu = rest[draw.integers(n, size=K)] * (0.9 if level else 1.0)
+        U = np.linalg.qr(draw.normal(size=(K, D, E)))[0] if E else np.zeros((K, D, 0))
+        nearest = ((rest[:, None] - mu) ** 2).sum(2).argmin(1)
+        rest = rest - mu[nearest]
+        z = np.einsum("nd,nde->ne", rest, U[nearest])
+        rest = rest - np.einsum("ne,nde->nd", z, U[nearest])
+        spread = z.std(0) + radius * 2.0**-12 if E else np.zeros(0)
+        scale = np.broadcast_to(np.rint(SCALES * np.log2(spread)), (K, E)).astype(np.int64)
+        levels.append(Level.round(mu, U, draw.integers(4, size=(K, E)), scale - draw.integers(40, size=(K, E))))
+    counts = tuple(draw.integers(1, 100, K) for _ in range(L))
+    places = np.stack([np.roll(np.arange(D), v) for v in range(V)]) if V else None
+    symbols = draw.integers(0, 50, (K, V)) if V else None
+    step = Step.nearest(radius / 40)
+    return Codec(CodecModel(ExactDecoder(tuple(levels), places), counts, symbols, Grid.fit(origin, radius), step))
+
+
+def recode(codec: Codec, x: np.ndarray, settings: object, block_rows: int = 256) -> tuple[list[bytes], np.ndarray]:
+    """Return the payloads of rows x (n, D), and the rows that they decode to."""
+    payloads = codec.encode_blocks(x, settings, block_rows)  # type: ignore[arg-type]
+    starts = range(0, len(x), block_rows)
+    parts = [
+        codec.decode_block(payload, min(block_rows, len(x) - start), x.dtype, settings)  # type: ignore[arg-type]
+        for start, payload in zip(starts, payloads, strict=True)
+    ]
+    return payloads, np.concatenate(parts) if parts else x[:0]
