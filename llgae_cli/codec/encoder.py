@@ -15,7 +15,7 @@ Levels of a residual model are coded one after the other, each with what the lev
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -218,6 +218,12 @@ class Prepared:
         return J.to(torch.int64), bits
 
 
+@cache
+def list_coded() -> NDArray[np.bool_]:
+    """Return for each table's id whether latents under it are coded, and not skipped."""
+    return np.array([find_table(number) is not None for number in range(4 * IDS)])
+
+
 def place_costs(q: Tensor) -> Tensor:
     """Return where the costs of q >= 0, whole numbers in float64, are in the table: int64, rising with q."""
     if not q.numel() or float(q.max()) < PLAIN_COSTS:
@@ -282,8 +288,7 @@ class Encoder:
             y = np.take_along_axis(y, self.inverse[codes.s], 1)
         qs, rest = [], y
         for i, own in enumerate(self.levels):
-            coded = np.array([find_table(number) is not None for number in range(4 * IDS)])
-            allowed = coded[own.level.table_ids(step, shift)]
+            allowed = list_coded()[own.level.table_ids(step, shift)]
             q = np.zeros((len(y), own.level.E), np.int64)
             for j, at in group_rows(codes.k[:, i], own.level.K):
                 z = own.project(torch.from_numpy(rest[at]), j).numpy()

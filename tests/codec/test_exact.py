@@ -13,7 +13,9 @@ from llgae_cli.codec.exact import BASIS_BITS, ExactDecoder, Level, Step, group_r
 pytestmark = pytest.mark.numeric
 
 
-def decode_with_fractions(decoder: ExactDecoder, k: np.ndarray, s: np.ndarray | None, q: np.ndarray, step: Step) -> list:
+def decode_with_fractions(
+    decoder: ExactDecoder, k: np.ndarray, s: np.ndarray | None, q: np.ndarray, step: Step
+) -> list[list[Fraction]]:
     """Return x_hat as exact fractions, one row after the other."""
     delta, rows = Fraction(step.mantissa) * Fraction(2) ** step.exponent, []
     for i in range(len(k)):
