@@ -140,7 +140,7 @@ class Prepared:
         largest = min(int(LARGEST_Q), max((2 * t.half << t.low_bits for t in found if t is not None), default=1))
         places = np.arange(int(place_costs(torch.tensor([float(largest)]))) + 1)
         octave, part = np.divmod(places - PLAIN_COSTS, 16)
-        values = np.where(places < PLAIN_COSTS, places, 16 + part << np.maximum(octave + 4, 0))
+        values = np.where(places < PLAIN_COSTS, places, 33 + 2 * part << np.maximum(octave + 3, 0))
         free = np.zeros(len(values), np.int64)
         costs = [free if table is None else table.compute_costs(values) for table in found]
         coded = np.array([table is not None for table in found], np.float64)

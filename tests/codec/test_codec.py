@@ -116,9 +116,9 @@ def test_a_squared_error_holds_for_every_row(seed: int, kind: str, dtype: str, D
     assert (np.square(largest_errors(x, x_hat)).mean(1) <= bound).all()
 
 
-@pytest.mark.parametrize(("seed", "dtype"), enumerate(("uint8", "uint16", "int32", "int64", "float32", "float64")))
-def test_an_absolute_error_holds_for_every_type(seed: int, dtype: str) -> None:
-    check_absolute_error(seed, sorted(KINDS)[seed], dtype, 3, 0.3, seed % 2 == 0)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "int64", "float32", "float64"])
+def test_an_absolute_error_holds_for_every_type(dtype: str) -> None:
+    check_absolute_error(3, "llgae", dtype, 3, 0.3, True)
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [*((each, "llgae") for each in INTEGERS), *(("uint8", k) for k in KINDS)])

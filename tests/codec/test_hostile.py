@@ -29,7 +29,7 @@ def sound(number: int) -> tuple[Codec, np.ndarray, Settings, list[bytes]]:
     """Return a codec, rows, settings and payloads; the number chooses them."""
     draw = np.random.default_rng(number)
     dtype = np.dtype(TYPES[number % len(TYPES)])
-    rows = draw.integers(0, 2 if dtype == bool else 100, (N, D)).astype(dtype)
+    rows = draw.integers(0, 2 if dtype.kind == "b" else 100, (N, D)).astype(dtype)
     codec = make_codec(rows, **KINDS[number % len(KINDS)], seed=number)
     target = ({"step": 9.0}, {"max_abs": 2.0}, {"max_l2": 0.01})[number % 3]
     chosen = codec.choose_settings(rows, **target)
