@@ -150,13 +150,15 @@ def test_a_shipped_config_opens_with_its_command_and_states_its_result(path: Pat
 
 @named
 @pytest.mark.numeric
-def test_python_examples_run(page: Path) -> None:
+def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     examples = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
     assert examples or page.name not in ("README.md", "models.md")
     for example in examples:
         names: dict[str, object] = {}
         exec(compile(example, page.name, "exec"), names)
-        assert names["codes"].shape == (1797, 6) and names["x_hat"].shape == (1797, 64)  # type: ignore[attr-defined]
+        assert names["x_hat"].shape == (1797, 64)  # type: ignore[attr-defined]
+        assert "codes" not in names or names["codes"].shape == (1797, 6)  # type: ignore[attr-defined]
 
 
 def tree() -> set[str]:

@@ -49,4 +49,4 @@ def _draw_rate(document: dict[str, Any], path: Path) -> None:
     ]
     curves = [Curve(name, KINDS[name], *np.transpose(curve)) for name, curve in trace_curves(points).items()]
     if curves:
-        style.save(rate_distortion(curves, data=f"{document['task']}, test images"), path)
+        style.save(rate_distortion(curves, data=f"Test images of {document['task']}"), path)

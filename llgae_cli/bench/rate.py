@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from llgae_cli import experiment
-from llgae_cli.bench.rate_peers import Coder, Pixels, make_image_coders, train_quantisers
+from llgae_cli.bench.rate_peers import Coder, Pixels, check_libraries, make_image_coders, train_quantisers
 from llgae_cli.bench.row import Coding, Row
 from llgae_cli.codec.codec import Codec
 from llgae_cli.config import read_config
@@ -36,7 +36,7 @@ CHECKPOINTS: tuple[tuple[str, str, tuple[str, ...], tuple[float, ...]], ...] = (
     (OURS, "codec.yaml", (), (20, 40, 80, 160)),
     (OURS, "codec.yaml", ("K=50", "embed-dim=160", "bits=290"), (160, 290, 400)),
     (OURS, "codec.yaml", ("K=30", "embed-dim=300", "bits=630"), (500, 630, 800)),
-    (PCA, "pca.yaml", ("embed-dim=300", "centring=none"), (40, 80, 160, 320, 640)),
+    (PCA, "pca.yaml", ("embed-dim=300", "centring=none", "epochs=8"), (40, 80, 160, 320, 640)),
 )
 KINDS: dict[str, Kind] = {
     OURS: "ours",
@@ -54,6 +54,8 @@ def measure_rate(task: Task) -> Iterator[Row]:
     """
     if len(task.shape) != 2 or task.train.stored != "uint8":
         raise InputError(f"rate: measures grey images of bytes, and {task.name} holds none")
+    check_configs()
+    check_libraries()
     H, W = task.shape
     train, test = (read_pixels(samples) for samples in (task.train, task.test))
     rows = []
@@ -67,6 +69,13 @@ def measure_rate(task: Task) -> Iterator[Row]:
                 rows.append(measure(coder, test))
                 yield rows[-1]
     yield from compare(rows)
+
+
+def check_configs() -> None:
+    """Raise InputError where a config of CHECKPOINTS is missing: before the peers are measured, not after it."""
+    for file in sorted({file for _, file, _, _ in CHECKPOINTS}):
+        if not (CONFIGS / file).is_file():
+            raise InputError(f"rate: trains configs/{file}, which only a clone of the repository has")
 
 
 def read_pixels(samples: Samples) -> Pixels:
@@ -95,8 +104,6 @@ def train_own_coders(task: Task, train: Pixels, test: Pixels, folder: Path) -> I
     for name, rows in (("train", train), ("test", test)):
         np.save(folder / f"{name}.npy", rows.reshape(-1, *task.shape))
     for method, file, changes, rates in CHECKPOINTS:
-        if not (CONFIGS / file).is_file():
-            raise InputError(f"rate: trains configs/{file}, which only a clone of the repository has")
         own = (f"task=npy:{folder}", f"checkpoint-dir={folder}", "figures=false")
         config = read_config([CONFIGS / file], [*changes, *own])
         logger.info("training %s, K = %d", method, config.K)

@@ -56,15 +56,25 @@ class Coder:
     train_seconds: float = 0.0
 
 
+def check_libraries() -> None:
+    """Raise InputError where faiss or an image codec is missing; register JPEG XL with Pillow."""
+    try:
+        import faiss  # noqa: F401
+        import pillow_jxl  # noqa: F401 - registers JPEG XL
+    except ImportError:
+        raise InputError(MISSING) from None
+    Image.init()
+    if missing := {"JPEG", "JPEG2000", "WEBP", "AVIF", "JXL"} - Image.SAVE.keys():
+        raise InputError(f"this build of Pillow does not write {', '.join(sorted(missing))}")
+
+
 def train_quantisers(train: Pixels) -> Iterator[Coder]:
     """Yield faiss's quantisers, each trained on rows (N, D): PQ, OPQ, ResidualQuantizer, LocalSearchQuantizer.
 
-    Their files are the codes of all rows, M bytes each, without a header. Raises InputError where faiss is missing.
+    Their files are the codes of all rows, M bytes each, without a header.
     """
-    try:
-        import faiss
-    except ImportError:
-        raise InputError(MISSING) from None
+    import faiss
+
     faiss.omp_set_num_threads(torch.get_num_threads())
     for bits in PRODUCT_BITS:
         yield train_product_quantiser(train, bits // 8)
@@ -191,15 +201,8 @@ def make_image_coders(n: int, shape: tuple[int, int]) -> Iterator[Coder]:
     The file holds one mosaic, ceil(sqrt(n)) images wide, in the order of the rows and without gaps. Of the layouts
     tried on Fashion-MNIST it is the best for every codec: mosaics of 100 images cost 1 to 20 % more bits, edges
     repeated up to a multiple of 8 pixels 5 to 10 %. Sorting images by similarity saves 2 to 3 % (10 to 25 bits), which
-    is about what storing the order takes (12 bits an image). Raises InputError where Pillow lacks a codec.
+    is about what storing the order takes (12 bits an image).
     """
-    try:
-        import pillow_jxl  # noqa: F401 - registers JPEG XL with Pillow
-    except ImportError:
-        raise InputError(MISSING) from None
-    Image.init()
-    if missing := {"JPEG", "JPEG2000", "WEBP", "AVIF", "JXL"} - Image.SAVE.keys():
-        raise InputError(f"this build of Pillow does not write {', '.join(sorted(missing))}")
     settings: list[tuple[str, str, str, dict[str, Any]]] = []
     for step in JPEG_STEPS:
         settings.append(

@@ -84,9 +84,9 @@ app.command(
     "compare",
     help="Compare checkpoints of one task in a table and figures: mean L2 against bits, training time and encoding "
     "time.\n\n"
-    "Column bits: a code (k, b) with b as 32-bit floats. Column bits coded: b rounded until the mean L2 grows by 1 %, "
-    "then entropy-coded. Column E: the numbers in b. Figures: tradeoffs; comparison, the same test images as each "
-    "checkpoint reconstructs them.",
+    "Column bits: a code (k, b) with b as 32-bit floats. Columns bits coded and mean L2 coded: of the "
+    "codec at the model's own step; an estimate, marked *, for models without one. Column E: the numbers in b. "
+    "Figures: tradeoffs; comparison, the same test images as each checkpoint reconstructs them.",
 )(compare.compare)
 app.command("report", help="Write one self-contained HTML page: numbers, figures, config and an interactive explorer.")(
     report.report

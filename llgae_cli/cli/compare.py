@@ -53,8 +53,8 @@ def compare(
         [
             [
                 row["model"], str(row["K"]), str(row["E"]), str(row["parameters"]), f"{row['bits_float']:.1f}",
-                f"{row['bits_coded']:.1f}", five_digits(row["mean_l2"]), five_digits(row["mean_l2_coded"]),
-                five_digits(row["train_mean_l2"]), f"{row['train_seconds']:.2f}",
+                f"{row['bits_coded']:.1f}{'*' if row['bits_estimated'] else ''}", five_digits(row["mean_l2"]),
+                five_digits(row["mean_l2_coded"]), five_digits(row["train_mean_l2"]), f"{row['train_seconds']:.2f}",
                 f"{1e6 * row['encode_seconds']:.1f}", f"{row['psnr']:.2f}", Path(row["checkpoint"]).name,
             ]
             for row in rows
@@ -67,5 +67,7 @@ def compare(
         f"thread{'s' if threads > 1 else ''}, median of {comparison.PASSES} passes over {timed} samples; "
         "seconds to train as the checkpoints say"
     )
+    if any(row["bits_estimated"] for row in rows):
+        logger.info("*: an estimate from entropies of rounded latents, without each sample's mean: there is no codec")
     for path in drawn:
         logger.info(path)

@@ -1,9 +1,10 @@
 """`llgae eval`."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,20 @@ from llgae_cli.cli.options import DataDir, Device, Json, NewestOf
 from llgae_cli.config import read_config
 from llgae_cli.errors import InputError
 from llgae_cli.formatting import five_digits, percent
+
+if TYPE_CHECKING:
+    from llgae_cli.evaluation import Evaluated
+
+# Parts of the bits, as `evaluation.rate.BitSplit` names them; the first two are shown even where they are zero.
+PARTS = {
+    "k": "k",
+    "latents": "latents",
+    "shifts": "shifts",
+    "mean": "mean of the sample",
+    "raw": "samples stored as they are",
+    "framing": "framing",
+}
+SHOWN = ("k", "latents")
 
 
 class Split(StrEnum):
@@ -47,7 +62,10 @@ def evaluate(
             "split": found.split,
             "recorded": found.recorded,
         }
-        print_json({**head, **metrics.plain(), "per_class": per_class or None, "warnings": found.warnings})
+        rate = describe_rate(found, names)
+        print_json(
+            {**head, **metrics.plain(), "per_class": per_class or None, "rate": rate, "warnings": found.warnings}
+        )
         return
     K = len(metrics.usage)
     recorded = "" if found.recorded is None else f" (recorded {five_digits(found.recorded, 5)})"
@@ -63,11 +81,60 @@ def evaluate(
             "use of components   " + " ".join(f"{share:.1%}" for share in sorted(metrics.usage, reverse=True)[:20]),
         )
     if metrics.bits:
-        print_lines(f"bits for symbols    {metrics.bits:.2f}, k and what other symbols the code has")
+        print_lines(f"entropy of symbols  {metrics.bits:.2f} bits, k and what other symbols the code has")
+    print_rate(found)
     if metrics.per_class:
-        print_table(
-            ["class", "mean L2"], [[names[label], five_digits(value)] for label, value in metrics.per_class.items()]
+        coded = found.bit_split.per_class if found.bit_split is not None else None
+        table = [
+            [names[label], five_digits(value), *(show_coded(coded.get(label)) if coded else [])]
+            for label, value in metrics.per_class.items()
+        ]
+        print_table(["class", "mean L2", *(["bits", "mean squared error"] if coded else [])], table)
+
+
+def print_rate(found: "Evaluated") -> None:
+    """Print the rate: for a codec the parts of the bits and the curve over steps, else the estimate."""
+    split, rate = found.bit_split, found.rate
+    if split is None:
+        print_lines(
+            f"bits, estimated     {rate.bits_coded:.2f} a sample at mean L2 {five_digits(rate.mean_l2_coded, 5)}; "
+            "there is no codec"
         )
+        return
+    parts = ", ".join(
+        f"{PARTS[name]} {bits:.2f}" for name, bits in split.parts().items() if name in SHOWN or bits > 0.005
+    )
+    print_lines(
+        f"bits                {split.bits:.2f} a sample at step {split.step:.5g}, mean squared error "
+        f"{five_digits(split.mean_squared_error, 5)} ({split.n} samples)",
+        f"parts of the bits   {parts}",
+        f"file of all samples {split.bits + split.framing:.2f} bits a sample, with framing",
+    )
+    print_table(
+        ["step", f"bits ({found.rate_curve[0].n} samples)", "mean squared error"],
+        [[f"{p.step:.5g}", f"{p.bits:.2f}", five_digits(p.mean_squared_error, 5)] for p in found.rate_curve],
+    )
+
+
+def show_coded(coded: tuple[float, float] | None) -> list[str]:
+    """Return the cells of a class: bits, and the error of its decoded samples; dashes where none was measured."""
+    return ["-", "-"] if coded is None else [f"{coded[0]:.2f}", five_digits(coded[1])]
+
+
+def describe_rate(found: "Evaluated", names: dict[int, str]) -> dict[str, Any]:
+    """Return the rate for --json: the plain numbers, the parts, classes by name, and the curve."""
+    split = found.bit_split
+    if split is None:
+        return {**asdict(found.rate), "split": None, "curve": []}
+    per_class = {
+        names[label]: {"bits": bits, "mean_squared_error": error}
+        for label, (bits, error) in (split.per_class or {}).items()
+    }
+    return {
+        **asdict(found.rate),
+        "split": {**split.plain(), "per_class": per_class or None},
+        "curve": [asdict(point) for point in found.rate_curve],
+    }
 
 
 def choose_checkpoints(given: Sequence[Path], config: Sequence[Path] | None) -> list[Path]:

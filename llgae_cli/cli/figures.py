@@ -45,7 +45,7 @@ def figures(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="training, reconstructions, atlas, usage, classes or spectrum; repeatable. Default: all.",
+            help="training, reconstructions, atlas, usage, classes, spectrum, rate or bits; repeatable. Default: all.",
             metavar="NAME",
         ),
     ] = None,

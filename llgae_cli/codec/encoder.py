@@ -177,7 +177,7 @@ class Prepared:
                 z = (y @ U).sub_(z0).mul_(2.0**-BASIS_BITS)
                 score[:, some] -= z.square_().unflatten(1, weight.shape).mul(weight).round_().sum(2)
         bits = max(1, (K - 1).bit_length())
-        keys = (score.to(torch.int64) >> KEY_SHIFT << bits) + torch.arange(K)
+        keys = (score.to(torch.int64) >> max(KEY_SHIFT, bits - 9) << bits) + torch.arange(K)  # scores are below 2^54
         return keys.topk(min(count, K), dim=1, largest=False, sorted=True).values
 
     def choose(self, y: Tensor, candidates: Tensor) -> tuple[Integers, Integers, Integers, Integers]:

@@ -23,7 +23,8 @@ def compare(evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
     name             unique in tables and pictures
     K, E             components in the config, and numbers in b
     bits_float       of a code with b as 32-bit floats, at `mean_l2`
-    bits_coded       of a code with b rounded and entropy-coded, at `mean_l2_coded` (see `rate`)
+    bits_coded       of a code as the codec writes it at the model's own step, with `mean_l2_coded` (see `rate`)
+    bits_estimated   whether these two are estimates, for a model without a codec (see `rate_estimate`)
     train_seconds    time spent training, on the machine that trained it, with `train_threads` (0: torch's choice)
     encode_seconds   a sample, measured here (see `time_encoding`)
     psnr             decibel
@@ -40,6 +41,7 @@ def compare(evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
             "parameters": sum(parameter.numel() for parameter in one.model.parameters()),
             "bits_float": one.rate.bits_float,
             "bits_coded": one.rate.bits_coded,
+            "bits_estimated": one.rate.bits_estimated,
             "mean_l2": one.metrics.mean_l2,
             "mean_l2_coded": one.rate.mean_l2_coded,
             "train_mean_l2": one.train_mean_l2,

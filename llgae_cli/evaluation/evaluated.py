@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from llgae_cli.codec.codec import Codec
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, RunError, printable
 from llgae_cli.evaluation.latents import Latents, read_latents
 from llgae_cli.evaluation.metrics import Measured, Metrics, measure
 from llgae_cli.evaluation.principal_axes import PrincipalAxes
-from llgae_cli.evaluation.rate import Rate, measure_rate
+from llgae_cli.evaluation.rate import BitSplit, Rate, RatePoint, measure_curve, measure_split, read_codec
+from llgae_cli.evaluation.rate_estimate import count_float_bits, estimate_rate
 from llgae_cli.factory import choose_device, restore, set_up_torch
 from llgae_cli.formatting import format_value
 from llgae_cli.models import Model
@@ -90,9 +92,30 @@ class Evaluated:
         return self.latents.axes(self.model)
 
     @cached_property
+    def codec(self) -> Codec | None:
+        """The checkpoint's codec; None for networks, unfinished runs and files of earlier versions."""
+        return read_codec(self.checkpoint.extras, self.model.D, self.path.name)
+
+    @cached_property
+    def bit_split(self) -> BitSplit | None:
+        """Where the bits of a measured sample go at the model's own step; None without a codec."""
+        if self.codec is None:
+            return None
+        return measure_split(self.codec, self.split_samples, self.task.shape, self.config.centring == "sample")
+
+    @cached_property
+    def rate_curve(self) -> tuple[RatePoint, ...]:
+        """Rate and error of the measured samples over steps, by rising step; empty without a codec."""
+        return () if self.codec is None else measure_curve(self.codec, self.split_samples)
+
+    @cached_property
     def rate(self) -> Rate:
-        """Rate of the code on the measured samples, see `rate`."""
-        return measure_rate(self.model, self.split_samples, self.metrics.mean_l2, self.latents)
+        """Rate on the measured samples: the codec's at the model's own step, or an estimate where there is none."""
+        split = self.bit_split
+        if split is None:
+            return estimate_rate(self.model, self.split_samples, self.metrics.mean_l2, self.latents)
+        symbols, error = split.k + split.shifts, split.mean_squared_error
+        return Rate(count_float_bits(self.model), symbols, split.bits, error, split.step, bits_estimated=False)
 
     @cached_property
     def k(self) -> np.ndarray:

@@ -1,54 +1,53 @@
-"""The rate of a code, in bits a sample: with b as 32-bit floats, and with b quantised and entropy-coded.
+"""The rate of a codec, in bits a sample, against the error of the rows it decodes: a curve, and where the bits go.
 
-As floats a code (k, b) takes
+A row costs -log2 of the probability of each of its symbols: the component of each level, the shift, and the integers q
+of the latents, under the tables that the entropy coder uses. The sum over a file's rows is the size of its blocks,
+within 0.1 % and a few bytes a block. A row that the codec stores as it is costs its bytes.
 
-    R_float = log2 K + 32 E
+The framing is what a file has beside that: the header, the index, the checks of the blocks, and the last state of the
+coder in each. Its share of a sample depends on the number of rows, so it is stated next to `bits`, not in it.
 
-plus log2 of the number of values of each further symbol. This overstates the rate: b needs no 24 bits of precision
-when the residual is in the hundreds. So b is expressed in orthonormal coordinates along the component's principal axes
-and rounded with step Delta,
-
-    z = R_k^T G_k^(1/2) (b - m_k),    q_e = round(z_e / Delta),    G_k = W_k^T W_k
-
-where m_k is the mean of b in component k over the training samples, and R_k holds the eigenvectors of the covariance
-of G_k^(1/2) b there, largest eigenvalue first. (W_k is the decoder's Jacobian at the centre of component k's codes; for
-a decoder that is not affine, what follows is an approximation.) Since |W_k (b - b')|^2 = |z - z'|^2, z does not depend
-on the basis W_k. Rounding errors are about uniform in +-Delta/2, so each of the E coordinates adds Delta^2 / 12: a mean
-L2 of E Delta^2 / (12 D). Delta is chosen so that this is the share SHARE of the model's mean L2,
-
-    Delta = sqrt(12 D SHARE mean_l2 / E),
-    R_coded = H(k) + sum_j H(s_j) + sum_e H(q_e)
-
-with the entropies, in bits, of the test samples' k, s_j and q_e, each q_e pooled over the components: one static table
-for each. R_coded is an upper bound of the code's entropy (k is not used to predict q, nor one q_e another), and it is
-reported with the mean L2 that decoding the rounded code gives.
+Errors are those of the decoded values in the stored type, as `llgae compress` prints them: of integers, after rounding
+and clipping.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from llgae_cli.evaluation.encoding import encode
-from llgae_cli.evaluation.latents import Latents
-from llgae_cli.evaluation.metrics import entropy
-from llgae_cli.models import Code, Model
+from llgae_cli.codec.codec import ANS_BITS, BLOCK_ROWS, Codec
+from llgae_cli.codec.corrections import cast
+from llgae_cli.codec.density import COST_UNIT, Integers, integer_log2
+from llgae_cli.codec.entropy_coder import CODER
+from llgae_cli.codec.exact import Floats, Step, find_table, group_rows
+from llgae_cli.codec.settings import RAW, Settings
+from llgae_cli.errors import InputError, printable
+from llgae_cli.evaluation.distortion import absolute_difference
+from llgae_cli.storage.compressed_file import CHECK_BYTES, TRAILER
+from llgae_cli.storage.compressed_header import Header, pack_varint
 from llgae_cli.tasks import Samples
 
-SHARE = 0.01  # share of the mean L2 that rounding may add
-FLOAT_BITS = 32
+SPLIT_ROWS, CURVE_ROWS = 10_000, 2000  # samples that are measured at the model's own step, and at each of the curve
+BYTES = 1 << 27  # of these samples as float64, at most
+SHIFT_ROWS = 300  # of them, to choose the shift of the scales
+HALVINGS = (3, 2, 1, 0, -1, -2, -3)  # steps of the curve: the model's own, halved so often
+BLOCK_BYTES = 1 << 25  # of a block's values in a file, at most
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Bits a sample.
+    """A model's rate in plain numbers, for tables and sweeps.
 
-    bits_float      log2 K + 32 E, and the further symbols
-    bits_k          entropy of k and of the further symbols
-    bits_coded      entropy of k, further symbols and rounded latents
-    mean_l2_coded   mean L2 of the decoded rounded codes, squared grey levels per pixel
+    bits_float      log2 K + 32 E, and the further symbols: a code of numbers, not of quantised latents
+    bits_k          bits a sample of k and of the further symbols
+    bits_coded      bits a sample of the whole code, at the model's own step
+    mean_l2_coded   mean squared error of the decoded samples at that step, squared grey levels per pixel
     step            Delta
+    bits_estimated  whether the model has no codec, and bits are those of `rate_estimate`
     """
 
     bits_float: float
@@ -56,52 +55,202 @@ class Rate:
     bits_coded: float
     mean_l2_coded: float
     step: float
+    bits_estimated: bool
 
 
-def bits_float(model: Model) -> float:
-    """Return log2 K + sum_j log2 (values of symbol j) + 32 E."""
-    return math.log2(math.prod((model.K, *model.symbols))) + FLOAT_BITS * model.E
+@dataclass(frozen=True)
+class RatePoint:
+    """A point of the curve: step Delta, bits a sample without framing, mean squared error of all values; n samples."""
+
+    step: float
+    bits: float
+    mean_squared_error: float
+    n: int
 
 
-@torch.no_grad()
-def measure_rate(model: Model, test: Samples, mean_l2: float, latents: Latents) -> Rate:
-    """Return the rate on the test samples; `latents` are the training samples' statistics."""
-    E, D, mean = model.E, model.D, latents.mean
-    # A perfect model has no residual to take a share of; any positive step then gives an upper bound.
-    step = math.sqrt(12 * D * SHARE * max(mean_l2, 1e-12) / E) if E else 0.0
-    to_z, to_b = quantisation_axes(model.jacobian(latents.centres()).cpu(), latents.covariance)
-    ks, ss, qs = [], [], []
-    squared = 0.0
-    for chunk in encode(model, test):
-        k, b, s = chunk.code
-        ks.append(k.cpu())
-        if s is not None:
-            ss.append(s.cpu())
-        if E:
-            centred = b.cpu().double() - mean.double()[ks[-1]]
-            q = torch.round(torch.einsum("nef,nf->ne", to_z[ks[-1]], centred) / step)
-            qs.append(q.to(torch.int64))
-            b = (torch.einsum("nef,nf->ne", to_b[ks[-1]], q * step) + mean.double()[ks[-1]]).to(b)
-        squared += float(chunk.squared_residual(Code(k, b, s)).double().sum())
-    bits_k = _entropy_of(torch.cat(ks)) + (sum(_entropy_of(s) for s in torch.cat(ss).T) if ss else 0.0)
-    coded = bits_k + sum(_entropy_of(q) for q in torch.cat(qs).T) if E else bits_k
-    return Rate(bits_float(model), bits_k, coded, squared / test.N / D, step)
+@dataclass(frozen=True, eq=False)
+class BitSplit:
+    """Where the bits of a sample go at the model's own step: means over the measured samples.
 
-
-def quantisation_axes(W: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Return R^T G^(1/2) and its inverse G^(-1/2) R, each (K, E, E), for W (K, D, E) and the covariance of b (K, E, E).
-
-    Directions of b that W maps to zero get 0 in both: they do not change the reconstruction.
+    n          samples measured
+    step       Delta
+    k          of the components of all levels
+    shifts     of the shift
+    latents    of the latents, without the part that codes the mean
+    mean       of each row's mean, which `centring: sample` took from it: each latent's bits times the share of its
+               direction that lies along the constant row
+    raw        of rows that are stored as they are
+    framing    of header, index, checks and coder states, in a file of all samples
+    mean_squared_error   over all values
+    per_class  bits and mean squared error of each label; None without labels
+    per_latent for each level the bits of each latent (K, E), means over the component's samples; 0 without any
+    use        for each level the share of the samples in each component, (K,)
     """
-    W, covariance = W.double(), covariance.cpu().double()
-    g, V = torch.linalg.eigh(W.mT @ W)
-    low = 1e-12 * g.amax(1, keepdim=True).clamp(min=1e-30) if g.shape[1] else g
-    root = torch.where(g > low, g, 0).sqrt()
-    inverse = torch.where(g > low, 1 / root.clamp(min=1e-150), 0)
-    half = V * root[:, None, :] @ V.mT
-    _, R = torch.linalg.eigh(half @ covariance @ half)
-    R = R.flip(2)
-    return R.mT @ half, (V * inverse[:, None, :]) @ V.mT @ R
+
+    n: int
+    step: float
+    k: float
+    shifts: float
+    latents: float
+    mean: float
+    raw: float
+    framing: float
+    mean_squared_error: float
+    per_class: dict[int, tuple[float, float]] | None
+    per_latent: tuple[Floats, ...]
+    use: tuple[Floats, ...]
+
+    @property
+    def bits(self) -> float:
+        """Bits a sample without framing: the sum of the parts."""
+        return self.k + self.shifts + self.latents + self.mean + self.raw
+
+    def parts(self) -> dict[str, float]:
+        """Return the bits of each part by its name; they add to `bits` and the framing."""
+        names = ("k", "shifts", "latents", "mean", "raw", "framing")
+        return {name: float(getattr(self, name)) for name in names}
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return {
+            "n": self.n,
+            "step": self.step,
+            "bits": self.bits,
+            "mean_squared_error": self.mean_squared_error,
+            "parts": self.parts(),
+            "per_latent": [matrix.tolist() for matrix in self.per_latent],
+            "use": [use.tolist() for use in self.use],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """What n rows cost in bits, and how far they are off once decoded.
+
+    k (n,) of components; shifts (n,); latents (n, E); raw (n,); error (n,) mean squared error; places (n, L) components
+    """
+
+    k: Floats
+    shifts: Floats
+    latents: Floats
+    raw: Floats
+    error: Floats
+    places: Integers
+
+    def point(self, step: Step) -> RatePoint:
+        """Return the means as a point of the curve."""
+        bits = self.k.mean() + self.shifts.mean() + self.latents.sum(1).mean() + self.raw.mean()
+        return RatePoint(step.value, float(bits), float(self.error.mean()), len(self.error))
+
+
+def read_codec(extras: Mapping[str, Any], D: int, name: str) -> Codec | None:
+    """Return the codec in the extras of a checkpoint; None where it has none.
+
+    Raises InputError, with the checkpoint's name, for a codec that is damaged or for rows of another size than D.
+    """
+    packed = extras.get("codec")
+    if packed is None:
+        return None
+    try:
+        codec = Codec.unpack(packed.numpy().tobytes())
+        sound = codec.D == D and len(codec.model.encoder.levels) > 0  # the encoder checks the offsets
+    except (InputError, AttributeError, RuntimeError, ValueError):
+        sound = False
+    if not sound:
+        raise InputError(f"{printable(name, 200)}: its codec is damaged")
+    return codec
+
+
+def measure_split(codec: Codec, samples: Samples, shape: tuple[int, ...], centred: bool) -> BitSplit:
+    """Return where the bits of a sample go, on at most 10,000 evenly spaced samples of the given shape.
+
+    `centred`: the model was trained on samples less their mean, so that one direction of the latents codes the mean.
+    """
+    at = _choose_rows(samples, SPLIT_ROWS)
+    x = _read_rows(samples, at)
+    costs = compute_costs(codec, x, _choose_settings(codec, x, codec.model.step))
+    levels = codec.model.decoder.levels
+    ends = np.cumsum([0, *(level.E for level in levels)])
+    per_latent, use = [], []
+    for i, level in enumerate(levels):
+        count = np.bincount(costs.places[:, i], minlength=level.K)
+        total = np.zeros((level.K, level.E))
+        np.add.at(total, costs.places[:, i], costs.latents[:, ends[i] : ends[i + 1]])
+        per_latent.append(total / np.maximum(count, 1)[:, None])
+        use.append(count / len(x))
+    mean = 0.0
+    if centred:
+        along = levels[0].U.sum(1) ** 2 / codec.D  # (K, E): shares of the directions along the constant row
+        mean = float((costs.latents[:, : ends[1]] * along[costs.places[:, 0]]).sum(1).mean())
+    per_class = None
+    if samples.labels is not None:
+        labels = samples.labels.cpu().numpy()[at.start : at.stop : at.step]
+        bits = costs.k + costs.shifts + costs.latents.sum(1) + costs.raw
+        per_class = {
+            int(label): (float(bits[labels == label].mean()), float(costs.error[labels == label].mean()))
+            for label in np.unique(labels)
+        }
+    point = costs.point(codec.model.step)
+    return BitSplit(
+        n=len(x),
+        step=point.step,
+        k=float(costs.k.mean()),
+        shifts=float(costs.shifts.mean()),
+        latents=float(costs.latents.sum(1).mean()) - mean,
+        mean=mean,
+        raw=float(costs.raw.mean()),
+        framing=compute_framing(codec, samples, shape, point.bits),
+        mean_squared_error=point.mean_squared_error,
+        per_class=per_class,
+        per_latent=tuple(per_latent),
+        use=tuple(use),
+    )
+
+
+def measure_curve(codec: Codec, samples: Samples) -> tuple[RatePoint, ...]:
+    """Return the points at the model's own step, and at half and twice of it up to 1/8 and 8.
+
+    By rising step, so by falling rate; on at most 2,000 evenly spaced samples.
+    """
+    x = _read_rows(samples, _choose_rows(samples, CURVE_ROWS))
+    steps = [codec.model.step.divide(halvings) for halvings in HALVINGS]
+    return tuple(compute_costs(codec, x, _choose_settings(codec, x, step)).point(step) for step in steps)
+
+
+def compute_costs(codec: Codec, x: NDArray[Any], settings: Settings) -> Costs:
+    """Return what rows x (n, D), in their stored type, cost without a bound on their errors."""
+    model, codes = codec.model, codec.rate(x, settings)
+    _, fits = model.grid.round(x.astype(np.float64))
+    raw = ~(fits & model.decoder.is_exact(codes.q, settings.step))
+    values = cast(model.decoder.decode(codes.k, codes.s, codes.q, settings.step), x.dtype)
+    values[raw] = x[raw]
+    k, shifts = np.zeros(len(x)), np.zeros(len(x))
+    for i, weights in enumerate(model.weights):
+        k += _to_bits(weights)[codes.k[:, i]]
+    if codes.s is not None and model.symbol_weights is not None:
+        shifts += _to_bits(model.symbol_weights)[codes.k[:, 0], codes.s]
+    latents = np.concatenate(
+        [
+            _price_latents(q, level.table_ids(settings.step, settings.scale_shift)[codes.k[:, i]])
+            for i, (level, q) in enumerate(zip(model.decoder.levels, model.decoder.split(codes.q), strict=True))
+        ],
+        1,
+    )
+    for part in (k, shifts, latents):
+        part[raw] = 0.0
+    mode = _to_bits(settings.modes)
+    stored = np.where(raw, mode[RAW] + 8.0 * x.dtype.itemsize * x.shape[1], mode[0])
+    return Costs(k, shifts, latents, stored, np.square(absolute_difference(x, values)).mean(1), codes.k)
+
+
+def compute_framing(codec: Codec, samples: Samples, shape: tuple[int, ...], bits: float) -> float:
+    """Return the bits a sample beside its code, in a file of all samples without an embedded model."""
+    rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (samples.D * samples.itemsize)))
+    settings = Settings(codec.model.step).pack()
+    header = Header(samples.N, shape, samples.stored, codec.identity, True, CODER, settings, rows, 0)
+    length = len(pack_varint(math.ceil(bits * min(rows, samples.N) / 8)))  # in the block, and in the index
+    framing = len(header.pack()) + TRAILER.size + header.n_blocks * (1 + CHECK_BYTES + 2 * length)
+    return (8 * framing + ANS_BITS * header.n_blocks) / samples.N
 
 
 def find_pareto_front(points: list[tuple[float, float]]) -> list[int]:
@@ -115,5 +264,34 @@ def find_pareto_front(points: list[tuple[float, float]]) -> list[int]:
     return front
 
 
-def _entropy_of(symbols: Tensor) -> float:
-    return entropy(torch.unique(symbols, return_counts=True)[1].double() / len(symbols))
+def _choose_rows(samples: Samples, most: int) -> range:
+    most = max(1, min(most, BYTES // (8 * samples.D)))
+    return range(0, samples.N, max(1, -(-samples.N // most)))
+
+
+def _read_rows(samples: Samples, at: range) -> NDArray[Any]:
+    """Return rows (n, D) in their stored type."""
+    stored = samples.stored_rows(slice(at.start, at.stop, at.step)).cpu().numpy()
+    return stored.view(np.uint16) if samples.stored == "uint16" else stored
+
+
+def _choose_settings(codec: Codec, x: NDArray[Any], step: Step) -> Settings:
+    """Return the settings of a file at this step, by some of its rows: `llgae compress --step` does so, too."""
+    return codec.choose_settings(x[:: max(1, len(x) // SHIFT_ROWS)], step=step.value)
+
+
+def _to_bits(weights: Integers) -> Floats:
+    """Return -log2 (weights / 2^24)."""
+    bits: Floats = 24.0 - integer_log2(weights) / COST_UNIT
+    return bits
+
+
+def _price_latents(q: Integers, tables: Integers) -> Floats:
+    """Return the bits of each latent, for q (n, E) under the tables with these ids (n, E)."""
+    bits = np.zeros(q.size)
+    ids, inverse = np.unique(tables, return_inverse=True)
+    for i, here in group_rows(inverse.ravel(), len(ids)):
+        table = find_table(int(ids[i]))
+        if table is not None:  # else the latent is skipped
+            bits[here] = table.compute_costs(q.ravel()[here]) / COST_UNIT
+    return bits.reshape(q.shape)

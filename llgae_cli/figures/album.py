@@ -17,6 +17,7 @@ from llgae_cli.figures.atlas import MAX_COMPONENTS, STEPS, Component, atlas
 from llgae_cli.figures.cells import Looks
 from llgae_cli.figures.comparison import Reconstructed, Walk, comparison
 from llgae_cli.figures.components import class_matrix, spectrum, usage
+from llgae_cli.figures.rate import bit_matrix, rate_curve
 from llgae_cli.figures.reconstructions import Group, name_class, pick_by_class, rank_samples, reconstructions
 from llgae_cli.figures.style import Theme, save
 from llgae_cli.figures.tradeoffs import tradeoffs
@@ -89,6 +90,18 @@ def _spectrum(evaluated: Evaluated, theme: Theme) -> Figure:
     return spectrum(variance, evaluated.by_use(), model.D, suffix=model.k_suffix, theme=theme)
 
 
+def _rate(evaluated: Evaluated, theme: Theme) -> Figure | None:
+    points = [(point.step, point.bits, point.mean_squared_error) for point in evaluated.rate_curve]
+    return rate_curve(points, evaluated.rate.step, evaluated.rate_curve[0].n, theme=theme) if points else None
+
+
+def _bits(evaluated: Evaluated, theme: Theme) -> Figure | None:
+    split = evaluated.bit_split
+    if split is None:
+        return None
+    return bit_matrix(split.per_latent, split.use, suffix=evaluated.model.k_suffix, theme=theme)
+
+
 FIGURES: dict[str, Callable[[Evaluated, Theme], Figure | None]] = {
     "training": _training,
     "reconstructions": _reconstructions,
@@ -96,6 +109,8 @@ FIGURES: dict[str, Callable[[Evaluated, Theme], Figure | None]] = {
     "usage": _usage,
     "classes": _classes,
     "spectrum": _spectrum,
+    "rate": _rate,
+    "bits": _bits,
 }
 AFTER_TRAINING = ("training", "reconstructions")
 

@@ -44,7 +44,8 @@ def rate_distortion(curves: Sequence[Curve], *, data: str, theme: Theme = "light
     """Draw mean squared error against bits a sample, both logarithmic, and the ratio of each error to ours.
 
     The ratio is taken where both curves have a value; between two points log error is linear in the rate. Where it is
-    below 1, the other method is better: that part is shaded. `data` names what was coded.
+    below 1, the other method is better: that part is shaded. The title is `data`, what was
+    coded.
     """
     ink = INKS[theme]
     figure = new_figure(11, 4.9)
@@ -55,7 +56,7 @@ def rate_distortion(curves: Sequence[Curve], *, data: str, theme: Theme = "light
         errors.plot(curve.bits, curve.error, **look)
         if ours is not None:
             ratios.plot(*divide(curve, ours), **look)
-    errors.set(title=label(f"Rate and distortion on {data}"), ylabel="mean squared error (grey levels²)")
+    errors.set(title=label(data), ylabel="mean squared error (grey levels²)")
     ratios.set(title="Error relative to llgae at the same rate", ylabel="mean squared error / that of llgae")
     _set_rates(errors, curves)
     _set_rates(ratios, curves)

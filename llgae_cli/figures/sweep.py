@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from llgae_cli.evaluation.rate import SHARE, find_pareto_front
+from llgae_cli.evaluation.rate import find_pareto_front
 from llgae_cli.figures.style import BLUE, CYCLE, GREEN, GREY, MARKERS, RED, Theme, label, new_figure, styled
 
 Row = Mapping[str, Any]
@@ -98,12 +98,12 @@ def heat_maps(rows: Sequence[Row], keys: Sequence[str], value: str) -> Figure:
 
 @styled
 def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
-    """Draw test mean L2 against bits a sample, b as floats and entropy-coded (see `rate`), with Pareto fronts."""
+    """Draw test mean L2 against bits a sample, b as floats and as coded (see `evaluation.rate`), with Pareto fronts."""
     figure = new_figure(9.2, 4.2)
     panels = figure.subplots(1, 2, sharey=True)
     names = (
         ("bits_float", "mean_l2", "k and b as numbers: log2 K + 32 E"),
-        ("bits_coded", "mean_l2_coded", f"b rounded (mean L2 + {SHARE:.0%}), entropy-coded"),
+        ("bits_coded", "mean_l2_coded", "bits as coded, at the model's own step"),
     )
     named = ["K", "embed_dim"] if len({row.get("model") for row in rows}) == 1 else ["model", "K", "embed_dim"]
     for axes, (rate, distortion, title) in zip(panels, names, strict=True):

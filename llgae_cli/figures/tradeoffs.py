@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from llgae_cli.evaluation.rate import SHARE, find_pareto_front
+from llgae_cli.evaluation.rate import find_pareto_front
 from llgae_cli.figures.style import CYCLE, DPI, INKS, MARKERS, Theme, label, new_figure, styled
 
 LINE = 15  # pixels between two names
@@ -24,8 +24,8 @@ def tradeoffs(rows: Sequence[Mapping[str, Any]], *, theme: Theme = "light") -> F
     """Test mean L2 (squared grey levels per pixel) against bits, seconds to train and microseconds to encode.
 
     `rows` are those of `evaluation.comparison.compare`. The bits of a code are shown for b as 32-bit floats
-    (hollow marks) and b rounded and entropy-coded (full ones, with the mean L2 that the rounded code has). The lines
-    are Pareto fronts: left of and below them there is nothing. Names stand at the right, at the height of their marks.
+    (hollow marks) and as coded at the model's own step (full ones, with the mean L2 of what is decoded). The lines are
+    Pareto fronts: left of and below them there is nothing. Names stand at the right, at the height of their marks.
     """
     ink = INKS[theme]
     figure = new_figure(11.5, max(4.4, 1.6 + LINE * len(rows) / DPI))
@@ -74,7 +74,7 @@ def _key(theme: Theme) -> list[Line2D]:
     ink = INKS[theme]
     marks: dict[str, Any] = {"ls": "", "marker": "o", "color": ink.text, "ms": 6, "mew": 1.4}
     return [
-        Line2D([], [], label=f"b rounded (mean L2 about {SHARE:.0%} higher) and entropy-coded", **marks),
+        Line2D([], [], label="as coded, at the model's own step (networks: an estimate)", **marks),
         Line2D([], [], label="b as 32-bit floats", mfc=ink.page, **marks),
         Line2D([], [], label="Pareto front", color=ink.text, lw=0.9, alpha=0.6),
     ]

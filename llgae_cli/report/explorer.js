@@ -6,6 +6,7 @@
   const $ = (id) => document.getElementById(id);
   const REACH = 4; // standard deviations a slider goes to either side
   const MAX_SLIDERS = 40;
+  const OFF = -13, LARGEST = 12; // places of the step's slider: not rounded; else the model's own step times 2^(place/4)
   const LINE = [112, 56]; // pixels of a sample that is no image, (width, height)
 
   // ---- numbers out of base64 -------------------------------------------------------------------------------------
@@ -25,6 +26,7 @@
     model.mu = rows(model.mu, model.D); // (Kc, D)
     model.W = rows(model.W, model.D); // (Kc, E, D)
     for (const name of ["mean", "B", "inverse"]) model[name] = floats(model[name]);
+    if (model.codec) for (const name of ["A", "back", "a", "bits_k"]) model.codec[name] = floats(model.codec[name]);
     for (const best of model.codes) for (const code of best) code.b = floats(code.b);
   }
 
@@ -58,6 +60,48 @@
     for (let j = 0; j < E; j++)
       for (let e = 0; e < E; e++) a[j] += model.inverse[(at * E + j) * E + e] * (b[e] - model.mean[at * E + e]);
     return a;
+  }
+
+  // ---- the codec: latents rounded to multiples of a step, and about how many bits they take -----------------------
+  const SHAPES = [0.5, 1, 1.5, 2]; // exponents s of the densities exp(-|z / alpha|^s)
+  const GAMMA = [2, 1, 0.9027452929509336, 0.886226925452758]; // Gamma(1 + 1/s): a density's integral is 2 alpha Gamma
+  const FINEST = 16; // points that a cell is integrated over, a multiple of alpha
+  const SKIPPED = 2 ** -12; // a latent that is nonzero more rarely is always zero and free
+  const WIDEST = 1000; // step / alpha, above which no latent of any shape is coded
+  const LEAST = 2 ** -30; // about the probability of what lies outside the tables
+  const TRADE_OFF = 0.13; // lambda / step^2: a value nearer to zero is used where it costs less
+
+  function cellProbability(q, ratio, shape) { // of [q - 1/2, q + 1/2] step, for ratio = step / alpha
+    const n = Math.min(4096, Math.max(8, Math.ceil(FINEST * ratio))), low = q === 0 ? 0 : Math.abs(q) - 0.5;
+    const width = (q === 0 ? 0.5 : 1) / n;
+    let sum = 0;
+    for (let i = 0; i < n; i++) sum += Math.exp(-Math.pow((low + (i + 0.5) * width) * ratio, SHAPES[shape]));
+    return (sum * width * ratio * (q === 0 ? 2 : 1)) / (2 * GAMMA[shape]);
+  }
+
+  function roundLatent(z, step, alpha, shape) { // [q step, bits]
+    const ratio = step / alpha;
+    if (ratio > WIDEST || 1 - cellProbability(0, ratio, shape) < SKIPPED) return [0, 0];
+    const bits = (q) => -Math.log2(Math.max(LEAST, cellProbability(q, ratio, shape)));
+    const near = Math.round(z / step), lower = near - Math.sign(near);
+    const cost = (q) => (z - q * step) ** 2 + TRADE_OFF * step * step * bits(q);
+    const q = cost(lower) < cost(near) ? lower : near;
+    return [q * step, bits(q)];
+  }
+
+  function round(model, at, b, level, step) { // the code that a file of this step holds: b, mean grey level and bits
+    const { A, back, a, bits_k, scale, per_octave, shape, F } = model.codec;
+    const c = [...b, ...(model.centred ? [level] : [])], C = c.length, rounded = new Float64Array(C);
+    let bits = bits_k[at];
+    for (let f = 0; f < F; f++) {
+      const place = at * F + f;
+      let z = a[place];
+      for (let e = 0; e < C; e++) z += A[place * C + e] * c[e];
+      const [value, cost] = roundLatent(z, step, 2 ** (scale[place] / per_octave), shape[place]);
+      bits += cost;
+      for (let e = 0; e < C; e++) rounded[e] += back[(at * C + e) * F + f] * (value - a[place]);
+    }
+    return { b: rounded.subarray(0, model.E), level: model.centred ? rounded[model.E] : level, bits };
   }
 
   const centre = (model, at) => Float64Array.from(model.mean.subarray(at * model.E, (at + 1) * model.E));
@@ -127,7 +171,7 @@
   }
 
   // ---- state and what follows from it ----------------------------------------------------------------------------
-  const state = { model: data.checkpoints[0], at: 0, b: null, level: 0, image: null, path: null, t: null, x: null };
+  const state = { model: data.checkpoints[0], at: 0, b: null, level: 0, image: null, path: null, t: null, x: null, step: OFF };
   let climbing = 0;
 
   const number = (value) => (Math.abs(value) >= 100 ? value.toFixed(1) : Math.abs(value) >= 0.1 || value === 0 ? value.toFixed(2) : value.toPrecision(3));
@@ -172,6 +216,8 @@
     $("components-note").textContent = less ? `The ${model.components.length} most used of ${model.K} components; the others would make the page too large.` : "";
     const level = $("level"), span = model.high - model.low;
     [level.min, level.max] = model.image ? [model.low, model.high] : [-span, span];
+    $("step-control").hidden = $("step-note").hidden = !model.codec;
+    Object.assign($("step"), { min: OFF, max: LARGEST });
     $("level-control").hidden = $("level-note").hidden = !model.centred;
     buildSliders();
     $("t").max = model.steps;
@@ -248,18 +294,23 @@
 
   // ---- showing it ------------------------------------------------------------------------------------------------
   function refresh(moved = -1) {
-    const { model, at, b, x, image } = state, x_hat = decode(model, at, b);
-    draw($("x-hat"), model, x_hat, state.level);
+    const { model, at, b, x, image } = state, step = currentStep();
+    const shown = step === null ? { b, level: state.level } : round(model, at, b, state.level, step);
+    const x_hat = decode(model, at, shown.b), shift = shown.level - state.level;
+    draw($("x-hat"), model, x_hat, shown.level);
+    if (shift) x_hat.forEach((value, d) => { x_hat[d] = value + shift; }); // the error of the mean is in the residual
     draw($("x"), model, x, state.level);
     draw($("residual"), model, x && x.map((value, d) => value - x_hat[d]), 0, true);
+    showStep(step);
     const set = data.images[model.images], name = image === null ? "" : called(set, image);
     $("x").setAttribute("aria-label", x ? `Original: ${name}` : "No test image is chosen");
     $("x-hat").setAttribute("aria-label", `Decoded by component ${component().k}`);
     $("residual").setAttribute("aria-label", x ? `Residual, mean L2 ${number(meanL2(x, x_hat))}` : "No residual without a test image");
     const where = `Component ${component().k}, ${percent(component().use)} of the samples.`;
+    const size = step === null ? "" : ` About ${shown.bits.toFixed(shown.bits < 10 ? 1 : 0)} bits at step ${number(step)}.`;
     $("said").textContent = x
-      ? `${name}. ${where} Mean L2 ${number(meanL2(x, x_hat))} grey levels² per pixel.`
-      : `${where} Choose a test image to see a residual.`;
+      ? `${name}. ${where} Mean L2 ${number(meanL2(x, x_hat))} grey levels² per pixel.${size}`
+      : `${where} Choose a test image to see a residual.${size}`;
     $("level").value = state.level;
     $("level-value").textContent = number(state.level);
     const a = coordinates(model, at, b);
@@ -275,6 +326,14 @@
     pressed($("images"), image);
     $("inference").hidden = image === null;
     if (image !== null) showSteps();
+  }
+
+  const currentStep = () => (state.model.codec && state.step !== OFF ? state.model.codec.step * 2 ** (state.step / 4) : null);
+
+  function showStep(step) {
+    $("step").value = state.step;
+    $("step-value").textContent = step === null ? "off" : number(step);
+    $("step").setAttribute("aria-valuetext", step === null ? "not rounded" : `${number(step)}${state.step ? "" : ", the model's own"}`);
   }
 
   function showSteps() {
@@ -323,6 +382,7 @@
   $("checkpoint").addEventListener("change", () => useModel(data.checkpoints[Number($("checkpoint").value)]));
   $("reset").addEventListener("click", () => { stopClimbing(); state.b = centre(state.model, state.at); state.t = null; refresh(); });
   $("level").addEventListener("input", () => { state.level = Number($("level").value); refresh(); });
+  $("step").addEventListener("input", () => { state.step = Number($("step").value); refresh(); });
   $("t").addEventListener("input", () => { stopClimbing(); stepTo(Number($("t").value)); });
   $("climb").addEventListener("click", startClimbing);
   dark.addEventListener("change", () => { const i = state.image; useModel(state.model); if (i !== null) useImage(i); });

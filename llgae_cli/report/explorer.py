@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from llgae_cli.codec.codec import Codec
+from llgae_cli.codec.density import TOTAL
+from llgae_cli.codec.exact import SCALES
 from llgae_cli.evaluation import Evaluated
 from llgae_cli.factory import ALPHA
 from llgae_cli.figures.cells import Looks
+from llgae_cli.models import LLGAE
 
 IMAGES = 60
 BEST = 4  # components offered for a sample: its own and the three next best
@@ -28,7 +32,9 @@ def pack_model(evaluated: Evaluated, budget: int) -> dict[str, Any] | None:
     model = evaluated.model.as_llgae()
     if model is None:
         return None
-    each = (2 * model.D * (model.E + 1) + 4 * (2 * model.E * model.E + model.E)) * 4 / 3
+    codec = evaluated.codec
+    F = 0 if codec is None else codec.model.decoder.E  # latents of the codec
+    each = (2 * model.D * (model.E + 1) + 4 * (2 * model.E * model.E + model.E + 2 * F * F + 3 * F + 1)) * 4 / 3
     order = evaluated.by_use()[: int(budget // each)]
     if not len(order):
         return None
@@ -64,6 +70,41 @@ def pack_model(evaluated: Evaluated, budget: int) -> dict[str, Any] | None:
         "mean": pack_floats(evaluated.axes.mean[order].numpy()),
         "B": pack_floats(B.numpy()),
         "inverse": pack_floats(torch.linalg.pinv(B).numpy() if model.E else B.numpy()),
+        "codec": None if codec is None else pack_codec(codec, model, order, evaluated.config.centring == "sample"),
+    }
+
+
+def pack_codec(codec: Codec, model: LLGAE, order: np.ndarray, centred: bool) -> dict[str, Any] | None:
+    """Return how the codec rounds the codes of the components `order`, for an estimate of their bits in the browser.
+
+    With c = b, or c = (b, mean grey level) where samples are centred, the latents of the codec are
+
+        z = U^T (mu + W c - mu_codec) = A c + a,    c = A^+ (z - a)
+
+    where W has a last column of ones for a centred model. A (F, C) and A^+ (C, F) are packed for each component, with
+    a, the scales on their logarithmic grid, the shapes s, and the bits of k. None for a codec of another number of
+    components, or of several levels.
+    """
+    decoder = codec.model.decoder
+    if len(decoder.levels) != 1 or decoder.places is not None or decoder.levels[0].K != model.K:
+        return None
+    level = decoder.levels[0]
+    mu, W = (values.detach().cpu().double().numpy()[order] for values in (model.mu, model.W))
+    if centred:
+        W = np.concatenate([W, np.ones_like(W[:, :, :1] if model.E else mu[:, :, None])], 2)
+    U = level.U[order].transpose(0, 2, 1)  # (Kc, F, D)
+    A = U @ W
+    weights = codec.model.weights[0][order]
+    return {
+        "step": codec.model.step.value,
+        "F": level.E,
+        "A": pack_floats(A),
+        "back": pack_floats(np.linalg.pinv(A) if A.size else A.transpose(0, 2, 1)),
+        "a": pack_floats((U @ (mu - level.mu[order])[:, :, None])[:, :, 0]),
+        "per_octave": SCALES,
+        "scale": level.scale[order].ravel().tolist(),
+        "shape": level.shape[order].ravel().tolist(),
+        "bits_k": pack_floats(-np.log2(weights / weights.dtype.type(TOTAL))),
     }
 
 

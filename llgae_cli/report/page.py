@@ -41,7 +41,9 @@ OF_SWEEP = {
         "Mean L2 against the bits of a code; see the leaderboard for the numbers.",
     ),
 }
-VECTOR = frozenset({"training", "usage", "classes", "spectrum", "sweep"})  # lines and bars; the others are pictures
+VECTOR = frozenset(
+    {"training", "usage", "classes", "spectrum", "rate", "sweep"}
+)  # lines and bars; the others are pictures
 TITLES = {
     "training": "Training",
     "reconstructions": "Reconstructions",
@@ -49,12 +51,28 @@ TITLES = {
     "usage": "Use of components",
     "classes": "Classes and components",
     "spectrum": "Spectrum",
+    "rate": "Rate and distortion",
+    "bits": "Where the bits go",
+}
+PARTS = {
+    "k": "… of k",
+    "shifts": "… of the shift",
+    "latents": "… of the latents",
+    "mean": "… of the sample's mean",
+    "raw": "… of samples stored as they are",
+    "framing": "Framing of a file of all samples",
+}
+NOTES = {
+    "rate": "Each point is the codec with another step of its quantiser: a finer step takes more bits a sample and "
+    "leaves less error, down to what the components cannot represent.",
+    "bits": "Each cell is what a latent takes in the samples of its component; the bits of k and of the file's framing "
+    "are in the table of numbers.",
 }
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure on the page: data URIs for both themes, size in CSS pixels, title and alternative text."""
+    """A figure on the page: data URIs for both themes, size in CSS pixels, title, alternative text and a sentence."""
 
     title: str
     alt: str
@@ -62,6 +80,7 @@ class Picture:
     dark: str
     width: int
     height: int
+    note: str = ""
 
 
 def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = None) -> None:
@@ -200,7 +219,12 @@ def tabulate(checkpoints: Sequence[Evaluated]) -> list[tuple[str, str, list[str]
         ("Explained variance", "", [percent(one.explained_variance) for one in e]),
         ("PSNR", "dB", [f"{one.psnr:.2f}" for one in e]),
         *(of_components if any(len(one.usage) > 1 for one in e) else []),
-        *([(f"Bits for {symbols}", "bit", [f"{one.bits:.2f}" for one in e])] if any(one.bits for one in e) else []),
+        *(
+            [(f"Entropy of {symbols}", "bit a sample", [f"{one.bits:.2f}" for one in e])]
+            if any(one.bits for one in e)
+            else []
+        ),
+        *_tabulate_rates(checkpoints),
         ("Epochs", "", [str(evaluated.checkpoint.epoch) for evaluated in checkpoints]),
         ("Training time", "s", [f"{evaluated.checkpoint.seconds:.1f}" for evaluated in checkpoints]),
         ("Test samples", "", [f"{one.n}" for one in e]),
@@ -211,6 +235,21 @@ def tabulate(checkpoints: Sequence[Evaluated]) -> list[tuple[str, str, list[str]
     return table
 
 
+def _tabulate_rates(checkpoints: Sequence[Evaluated]) -> list[tuple[str, str, list[str]]]:
+    """Return the rows about rates; those about parts of the bits only where a checkpoint has a codec."""
+    rates, splits = [one.rate for one in checkpoints], [one.bit_split for one in checkpoints]
+    bits = [f"{rate.bits_coded:.2f}{' (estimate)' if rate.bits_estimated else ''}" for rate in rates]
+    table = [
+        ("Mean L2, as coded", "grey levels² per pixel", [five_digits(rate.mean_l2_coded) for rate in rates]),
+        ("Bits of a code", "bit a sample", bits),
+    ]
+    for part, name in PARTS.items():
+        values = [None if split is None else split.parts()[part] for split in splits]
+        if any(value is not None and value > 0.005 for value in values):
+            table.append((name, "bit a sample", ["—" if value is None else f"{value:.2f}" for value in values]))
+    return table
+
+
 def draw_pictures(evaluated: Evaluated) -> list[Picture]:
     """Draw all figures of a checkpoint in both themes."""
     found = []
@@ -218,7 +257,8 @@ def draw_pictures(evaluated: Evaluated) -> list[Picture]:
         light = draw(evaluated, "light")
         dark = draw(evaluated, "dark")
         if light is not None and dark is not None:
-            found.append(_picture(name, TITLES[name], _alt(name, evaluated), {"light": light, "dark": dark}))
+            picture = _picture(name, TITLES[name], _alt(name, evaluated), {"light": light, "dark": dark})
+            found.append(replace(picture, note=NOTES.get(name, "")))
     return found
 
 
@@ -291,6 +331,14 @@ def _alt(name: str, evaluated: Evaluated) -> str:
     if name == "atlas":
         rows = "One row for each component, most used first: its mean" if several else "The decoded mean of the codes"
         return f"{rows}, and walks along its principal axes."
+    if name == "rate":
+        low, high = (
+            f"{five_digits(point.mean_squared_error)} at {point.bits:.1f} bits a sample"
+            for point in (evaluated.rate_curve[-1], evaluated.rate_curve[0])
+        )
+        return f"A falling curve: the mean squared error of decoded samples is {low} and {high}."
+    if name == "bits":
+        return "A matrix of components against latents: the bits a sample that each latent takes."
     if name == "spectrum":
         lines, whose = ("Lines", "component") if several else ("A line", "code")
         return f"{lines} falling from left to right: variance along each principal axis of each {whose}."

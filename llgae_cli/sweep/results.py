@@ -38,13 +38,17 @@ class RungResult(Record):
 
 
 class CellResult(RungResult):
-    """Figures of a cell that trained to its end, with the fields of `evaluation.rate.Rate`."""
+    """Figures of a cell that trained to its end, with the fields of `evaluation.rate.Rate`.
+
+    Earlier versions had no codec and did not write `bits_estimated`: all their rates are estimates.
+    """
 
     bits_float: Measure
     bits_k: Measure
     bits_coded: Measure
     mean_l2_coded: Measure
     step: Measure
+    bits_estimated: bool = True
 
 
 class CellFailure(Record):

@@ -35,7 +35,7 @@ from llgae_cli.training.trainer import EpochRecord, Quantisation, Trainer
 
 logger = logging.getLogger(__name__)
 
-COORDINATES = 384  # principal coordinates, or twice the latents if those are more
+COORDINATES = 512  # principal coordinates, or four times the latents if those are more
 KMEANS_PASSES = 5
 SPLIT_PASSES = 8  # a component that loses its rows in a later pass stays as it is: it costs no bits
 HELD_OUT = 10  # every tenth row is held out to choose the strength of shrinkage
@@ -75,7 +75,7 @@ class RateClosedForm(Trainer):
         self.model, self.samples, self.bits, self.tol = model, samples, bits, tol
         self.shrinkage, self.strength = shrinkage, 0.0
         self.step = step or 0.0  # of the present components
-        d, new = min(model.D, max(COORDINATES, 2 * model.E)), model.mu.detach().new_zeros
+        d, new = min(model.D, max(COORDINATES, 4 * model.E)), model.mu.detach().new_zeros
         self.coordinates = Coordinates(new(model.D), new(model.D, d))
         self.mixture = Mixture(new(model.K, d), new(model.K, d, model.E), new(model.K, model.E), new(model.K))
         self.statistics: MixtureStatistics | None = None  # of the present components; an update consumes them

@@ -4,7 +4,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +40,8 @@ def task(tmp_path: Path) -> Task:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """One size of each quantiser, and two settings of each image codec."""
+    rate_peers.check_libraries()
+    monkeypatch.setattr(rate, "check_configs", lambda: None)
     for name in ("PRODUCT_BITS", "OPTIMISED_BITS", "RESIDUAL_BITS", "LOCAL_BITS"):
         monkeypatch.setattr(rate_peers, name, (16,))
     for name in ("JPEG_STEPS", "JPEG_2000_DECIBELS", "WEBP_QUALITIES", "AVIF_QUALITIES", "JXL_QUALITIES"):
@@ -135,12 +136,32 @@ def test_a_task_without_grey_images_of_bytes_is_refused() -> None:
 @pytest.mark.parametrize("library", ["faiss", "pillow_jxl"])
 def test_a_missing_library_is_named(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    coders = {
-        "faiss": partial(rate_peers.train_quantisers, draw_images(9)),
-        "pillow_jxl": partial(rate_peers.make_image_coders, 9, SHAPE),
-    }[library]
     with pytest.raises(InputError, match="bench"):
-        next(coders())
+        rate_peers.check_libraries()
+
+
+@pytest.mark.slow
+@pytest.mark.numeric
+def test_our_checkpoints_are_trained_and_code_the_rows(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.yaml").write_text("task: subspaces\nmodel: pca\nembed-dim: 3\ncentring: none\ndevice: cpu\n")
+    (tmp_path / "work").mkdir()
+    monkeypatch.setattr(rate, "CONFIGS", tmp_path)
+    monkeypatch.setattr(rate, "CHECKPOINTS", ((rate.PCA, "c.yaml", ("seed=3",), (24, 40)),))
+    test = rate.read_pixels(task.test)
+    coders = rate.train_own_coders(task, rate.read_pixels(task.train), test, tmp_path / "work")
+    low, high = (rate.measure(coder, test) for coder in coders)
+    assert low.at is not None and high.at is not None and low.at < high.at < 48 and high.value < low.value < 300
+    assert low.coding is not None and low.coding.train_rows == 600 and low.coding.model_bytes > 0
+
+
+def test_a_config_that_is_not_there_is_named_before_anything_is_measured(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate, "CONFIGS", tmp_path)
+    with pytest.raises(InputError, match="clone"):
+        next(run_benches(["rate"], task))
 
 
 @pytest.mark.slow

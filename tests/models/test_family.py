@@ -48,6 +48,8 @@ WITHOUT_COMPONENTS = {
     "denoising-autoencoder",
 }  # no sample belongs to one of several
 
+WITH_CODEC = {"llgae", "pca", "kmeans", "residual", "shift"}
+
 
 def model_of(member: str) -> str:
     return str(FAMILY[member].get("model", member))
@@ -161,19 +163,19 @@ def test_the_whole_family_is_compared(compared: dict[str, Any], trained: dict[st
         symbols = (1 if model_of(member) in WITHOUT_COMPONENTS else K, *SYMBOLS.get(member, ()))
         assert row["E"] == NUMBERS.get(member, E)
         assert row["bits_float"] == pytest.approx(math.log2(math.prod(symbols)) + 32 * row["E"])
-        assert row["bits_coded"] <= row["bits_float"] and row["encode_seconds"] > 0
+        assert row["bits_coded"] > 0 and row["encode_seconds"] > 0
+        assert row["bits_estimated"] == (model_of(member) not in WITH_CODEC)
     affine = K * D * (E + 1)
     parameters = {member: row_of[one["checkpoint"]]["parameters"] for member, one in trained.items()}
     assert parameters["llgae"] == parameters["gae, linear"] == affine and parameters["residual"] == 2 * affine
     assert parameters["kmeans"] == K * D and parameters["pca"] == D * (E + 1)
 
 
-def test_rounding_raises_the_mean_l2_of_an_affine_model_by_one_percent(compared: dict[str, Any]) -> None:
+def test_the_codec_adds_error_where_latents_are_rounded(compared: dict[str, Any]) -> None:
     for row in compared["checkpoints"]:
-        if row["model"] in ("llgae", "pca", "residual"):
-            assert row["mean_l2_coded"] / row["mean_l2"] == pytest.approx(1.01, abs=0.005)
-        elif row["model"] == "kmeans":
-            assert row["mean_l2_coded"] == pytest.approx(row["mean_l2"])
+        if row["model"] in WITH_CODEC - {"kmeans"}:  # whose only latent, if any, is the mean of a sample
+            assert row["mean_l2"] < row["mean_l2_coded"] < 3 * row["mean_l2"], row["name"]
+            assert row["bits_coded"] < row["bits_float"]
 
 
 def test_the_table_is_plain_in_a_pipe(trained: dict[str, Any], tmp_path: Path) -> None:
@@ -198,9 +200,7 @@ def test_an_unfinished_run_is_compared_by_the_codes_of_training_samples(
     rows = {row["checkpoint"]: row for row in json.loads(done.stdout)["checkpoints"]}
     early, late = rows[str(unfinished)], rows[str(finished)]
     assert "unfinished run" in done.stderr and early["train_mean_l2"] > 0
-    assert early["bits_coded"] == pytest.approx(
-        late["bits_coded"], abs=1.5
-    )  # an epoch after closed-form initialisation
+    assert early["bits_estimated"] and not late["bits_estimated"] and early["bits_coded"] > 0
 
 
 def test_checkpoints_of_other_data_are_refused_in_one_line(trained: dict[str, Any], folder: Path) -> None:

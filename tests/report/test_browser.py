@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,10 @@ import pictured  # tests/pictured.py
 import pytest
 import torch
 
+from llgae_cli.codec import Settings
+from llgae_cli.codec.exact import Step
 from llgae_cli.evaluation import evaluate_checkpoint
+from llgae_cli.evaluation.rate import compute_costs
 from llgae_cli.models import Code
 from llgae_cli.report import write_report
 
@@ -160,6 +164,32 @@ def test_the_inference_climbs_as_the_source_says(page: Any, trained: Path) -> No
         shown = page.execute_script("return document.querySelector('#steps [aria-current]').textContent")
         assert float(shown.rpartition(": ")[2]) == pytest.approx(losses[-1], rel=2e-3)
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+
+
+def test_the_step_rounds_the_code_as_the_codec_does(page: Any, trained: Path) -> None:
+    evaluated = evaluate_checkpoint(trained)
+    codec = evaluated.codec
+    assert codec is not None
+    rows = embedded(page)["images"].popitem()[1]["rows"]
+    compared, errors = 0, []
+    for place in range(0, len(rows), 4):
+        click(page, "images", place)
+        x = evaluated.split_samples.stored_rows(np.array([rows[place]])).numpy()
+        for position in (-8, 0, 4):
+            set_range(page, "step", position)
+            settings = Settings(Step.nearest(codec.model.step.value * 2 ** (position / 4)))
+            codes, costs = codec.rate(x, settings), compute_costs(codec, x, settings)
+            if codes.k[0, 0] != evaluated.k[rows[place]]:  # the codec may choose a component with cheaper bits
+                continue
+            compared += 1
+            bits = re.search(r"About ([\d.]+) bits at step ([\d.]+)\.$", said(page))
+            assert bits is not None and float(bits[2]) == pytest.approx(settings.step.value, rel=2e-2)
+            assert float(bits[1]) == pytest.approx(costs.k[0] + costs.latents[0].sum(), rel=0.05, abs=1.5)
+            values = codec.model.decoder.decode(codes.k, codes.s, codes.q, settings.step)
+            errors.append(np.abs(canvas(page, "x-hat") - grey(torch.from_numpy(values))).mean())
+    set_range(page, "step", -13)
+    assert compared > 15 and np.median(errors) < 1  # a latent on the edge of two cells may be rounded either way
+    assert "bits at step" not in said(page)
 
 
 def test_runners_up_are_drawn_with_their_mean_l2(page: Any) -> None:
