@@ -126,8 +126,8 @@ def keeps_bound(x: Floats, values: Floats, dtype: np.dtype[Any], settings: Setti
                 total = square.sum(1)
                 kept &= (total < EXACT) & (total / D <= settings.max_l2)
             else:
-                # Shares as integers, rounded up: their sum is the same everywhere. A row on the bound itself is
-                # refused, since who checks it may round it beyond.
+                # Shares as integers, rounded up: their sum is the same everywhere. A row on the bound is refused:
+                # another order of summation may round it beyond.
                 share = np.minimum(square / (settings.max_l2 * D), 2.0)
                 kept &= np.ceil(share * 2.0**SQUARE_BITS).astype(np.int64).sum(1) < 1 << SQUARE_BITS
     return kept

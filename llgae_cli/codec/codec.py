@@ -220,6 +220,10 @@ class Codec:
                 return True
             return size < FAR * best[0]
 
+        if not self.model.decoder.E:  # nothing has a step
+            attempt(self.model.step)
+            assert best is not None
+            return best[1]
         for halvings in range(-6, 14):
             if not attempt(self.model.step.divide(halvings)):
                 break

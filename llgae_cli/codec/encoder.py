@@ -15,7 +15,7 @@ Levels of a residual model are coded one after the other, each with what the lev
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ class Prepared:
         largest = min(int(LARGEST_Q), max((2 * t.half << t.low_bits for t in found if t is not None), default=1))
         places = np.arange(int(place_costs(torch.tensor([float(largest)]))) + 1)
         octave, part = np.divmod(places - PLAIN_COSTS, 16)
-        values = np.where(places < PLAIN_COSTS, places, 16 + part << np.maximum(octave + 4, 0))
+        values = np.where(places < PLAIN_COSTS, places, 33 + 2 * part << np.maximum(octave + 3, 0))
         free = np.zeros(len(values), np.int64)
         costs = [free if table is None else table.compute_costs(values) for table in found]
         coded = np.array([table is not None for table in found], np.float64)
@@ -218,6 +218,12 @@ class Prepared:
         return J.to(torch.int64), bits
 
 
+@cache
+def list_coded() -> NDArray[np.bool_]:
+    """Return for each table's id whether latents under it are coded, and not skipped."""
+    return np.array([find_table(number) is not None for number in range(4 * IDS)])
+
+
 def place_costs(q: Tensor) -> Tensor:
     """Return where the costs of q >= 0, whole numbers in float64, are in the table: int64, rising with q."""
     if not q.numel() or float(q.max()) < PLAIN_COSTS:
@@ -282,8 +288,7 @@ class Encoder:
             y = np.take_along_axis(y, self.inverse[codes.s], 1)
         qs, rest = [], y
         for i, own in enumerate(self.levels):
-            coded = np.array([find_table(number) is not None for number in range(4 * IDS)])
-            allowed = coded[own.level.table_ids(step, shift)]
+            allowed = list_coded()[own.level.table_ids(step, shift)]
             q = np.zeros((len(y), own.level.E), np.int64)
             for j, at in group_rows(codes.k[:, i], own.level.K):
                 z = own.project(torch.from_numpy(rest[at]), j).numpy()

@@ -52,9 +52,8 @@ def extreme_rows(dtype: str, D: int, seed: int) -> np.ndarray:
         return draw.random((6, D)) < 0.5
     if dtype in INTEGERS:
         info = np.iinfo(dtype)
-        ends = np.array(
-            [info.min, info.max, info.min + 1, info.max - 1, 0, 1, *(v for v in (2**53, 2**53 + 1) if v <= info.max)]
-        )
+        beyond = [value for value in (2**53, 2**53 + 1) if value <= info.max]  # float64 rounds the second to the first
+        ends = np.array([info.min, info.max, info.min + 1, info.max - 1, 0, 1, *beyond])
         rows = draw.choice(ends, (12, D)).astype(dtype)
         rows[0], rows[1], rows[2] = info.max, info.min, 7
         return rows
@@ -73,7 +72,8 @@ def largest_errors(x: np.ndarray, x_hat: np.ndarray) -> np.ndarray:
     return np.abs(x.astype(object) - x_hat.astype(object)).astype(np.float64)
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.slow
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 2**31),
     kind=st.sampled_from(sorted(KINDS)),
@@ -85,17 +85,22 @@ def largest_errors(x: np.ndarray, x_hat: np.ndarray) -> np.ndarray:
 def test_an_absolute_error_holds_for_every_value(
     seed: int, kind: str, dtype: str, D: int, bound: float, each: bool
 ) -> None:
+    check_absolute_error(seed, kind, dtype, D, bound, each)
+
+
+def check_absolute_error(seed: int, kind: str, dtype: str, D: int, bound: float, each: bool) -> None:
     rows = ordinary_rows(dtype, 40, D, seed)
     codec = make_codec(rows, **{**KINDS[kind], "E": min(KINDS[kind]["E"], D)}, seed=seed)
     x = np.concatenate([ordinary_rows(dtype, 40, D, seed + 1), extreme_rows(dtype, D, seed)])
     bounds = bound * np.random.default_rng(seed).choice([1.0, 0.1, 3.0], D if each else 1)
     chosen = codec.choose_settings(rows, max_abs=bounds)
-    payloads, x_hat = recode(codec, x, chosen, 16)
+    _, x_hat = recode(codec, x, chosen, 16)
     assert x_hat.dtype == x.dtype and (largest_errors(x, x_hat) <= bounds).all()
     assert type(chosen).unpack(chosen.pack(), D).pack() == chosen.pack()
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.slow
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 2**31),
     kind=st.sampled_from(sorted(KINDS)),
@@ -111,9 +116,13 @@ def test_a_squared_error_holds_for_every_row(seed: int, kind: str, dtype: str, D
     assert (np.square(largest_errors(x, x_hat)).mean(1) <= bound).all()
 
 
-@pytest.mark.parametrize("dtype", INTEGERS)
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_lossless_is_lossless(kind: str, dtype: str) -> None:
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "int64", "float32", "float64"])
+def test_an_absolute_error_holds_for_every_type(dtype: str) -> None:
+    check_absolute_error(3, "llgae", dtype, 3, 0.3, True)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [*((each, "llgae") for each in INTEGERS), *(("uint8", k) for k in KINDS)])
+def test_lossless_is_lossless(dtype: str, kind: str) -> None:
     rows = ordinary_rows(dtype, 60, 7, 1)
     codec = make_codec(rows, **KINDS[kind])
     x = np.concatenate([ordinary_rows(dtype, 60, 7, 2), extreme_rows(dtype, 7, 3)])
@@ -139,6 +148,7 @@ def test_rows_that_are_no_numbers_come_back(target: dict[str, float], value: flo
     assert np.array_equal(x[3], x_hat[3], equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("n", [0, 1, 256, 257])
 def test_any_number_of_rows(kind: str, n: int) -> None:
@@ -152,6 +162,7 @@ def test_any_number_of_rows(kind: str, n: int) -> None:
 # ---- What bytes depend on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_row_is_coded_as_it_is_alone(kind: str) -> None:
     rows = ordinary_rows("float32", 2100, 6, 5)
@@ -184,7 +195,7 @@ def test_packed_models_code_alike() -> None:
         codec = make_codec(rows, **kind)
         other = Codec.unpack(codec.pack())
         assert other.identity == codec.identity and other.pack() == codec.pack()
-        chosen = codec.choose_settings(rows, max_abs=2.0)
+        chosen = codec.choose_settings(rows, step=3.0)
         assert other.encode_blocks(rows, chosen) == codec.encode_blocks(rows, chosen)
 
 
@@ -220,12 +231,8 @@ def digest_of_bytes() -> str:
     digest.update(codec.pack())
     rough = rows.copy()
     rough[::50] = np.arange(40) * 6
-    for x, target in (
-        (rows, {"step": 9.0}),
-        (rows, {"max_abs": 3.0}),
-        (rough, {"lossless": True}),
-        (rows, {"max_l2": 9.0}),
-    ):
+    targets: tuple[dict[str, Any], ...] = ({"step": 9.0}, {"max_abs": 3.0}, {"lossless": True}, {"max_l2": 9.0})
+    for x, target in zip((rows, rows, rough, rows), targets, strict=True):
         chosen = codec.choose_settings(x, **target)
         payloads, x_hat = recode(codec, x, chosen)
         for part in (chosen.pack(), *payloads, x_hat.tobytes()):
@@ -243,9 +250,8 @@ MODES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", sorted(MODES))
 def test_other_processors_and_threads_write_the_same_bytes(mode: str) -> None:
-    folders = os.pathsep.join(
-        [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-    )
+    here = Path(__file__)
+    folders = os.pathsep.join(map(str, (here.parents[2], here.parents[1], here.parent)))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", "import test_codec; print(test_codec.digest_of_bytes())"],
         env={**os.environ, "PYTHONPATH": folders, **MODES[mode]}, capture_output=True, text=True, check=False,
@@ -260,11 +266,8 @@ def test_threads_change_no_byte() -> None:
         found = set()
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            rows = exact_rows(3000)
-            codec = exact_codec()
-            found.add(
-                hashlib.sha256(b"".join(codec.encode_blocks(rows, codec.choose_settings(rows, bits=60)))).hexdigest()
-            )
+            codec, rows = exact_codec(), exact_rows(3000)
+            found.add(b"".join(codec.encode_blocks(rows, codec.choose_settings(rows, bits=60))))
     finally:
         torch.set_num_threads(threads)
     assert len(found) == 1
@@ -285,7 +288,7 @@ def test_blocks_are_as_long_as_the_codes_cost(kind: str) -> None:
     assert 8 * sum(map(len, payloads)) <= 1.01 * expected + 32 * len(payloads)
 
 
-def test_bits_are_kept(tmp_path: Path) -> None:
+def test_bits_are_kept() -> None:
     rows = ordinary_rows("float32", 3000, 8, 9)
     codec = make_codec(rows, 6, 4)
     for bits in (15.0, 25.0, 40.0):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.numeric
 
 def decode_with_fractions(
     decoder: ExactDecoder, k: np.ndarray, s: np.ndarray | None, q: np.ndarray, step: Step
-) -> list:
+) -> list[list[Fraction]]:
     """Return x_hat as exact fractions, one row after the other."""
     delta, rows = Fraction(step.mantissa) * Fraction(2) ** step.exponent, []
     for i in range(len(k)):
