@@ -18,9 +18,7 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pictured.train(folder, task=pictured.colours(folder, 600))
 
 
-@pytest.mark.parametrize(
-    "options", [("--bits", 40), ("--step", 8), ("--max-l2", 9), ("--max-abs", 3), ("--lossless",)]
-)
+@pytest.mark.parametrize("options", [("--bits", 40), ("--step", 8), ("--max-l2", 9), ("--max-abs", 3), ("--lossless",)])
 def test_images_come_back_within_what_was_asked(llgae: Command, coloured: Path, options: tuple[object, ...]) -> None:
     made = llgae(
         "compress", coloured, "-o", "x.llgae", *options, "--split", "all", "--embed-model", "--verify", "--json"
