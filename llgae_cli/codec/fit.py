@@ -59,17 +59,21 @@ def fit_codec(
     bases = [_make_bases(level, centred, i == 0) for i, level in enumerate(levels)]
     moments = [_Moments(base) for base in bases]
     if quantisation is None or centred:
+        squared = 0.0
         for rows, k, _ in _encode(model, some, places):
-            for own, j, z in zip(moments, k.T, _project(bases, rows, k), strict=True):
+            latents, rest = _project(bases, rows, k)
+            for own, j, z in zip(moments, k.T, latents, strict=True):
                 own.add(j, z)
+            squared += float((rest * rest).sum())
         bases = [_rotate(base, own) for base, own in zip(bases, moments, strict=True)]
         variances_of = [own.rotated_variances() for own in moments]
         counts = [own.count for own in moments]
+        step = quantisation.step if quantisation else _natural_step(variances_of, squared / (n * some.D), bases)
     else:
-        _, v, p = quantisation
+        step, v, p = quantisation
         variances_of, counts = [v.double().cpu().numpy()], [p.double().cpu().numpy() * samples.N]
     grid = _fit_grid(some, places is not None)
-    first = Step.nearest(quantisation.step if quantisation else _natural_step(variances_of, counts))
+    first = Step.nearest(step)
     shapes = [np.full(v.shape, TYPICAL) for v in variances_of]
     provisional = CodecModel(
         _decoder(bases, shapes, [_scales_of(*pair) for pair in zip(variances_of, shapes, strict=True)], places),
@@ -81,7 +85,7 @@ def fit_codec(
     moments = [_Moments(base) for base in bases]
     shifts = None if places is None else np.zeros((model.K, len(places)), np.int64)
     for rows, k, s in _assign(model, some, places, provisional):
-        for own, j, z in zip(moments, k.T, _project(bases, rows, k), strict=True):
+        for own, j, z in zip(moments, k.T, _project(bases, rows, k)[0], strict=True):
             own.add(j, z)
         if shifts is not None and s is not None:
             np.add.at(shifts, (k[:, 0], s), 1)
@@ -162,8 +166,8 @@ def _assign(model: Model, samples: Samples, places: Integers | None, provisional
         yield rows[fits], candidates[:, :1], None
 
 
-def _project(bases: list[Bases], rows: Floats, k: Integers) -> list[Floats]:
-    """Return the latents z (n, E) of each level, each for what the levels before it leave."""
+def _project(bases: list[Bases], rows: Floats, k: Integers) -> tuple[list[Floats], Floats]:
+    """Return the latents z (n, E) of each level, each for what the levels before it leave, and what all leave."""
     rest, latents = rows.copy(), []
     for base, own in zip(bases, k.T, strict=True):
         z = np.empty((len(rows), base.U.shape[2]))
@@ -172,7 +176,7 @@ def _project(bases: list[Bases], rows: Floats, k: Integers) -> list[Floats]:
             z[at] = rest[at] @ base.U[j]
             rest[at] -= z[at] @ base.U[j].T
         latents.append(z)
-    return latents
+    return latents, rest
 
 
 class _Moments:
@@ -241,10 +245,15 @@ def _fit_grid(samples: Samples, constant: bool) -> Grid:
     return Grid.fit(origin, math.sqrt(squared))
 
 
-def _natural_step(variances: list[Floats], counts: list[Floats]) -> float:
-    """Return the step at which theta is the variance of the last latents: smaller ones would be worth more latents."""
-    last = [float((v[:, -1] * n).sum() / max(n.sum(), 1)) for v, n in zip(variances, counts, strict=True) if v.shape[1]]
-    theta = max(min(last, default=0.0), 1e-12)
+def _natural_step(variances: list[Floats], mean_l2: float, bases: list[Bases]) -> float:
+    """Return the step at which theta is the variance of the last latents: smaller ones would be worth more latents.
+
+    Theta is at least the mean L2 of what no latent codes, and the square of 2^-16 times the largest offset, so that a
+    model without latents or without error has a step too.
+    """
+    last = [float(np.median(v[:, -1])) for v in variances if v.shape[1]]
+    offset = max(float(np.abs(base.mu).max()) for base in bases)
+    theta = max(min(last, default=0.0), mean_l2, (offset * 2.0**-16) ** 2, 1e-24)
     return math.sqrt(theta / 2 ** (LOG2_THETA / 65536))
 
 

@@ -190,7 +190,10 @@ def test_files_that_are_written_whole_replace_a_link(tmp_path: Path, precious: P
     build.mkdir()
     for name in ("bench.json", "bench.png"):
         (build / name).symlink_to(precious)
-    growth = [{"bench": name, "at": 1, "value": 1.0} for name in ("growth over K", "growth over E", "growth over N")]
+    growth = [
+        {"bench": name, "at": 1, "value": 1.0, "coding": None}
+        for name in ("growth over K", "growth over E", "growth over N")
+    ]
     save_bench({"machine": "m", "rows": growth}, build)
     assert json.loads((build / "bench.json").read_text())["machine"] == "m"
     assert not any(path.is_symlink() for path in build.iterdir()) and (build / "bench.png").stat().st_size > 1000
