@@ -69,8 +69,9 @@ def compress(
     check_output(output, ".llgae", json)
     if verify and output == STANDARD:
         raise InputError("--verify: what went to standard output cannot be read back: write to a file")
-    from llgae_cli.codec.codec import Codec, leave_room
+    from llgae_cli.codec.codec import Codec
     from llgae_cli.evaluation.distortion import Bound
+    from llgae_cli.storage.compressed_file import leave_room
 
     codec = Codec.load(checkpoint)
     rows = load_rows(checkpoint, task, split, data_dir)

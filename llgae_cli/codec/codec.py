@@ -21,7 +21,7 @@ from llgae_cli.codec.exact import Floats, Step
 from llgae_cli.codec.model import CodecModel
 from llgae_cli.codec.settings import MODES, Settings
 from llgae_cli.errors import InputError
-from llgae_cli.storage.compressed_file import CompressedFile, CompressedWriter
+from llgae_cli.storage.compressed_file import CompressedFile, CompressedWriter, leave_room
 from llgae_cli.storage.compressed_header import Header
 from llgae_cli.threads import run_parallel
 
@@ -32,24 +32,13 @@ TRIAL_ROWS = 2048  # rows that the search for a step codes each time
 BOUND_ROWS = 512  # rows that the search for a step codes under a bound
 SMALLEST = 2.0**-12  # of the steps that are tried, over the model's own
 LARGEST = 2.0**6
+FINEST, COARSEST = 2.0**-24, 2.0**16  # of the steps that are allowed, over the model's own
 ANS_BITS = 24.0  # that a block costs beside its symbols
 MARGIN_BITS = 0.02  # a row; candidates for components change a little with the step
 BLOCK_ROWS = 256
 FAR = 1.5  # the search for a bound ends with a step that takes so many times the bytes of the best
+TRIES = 4  # files that are written until one keeps the rate
 SAMPLE_ROWS = 16_384  # rows that settings are chosen on, at most
-HEADER_BYTES = 100  # of header and trailer, about
-
-
-def leave_room(bits: float, n: int, block_rows: int) -> float:
-    """Return the bits a row that the blocks of a file of n rows may take, so that the whole file takes `bits` a row.
-
-    Raises InputError where header, index and checks alone take more.
-    """
-    lengths = 2 if bits * block_rows < 8 * (1 << 14) else 3  # bytes of the length of a block
-    around = (HEADER_BYTES + -(-n // block_rows) * (5 + 2 * lengths)) * 8 / max(n, 1)
-    if bits <= around:
-        raise InputError(f"bits {bits:g}: the header, the index and the checks alone take {around:.2f} bits a row")
-    return bits - around
 
 
 def mean_bits(codes: Codes) -> float:
@@ -126,10 +115,11 @@ class Codec:
         if bits is not None:
             return self._find_step(sample, bits)
         if step is not None:
-            try:
-                return self._choose_shift(sample, Step.nearest(step))
-            except ValueError as error:
-                raise InputError(str(error)) from None
+            own = self.model.step.value
+            if not own * FINEST <= step <= own * COARSEST:
+                allowed = f"{own * FINEST:.3g} to {own * COARSEST:.3g}"
+                raise InputError(f"step {step:g}: {allowed} are allowed; the model's own is {own:.4g}")
+            return self._choose_shift(sample, Step.nearest(step))
         bound = Settings(self.model.step, max_l2=max_l2, max_abs=None if max_abs is None else np.atleast_1d(max_abs))
         if lossless:
             if not np.issubdtype(sample.dtype, np.integer) and sample.dtype != np.bool_:
@@ -249,10 +239,22 @@ class Codec:
         if X.ndim < 2 or X[0:1].size not in (0, self.D) or math.prod(X.shape[1:]) != self.D:
             raise InputError(f"rows of shape {X.shape[1:]}; the model's have {self.D} values")
         x = np.ascontiguousarray(X).reshape(len(X), self.D)
-        if target.get("bits") is not None:
-            target["bits"] = leave_room(target["bits"], len(x), BLOCK_ROWS)
+        shape, limit = X.shape[1:], target.get("bits")
+        if limit is None:
+            return self._write_file(x, shape, embed_model, target)
+        target["bits"] = leave_room(limit, len(x), BLOCK_ROWS)
+        model_bytes = self.size if embed_model else 0
+        for _ in range(TRIES):
+            data = self._write_file(x, shape, embed_model, target)
+            excess = 8 * (len(data) - model_bytes) / max(len(x), 1) - limit
+            if excess <= 0:
+                break
+            target["bits"] -= excess + MARGIN_BITS  # a few rows may take more than the estimate of their blocks
+        return data
+
+    def _write_file(self, x: NDArray[Any], shape: tuple[int, ...], embed_model: bool, target: dict[str, Any]) -> bytes:
         settings = self.choose_settings(x[:: -(-len(x) // SAMPLE_ROWS) or 1], **target)
-        header = Header(len(x), X.shape[1:], X.dtype.name, self.identity, True, CODER, settings.pack(), BLOCK_ROWS)
+        header = Header(len(x), shape, x.dtype.name, self.identity, True, CODER, settings.pack(), BLOCK_ROWS)
         file = io.BytesIO()
         with CompressedWriter(file, header, self.pack() if embed_model else b"") as writer:
             for payload in self.encode_blocks(x, settings):

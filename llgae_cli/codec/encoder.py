@@ -24,6 +24,7 @@ from torch import Tensor
 
 from llgae_cli.codec.density import COST_UNIT, PER_OCTAVE, Integers, exp2_negative, integer_log2
 from llgae_cli.codec.exact import BASIS_BITS, IDS, SCALES, ExactDecoder, Floats, Level, Step, find_table, group_rows
+from llgae_cli.errors import InputError
 
 TRADE_OFF = 0.13  # lambda / Delta^2
 LOG2_THETA = -223783  # 2^16 log2(TRADE_OFF / (2 ln 2)): theta = lambda / (2 ln 2), over Delta^2
@@ -74,7 +75,8 @@ class Grid:
     @classmethod
     def fit(cls, origin: Floats, radius: float) -> "Grid":
         """Return the grid for rows at most `radius` from the origin."""
-        return cls(np.rint(origin), GRID_BITS - math.frexp(max(radius, 1e-30))[1])
+        bits = GRID_BITS - math.frexp(max(radius, 1e-30))[1]
+        return cls(np.rint(origin * 2.0**bits) * 2.0**-bits, bits)
 
     def round(self, x: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         """Return y (n, D) of rows x (n, D), and which are on the grid; the others are zero."""
@@ -94,7 +96,7 @@ class LevelEncoder:
         self.m = torch.from_numpy(np.rint((level.mu - origin) * 2.0**grid.bits))  # (K, D)
         self.squared = self.m.square().sum(1)
         if bool((self.squared > 4.0 ** (GRID_BITS + 1)).any()):
-            raise ValueError("an offset that is far beyond the rows")
+            raise InputError("a model with an offset far beyond its rows")
         self.U = torch.from_numpy(level.U * 2.0**BASIS_BITS)  # (K, D, E)
         self.z0 = torch.bmm(self.m[:, None, :], self.U)[:, 0]  # (K, E)
 

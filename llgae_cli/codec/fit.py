@@ -72,7 +72,7 @@ def fit_codec(
     else:
         step, v, p = quantisation
         variances_of, counts = [v.double().cpu().numpy()], [p.double().cpu().numpy() * samples.N]
-    grid = _fit_grid(some, places is not None)
+    grid = _fit_grid(some, bases, places is not None)
     first = Step.nearest(step)
     shapes = [np.full(v.shape, TYPICAL) for v in variances_of]
     provisional = CodecModel(
@@ -215,7 +215,7 @@ class _Moments:
         pooled = self.powers.sum(1) / total  # (S, E)
         moment = (self.powers + SMOOTHING * pooled[:, None, :]) / (self.count[:, None] + SMOOTHING)
         s = np.array(SHAPES)[:, None, None]
-        alpha = (s * np.maximum(moment, 1e-300)) ** (1 / s)
+        alpha = (s * np.maximum(moment, 1e-60)) ** (1 / s)
         gamma = np.array([math.lgamma(1 / each) for each in SHAPES])[:, None, None]
         likelihood = np.log(s / 2 / alpha) - gamma - 1 / s
         best = (likelihood * (self.count + 1e-9)[:, None]).sum(1).argmax(0)  # (E,)
@@ -230,8 +230,8 @@ def _rotate(base: Bases, moments: _Moments) -> Bases:
     return Bases(base.mu + (base.U @ mean[:, :, None])[:, :, 0], base.U @ R[:, :, ::-1])
 
 
-def _fit_grid(samples: Samples, constant: bool) -> Grid:
-    """Return a grid around the mean of the rows that holds all of them; for a model with shifts around a constant."""
+def _fit_grid(samples: Samples, bases: list[Bases], constant: bool) -> Grid:
+    """Return a grid around the mean of the rows that holds rows and offsets; with shifts, around a constant row."""
     total, squared = np.zeros(samples.D), 0.0
     for _, rows in _rows(samples):
         total += rows.sum(0)
@@ -239,7 +239,9 @@ def _fit_grid(samples: Samples, constant: bool) -> Grid:
     if constant:
         origin = np.full_like(origin, origin.mean())
     for _, rows in _rows(samples):
-        squared = max(squared, float(((rows - np.rint(origin)) ** 2).sum(1).max()))
+        squared = max(squared, float(((rows - origin) ** 2).sum(1).max()))
+    for i, base in enumerate(bases):
+        squared = max(squared, float(((base.mu - (origin if i == 0 else 0.0)) ** 2).sum(1).max()))
     if not math.isfinite(squared):
         raise InputError("values too large to be coded")
     return Grid.fit(origin, math.sqrt(squared))

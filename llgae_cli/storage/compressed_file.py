@@ -32,6 +32,7 @@ CHECK_BYTES = 4
 SMALLEST_BLOCK = 1 + 1 + CHECK_BYTES  # with an empty payload
 TRAILER = struct.Struct("<QI4s")
 TRAILER_MAGIC = b"LLGZ"
+HEADER_BYTES = 100  # of header and trailer, about
 
 _SPREAD = 0x9E3779B1  # odd, so invertible modulo 2^32; 2^32 divided by the golden ratio
 _GATHER = pow(_SPREAD, -1, 1 << 32)
@@ -64,6 +65,18 @@ def compute_check(number: int, length: bytes, payload: bytes, seed: int) -> int:
 def number_of(check: int, crc: int) -> int:
     """Return the number, 0..2^32-1, of the block that has this check, from crc32(length, payload; seed)."""
     return (check ^ crc) * _GATHER & 0xFFFFFFFF
+
+
+def leave_room(bits: float, n: int, block_rows: int) -> float:
+    """Return the bits a row that the blocks of a file of n rows may take, so that the whole file takes `bits` a row.
+
+    Raises InputError where header, index and checks alone take more.
+    """
+    lengths = 2 if bits * block_rows < 8 * (1 << 14) else 3  # bytes of the length of a block
+    around = (HEADER_BYTES + -(-n // block_rows) * (5 + 2 * lengths)) * 8 / max(n, 1)
+    if bits <= around:
+        raise InputError(f"bits {bits:g}: the header, the index and the checks alone take {around:.2f} bits a row")
+    return bits - around
 
 
 class CompressedWriter:
