@@ -34,7 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BENCHES.keys() - {"rate"})  # in test_rate.py
+@pytest.mark.parametrize("name", sorted(BENCHES.keys() - {"rate"}))  # in test_rate.py
 def test_a_benchmark_gives_figures(name: str, task: Task, small: None, messages: list[str]) -> None:
     rows = list(run_benches([name], task))
     assert rows and messages[0] == f"measuring {name}"
