@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from llgae_cli.cli.console import print_lines, silence
-from llgae_cli.errors import InputError, RunError, explain, printable
+from llgae_cli.cli.console import guard_stdout, print_lines
+from llgae_cli.errors import InputError, printable
 from llgae_cli.storage.atomic import write_atomically
 
 STANDARD = Path("-")
@@ -40,15 +40,8 @@ def open_output(path: Path) -> Iterator[BinaryIO]:
         with write_atomically(path) as temporary, open(temporary, "wb") as file:
             yield file
         return
-    try:
+    with guard_stdout():
         yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        silence(sys.stdout)
-        raise SystemExit(0) from None
-    except OSError as error:
-        silence(sys.stdout)
-        raise RunError(f"standard output cannot be written ({explain(error)})") from None
 
 
 def open_input(path: Path) -> "Path | BinaryIO":

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from llgae_cli.storage.compressed_file import Sizes
     from llgae_cli.tasks.rows import Rows
 
-BLOCK_ROWS, BLOCK_BYTES = 256, 1 << 25  # most of the values that are coded as one block
 HEADER_BYTES = 120  # of header and trailer, about
 
 
@@ -72,6 +71,7 @@ def compress(
     from llgae_cli.codec.codec import Codec
     from llgae_cli.evaluation.distortion import Bound
     from llgae_cli.storage.compressed_file import leave_room
+    from llgae_cli.storage.compressed_header import choose_block_rows
 
     codec = Codec.load(checkpoint)
     rows = load_rows(checkpoint, task, split, data_dir)
@@ -80,7 +80,7 @@ def compress(
     if "max_abs" in target:
         target["max_abs"] = spread(target["max_abs"], codec.D)
     if bits is not None:
-        target["bits"] = leave_room(bits, rows.n, count_block_rows(rows))
+        target["bits"] = leave_room(bits, rows.n, choose_block_rows(rows.row_bytes))
     settings = codec.choose_settings(rows.sample(), **target)
     model = codec.pack() if embed_model else b""
     with open_output(output) as file:
@@ -176,11 +176,6 @@ def load_rows(checkpoint: Path, task: str | None, split: Part | None, data_dir: 
     return rows
 
 
-def count_block_rows(rows: "Rows") -> int:
-    """Return the number of rows in a block: 256, fewer where their values take more than 32 MiB, at least one."""
-    return max(1, min(BLOCK_ROWS, BLOCK_BYTES // rows.row_bytes))
-
-
 def write_rows(
     file: BinaryIO, codec: "Codec", rows: "Rows", settings: "Settings", model: bytes, bound: "Bound"
 ) -> "tuple[Distortion, Sizes]":
@@ -190,9 +185,9 @@ def write_rows(
     from llgae_cli.codec.entropy_coder import CODER
     from llgae_cli.evaluation.distortion import Distortion
     from llgae_cli.storage.compressed_file import CompressedWriter
-    from llgae_cli.storage.compressed_header import Header
+    from llgae_cli.storage.compressed_header import Header, choose_block_rows
 
-    block_rows = count_block_rows(rows)
+    block_rows = choose_block_rows(rows.row_bytes)
     header = Header(
         rows.n, rows.shape, rows.dtype, codec.identity, True, CODER, settings.pack(), block_rows, len(model)
     )

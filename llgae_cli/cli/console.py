@@ -5,8 +5,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import Any, TextIO
 
@@ -82,8 +82,15 @@ def write_stdout(text: str) -> None:
 
     Raises RunError where it cannot be written, for instance to a full disk.
     """
-    try:
+    with guard_stdout():
         sys.stdout.write(text)
+
+
+@contextmanager
+def guard_stdout() -> Iterator[None]:
+    """Flush stdout when the block ends; errors of writing to it in the block are handled as `write_stdout` says."""
+    try:
+        yield
         sys.stdout.flush()
     except BrokenPipeError:
         silence(sys.stdout)

@@ -1,11 +1,10 @@
 """The codec of a model: rows to bytes at a bit rate or an error bound, and back to the same values on every machine."""
 
 import io
-import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ from llgae_cli.codec.model import CodecModel
 from llgae_cli.codec.settings import MODES, Settings
 from llgae_cli.errors import InputError
 from llgae_cli.storage.compressed_file import CompressedFile, CompressedWriter, leave_room
-from llgae_cli.storage.compressed_header import Header
+from llgae_cli.storage.compressed_header import BLOCK_ROWS, Header, choose_block_rows
+from llgae_cli.tasks.rows import SAMPLE_ROWS
 from llgae_cli.threads import run_parallel
-
-logger = logging.getLogger(__name__)
 
 CHUNK = 1024
 TRIAL_ROWS = 2048  # rows that the search for a step codes each time
@@ -35,10 +33,8 @@ LARGEST = 2.0**6
 FINEST, COARSEST = 2.0**-24, 2.0**16  # of the steps that are allowed, over the model's own
 ANS_BITS = 24.0  # that a block costs beside its symbols
 MARGIN_BITS = 0.02  # a row; candidates for components change a little with the step
-BLOCK_ROWS = 256
 FAR = 1.5  # the search for a bound ends with a step that takes so many times the bytes of the best
 TRIES = 4  # files that are written until one keeps the rate
-SAMPLE_ROWS = 16_384  # rows that settings are chosen on, at most
 
 
 def mean_bits(codes: Codes) -> float:
@@ -81,12 +77,16 @@ class Codec:
 
     def pack(self) -> bytes:
         """Return the model as bytes, for files that hold it."""
-        return self.model.pack()
+        return self._packed
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of the packed model."""
-        return len(self.pack())
+        return len(self._packed)
+
+    @cached_property
+    def _packed(self) -> bytes:
+        return self.model.pack()  # takes seconds for a large model
 
     # -- choice of the settings ---------------------------------------------------------------------------------------
 
@@ -236,13 +236,13 @@ class Codec:
         Raises InputError as `choose_settings` does, and for rows of another size.
         """
         X = np.asarray(X)
-        if X.ndim < 2 or X[0:1].size not in (0, self.D) or math.prod(X.shape[1:]) != self.D:
+        if X.ndim < 2 or math.prod(X.shape[1:]) != self.D:
             raise InputError(f"rows of shape {X.shape[1:]}; the model's have {self.D} values")
         x = np.ascontiguousarray(X).reshape(len(X), self.D)
         shape, limit = X.shape[1:], target.get("bits")
         if limit is None:
             return self._write_file(x, shape, embed_model, target)
-        target["bits"] = leave_room(limit, len(x), BLOCK_ROWS)
+        target["bits"] = leave_room(limit, len(x), choose_block_rows(x.itemsize * self.D))
         model_bytes = self.size if embed_model else 0
         for _ in range(TRIES):
             data = self._write_file(x, shape, embed_model, target)
@@ -254,10 +254,11 @@ class Codec:
 
     def _write_file(self, x: NDArray[Any], shape: tuple[int, ...], embed_model: bool, target: dict[str, Any]) -> bytes:
         settings = self.choose_settings(x[:: -(-len(x) // SAMPLE_ROWS) or 1], **target)
-        header = Header(len(x), shape, x.dtype.name, self.identity, True, CODER, settings.pack(), BLOCK_ROWS)
+        rows = choose_block_rows(x.itemsize * self.D)
+        header = Header(len(x), shape, x.dtype.name, self.identity, True, CODER, settings.pack(), rows)
         file = io.BytesIO()
         with CompressedWriter(file, header, self.pack() if embed_model else b"") as writer:
-            for payload in self.encode_blocks(x, settings):
+            for payload in self.encode_blocks(x, settings, rows):
                 writer.write(payload)
         return file.getvalue()
 

@@ -5,8 +5,8 @@ float64 holds exactly, or by single operations that IEEE 754 defines to the last
 grid 2^-g such that |y| <= 2^25 for y = (x - origin) 2^g; bases have 20 fraction bits; so the products U^T y stay below
 2^53 and are exact in any order.
 
-1. Score: J_k of `training.rate`, in which a latent of variance v costs theta z^2 / v + theta ln(v / theta) or z^2; the
-   components with the least scores are candidates, the lower index first among equals.
+1. Score: J_k of `training.mixture`, in which a latent of variance v costs theta z^2 / v + theta ln(v / theta) or z^2.
+   The components with the least scores are candidates, the lower index first among equals.
 2. Choice: for each candidate every latent is rounded to the nearest q or the one next to it toward zero, whichever
    costs less by the densities' tables; the candidate with the least J is used.
 
@@ -25,8 +25,8 @@ from torch import Tensor
 from llgae_cli.codec.density import COST_UNIT, PER_OCTAVE, Integers, exp2_negative, integer_log2
 from llgae_cli.codec.exact import BASIS_BITS, IDS, SCALES, ExactDecoder, Floats, Level, Step, find_table, group_rows
 from llgae_cli.errors import InputError
+from llgae_cli.training.expected_rate import TRADE_OFF
 
-TRADE_OFF = 0.13  # lambda / Delta^2
 LOG2_THETA = -223783  # 2^16 log2(TRADE_OFF / (2 ln 2)): theta = lambda / (2 ln 2), over Delta^2
 LOG2_VARIANCE = (452650, 65536, -28662, -65536)  # 2^16 log2(v / alpha^2) of each shape: Gamma(3/s) / Gamma(1/s)
 CANDIDATES = 4
@@ -170,17 +170,18 @@ class Prepared:
             )
         return tiles
 
-    def keys(self, y: Tensor, count: int) -> Tensor:
-        """Return the `count` least keys of each row of y (n, D), rising: scores and components in one integer."""
+    def find_candidates(self, y: Tensor) -> Tensor:
+        """Return the components of least score for each row of y (n, D), the best first, (n, CANDIDATES) or (n, K)."""
         K = self.encoder.level.K
         score = self.encoder.distances(y).add_(self.constant)
         for some, U, z0, weight in self.tiles:
             if weight.shape[1]:
                 z = (y @ U).sub_(z0).mul_(2.0**-BASIS_BITS)
                 score[:, some] -= z.square_().unflatten(1, weight.shape).mul(weight).round_().sum(2)
+        # Score and component in one integer, so that there are no ties. Scores are below 2^54.
         bits = max(1, (K - 1).bit_length())
-        keys = (score.to(torch.int64) >> max(KEY_SHIFT, bits - 9) << bits) + torch.arange(K)  # scores are below 2^54
-        return keys.topk(min(count, K), dim=1, largest=False, sorted=True).values
+        keys = (score.to(torch.int64) >> max(KEY_SHIFT, bits - 9) << bits) + torch.arange(K)
+        return keys.topk(min(CANDIDATES, K), dim=1, largest=False, sorted=True).values & ((1 << bits) - 1)
 
     def choose(self, y: Tensor, candidates: Tensor) -> tuple[Integers, Integers, Integers, Integers]:
         """Return k (n,), q (n, E), J (n,) in units of the squared grid, and the cost (n,) in 2^-16 bit.
@@ -259,9 +260,7 @@ class Encoder:
         """Return candidates (n, M) for the component of the first level; None where codes have a shift."""
         if self.decoder.places is not None:
             return None
-        K = self.levels[0].level.K
-        bits = max(1, (K - 1).bit_length())
-        return (prepared[0].keys(torch.from_numpy(y), CANDIDATES) & ((1 << bits) - 1)).numpy()
+        return prepared[0].find_candidates(torch.from_numpy(y)).numpy()
 
     def choose(self, y: Floats, prepared: list[Prepared], candidates: Integers | None = None) -> Codes:
         """Return the codes of rows y (n, D) on the grid."""
@@ -269,11 +268,8 @@ class Encoder:
             return self._choose_shift(y, prepared[0])
         ks, qs, cost, rest = [], [], np.zeros(len(y), np.int64), y
         for i, (level, own) in enumerate(zip(self.decoder.levels, prepared, strict=True)):
-            if i or candidates is None:
-                bits = max(1, (level.K - 1).bit_length())
-                some = own.keys(torch.from_numpy(rest), CANDIDATES) & ((1 << bits) - 1)
-            else:
-                some = torch.from_numpy(candidates)
+            given = candidates is not None and i == 0
+            some = torch.from_numpy(candidates) if given else own.find_candidates(torch.from_numpy(rest))
             before = cost * (own.trade_off / COST_UNIT)
             k, q, J, bits_of_level = own.choose(torch.from_numpy(rest), some)
             ks.append(k)
@@ -306,11 +302,9 @@ class Encoder:
         assert self.symbols is not None
         best: tuple[Integers, ...] | None = None
         cost_s = 24 * COST_UNIT - integer_log2(self.symbols)  # (K, V)
-        K = self.levels[0].level.K
-        bits = max(1, (K - 1).bit_length())
         for v, places in enumerate(self.inverse):
             undone = torch.from_numpy(np.ascontiguousarray(y[:, places]))
-            k, q, J, cost = own.choose(undone, own.keys(undone, CANDIDATES) & ((1 << bits) - 1))
+            k, q, J, cost = own.choose(undone, own.find_candidates(undone))
             J = J + np.rint(cost_s[k, v] * (own.trade_off / COST_UNIT * own.unit)).astype(np.int64)
             cost = cost + cost_s[k, v]
             new = k, q, J, cost, np.full(len(k), v)

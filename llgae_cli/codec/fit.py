@@ -29,7 +29,6 @@ CHUNK = 2048
 SMOOTHING = 10.0
 TYPICAL = SHAPES.index(1.5)
 
-
 Assigned = tuple[Floats, Integers, Integers | None]  # rows (n, D), components k (n, L), shifts s (n,)
 
 
@@ -41,11 +40,7 @@ class Bases:
     U: Floats
 
 
-def fit_codec(
-    model: Model,
-    samples: Samples,
-    quantisation: Quantisation | None = None,
-) -> CodecModel | None:
+def fit_codec(model: Model, samples: Samples, quantisation: Quantisation | None = None) -> CodecModel | None:
     """Return the codec of a model from its training samples; None where its decoder is not affine by component.
 
     `quantisation` is what it was trained for. None: the step is that at which the last latents are worth their bits.
@@ -132,14 +127,11 @@ def _rows(samples: Samples) -> Iterator[tuple[slice, Floats]]:
     """Yield stored rows as float64, chunk by chunk."""
     for low in range(0, samples.N, CHUNK):
         here = slice(low, min(low + CHUNK, samples.N))
-        stored = samples.stored_rows(here).cpu().numpy()
-        yield here, (stored.view(np.uint16) if samples.stored == "uint16" else stored).astype(np.float64)
+        yield here, samples.stored_array(here).astype(np.float64)
 
 
 @torch.no_grad()
-def _encode(
-    model: Model, samples: Samples, places: Integers | None
-) -> Iterator[tuple[Floats, Integers, Integers | None]]:
+def _encode(model: Model, samples: Samples, places: Integers | None) -> Iterator[Assigned]:
     """Yield rows without their shift, components (n, L) and shifts (n,) as the model itself encodes them."""
     for here, rows in _rows(samples):
         code = model.encode(samples.rows(here))

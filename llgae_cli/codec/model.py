@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llgae_cli.codec.density import SHAPES, Integers, make_weights
-from llgae_cli.codec.encoder import GRID_BITS, Encoder, Grid
+from llgae_cli.codec.encoder import Encoder, Grid
 from llgae_cli.codec.exact import BASIS_BITS, ExactDecoder, Level, Step
 from llgae_cli.errors import InputError
 
@@ -171,6 +171,3 @@ def _read_arrays(head: dict[str, list[Any]], data: bytes) -> dict[str, np.ndarra
         arrays[name] = np.ascontiguousarray(planes.T).view(dtype).reshape(shape)
         at += sizes[name]
     return arrays
-
-
-assert GRID_BITS < 26

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llgae_cli.codec.codec import ANS_BITS, BLOCK_ROWS, Codec
+from llgae_cli.codec.codec import ANS_BITS, Codec
 from llgae_cli.codec.corrections import cast
 from llgae_cli.codec.density import COST_UNIT, Integers, integer_log2
 from llgae_cli.codec.entropy_coder import CODER
@@ -28,14 +28,13 @@ from llgae_cli.codec.settings import RAW, Settings
 from llgae_cli.errors import InputError, printable
 from llgae_cli.evaluation.distortion import absolute_difference
 from llgae_cli.storage.compressed_file import CHECK_BYTES, TRAILER
-from llgae_cli.storage.compressed_header import Header, pack_varint
+from llgae_cli.storage.compressed_header import Header, choose_block_rows, pack_varint
 from llgae_cli.tasks import Samples
 
 SPLIT_ROWS, CURVE_ROWS = 10_000, 2000  # samples that are measured at the model's own step, and at each of the curve
 BYTES = 1 << 27  # of these samples as float64, at most
 SHIFT_ROWS = 300  # of them, to choose the shift of the scales
 HALVINGS = (3, 2, 1, 0, -1, -2, -3)  # steps of the curve: the model's own, halved so often
-BLOCK_BYTES = 1 << 25  # of a block's values in a file, at most
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def measure_split(codec: Codec, samples: Samples, shape: tuple[int, ...], centre
     `centred`: the model was trained on samples less their mean, so that one direction of the latents codes the mean.
     """
     at = _choose_rows(samples, SPLIT_ROWS)
-    x = _read_rows(samples, at)
+    x = samples.stored_array(slice(at.start, at.stop, at.step))
     costs = compute_costs(codec, x, _choose_settings(codec, x, codec.model.step))
     levels = codec.model.decoder.levels
     ends = np.cumsum([0, *(level.E for level in levels)])
@@ -212,7 +211,8 @@ def measure_curve(codec: Codec, samples: Samples) -> tuple[RatePoint, ...]:
 
     By rising step, so by falling rate; on at most 2,000 evenly spaced samples.
     """
-    x = _read_rows(samples, _choose_rows(samples, CURVE_ROWS))
+    at = _choose_rows(samples, CURVE_ROWS)
+    x = samples.stored_array(slice(at.start, at.stop, at.step))
     steps = [codec.model.step.divide(halvings) for halvings in HALVINGS]
     return tuple(compute_costs(codec, x, _choose_settings(codec, x, step)).point(step) for step in steps)
 
@@ -245,7 +245,7 @@ def compute_costs(codec: Codec, x: NDArray[Any], settings: Settings) -> Costs:
 
 def compute_framing(codec: Codec, samples: Samples, shape: tuple[int, ...], bits: float) -> float:
     """Return the bits a sample beside its code, in a file of all samples without an embedded model."""
-    rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (samples.D * samples.itemsize)))
+    rows = choose_block_rows(samples.D * samples.itemsize)
     settings = Settings(codec.model.step).pack()
     header = Header(samples.N, shape, samples.stored, codec.identity, True, CODER, settings, rows, 0)
     length = len(pack_varint(math.ceil(bits * min(rows, samples.N) / 8)))  # in the block, and in the index
@@ -267,12 +267,6 @@ def find_pareto_front(points: list[tuple[float, float]]) -> list[int]:
 def _choose_rows(samples: Samples, most: int) -> range:
     most = max(1, min(most, BYTES // (8 * samples.D)))
     return range(0, samples.N, max(1, -(-samples.N // most)))
-
-
-def _read_rows(samples: Samples, at: range) -> NDArray[Any]:
-    """Return rows (n, D) in their stored type."""
-    stored = samples.stored_rows(slice(at.start, at.stop, at.step)).cpu().numpy()
-    return stored.view(np.uint16) if samples.stored == "uint16" else stored
 
 
 def _choose_settings(codec: Codec, x: NDArray[Any], step: Step) -> Settings:

@@ -72,8 +72,10 @@ def leave_room(bits: float, n: int, block_rows: int) -> float:
 
     Raises InputError where header, index and checks alone take more.
     """
+    if n == 0:
+        return bits
     lengths = 2 if bits * block_rows < 8 * (1 << 14) else 3  # bytes of the length of a block
-    around = (HEADER_BYTES + -(-n // block_rows) * (5 + 2 * lengths)) * 8 / max(n, 1)
+    around = (HEADER_BYTES + -(-n // block_rows) * (5 + 2 * lengths)) * 8 / n
     if bits <= around:
         raise InputError(f"bits {bits:g}: the header, the index and the checks alone take {around:.2f} bits a row")
     return bits - around

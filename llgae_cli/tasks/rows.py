@@ -50,7 +50,7 @@ class Rows:
             first = at.start + max(0, -(-(begin - at.start) // at.step)) * at.step  # the first of them in this part
             here = slice(first - begin, max(first, min(at.stop, begin + part.N)) - begin, at.step)
             if here.start < here.stop:
-                found.append(part.stored_rows(here).numpy().view(np.dtype(self.dtype)))
+                found.append(part.stored_array(here))
             begin += part.N
         return np.concatenate(found) if len(found) != 1 else found[0]
 

@@ -176,6 +176,10 @@ class Samples:
         """Return stored values, (n, D), in their type (uint16 as the int16 of the same bits); `index` as in `rows`."""
         return self._stored_rows(self._pick(index))
 
+    def stored_array(self, index: Index = slice(None)) -> np.ndarray:
+        """Return stored values, (n, D), as an array of their type, uint16 too; `index` as in `rows`."""
+        return self.stored_rows(index).cpu().numpy().view(np.dtype(self.stored))
+
     def _stored_rows(self, at: range | Tensor) -> Tensor:
         if isinstance(self._source, NpyFile):
             rows = self._source.read(at if isinstance(at, range) else at.cpu().numpy())
