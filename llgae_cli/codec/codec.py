@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from llgae_cli.codec.entropy_coder import CODER
 from llgae_cli.codec.exact import Floats, Step
 from llgae_cli.codec.model import CodecModel
 from llgae_cli.codec.settings import MODES, Settings
-from llgae_cli.errors import InputError
+from llgae_cli.errors import InputError, printable
 from llgae_cli.storage.compressed_file import CompressedFile, CompressedWriter, leave_room
 from llgae_cli.storage.compressed_header import BLOCK_ROWS, Header, choose_block_rows
 from llgae_cli.tasks.rows import SAMPLE_ROWS
@@ -58,17 +58,30 @@ class Codec:
         """Return the codec in a checkpoint. Raises InputError where it has none, or is damaged."""
         from llgae_cli import storage
 
-        checkpoint = storage.load(Path(path))
-        packed = checkpoint.extras.get("codec")
-        if packed is None:
+        name = Path(path).name
+        codec = cls.read(storage.load(Path(path)).extras, name)
+        if codec is None:
             raise InputError(
-                f"{Path(path).name}: has no codec; models llgae, pca, kmeans, residual and shift have one once their "
-                "training is complete (by this version or a later one)"
+                f"{printable(name, 200)}: has no codec; models llgae, pca, kmeans, residual and shift have one once "
+                "their training is complete (by this version or a later one)"
             )
+        return codec
+
+    @classmethod
+    def read(cls, extras: Mapping[str, Any], name: str) -> "Codec | None":
+        """Return the codec in the extras of the checkpoint `name`; None where it has none.
+
+        Raises InputError where it is damaged.
+        """
+        packed = extras.get("codec")
+        if packed is None:
+            return None
         try:
-            return cls.unpack(packed.numpy().tobytes())
-        except (InputError, AttributeError, RuntimeError):
-            raise InputError(f"{Path(path).name}: its codec is damaged") from None
+            codec = cls.unpack(packed.numpy().tobytes())
+            _ = codec.model.encoder  # its construction checks the offsets
+        except (InputError, AttributeError, RuntimeError, ValueError):
+            raise InputError(f"{printable(name, 200)}: its codec is damaged") from None
+        return codec
 
     @classmethod
     def unpack(cls, data: bytes) -> "Codec":

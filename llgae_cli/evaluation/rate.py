@@ -147,15 +147,8 @@ def read_codec(extras: Mapping[str, Any], D: int, name: str) -> Codec | None:
 
     Raises InputError, with the checkpoint's name, for a codec that is damaged or for rows of another size than D.
     """
-    packed = extras.get("codec")
-    if packed is None:
-        return None
-    try:
-        codec = Codec.unpack(packed.numpy().tobytes())
-        sound = codec.D == D and len(codec.model.encoder.levels) > 0  # the encoder checks the offsets
-    except (InputError, AttributeError, RuntimeError, ValueError):
-        sound = False
-    if not sound:
+    codec = Codec.read(extras, name)
+    if codec is not None and codec.D != D:
         raise InputError(f"{printable(name, 200)}: its codec is damaged")
     return codec
 
