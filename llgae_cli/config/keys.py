@@ -22,9 +22,14 @@ class Condition:
         return Condition(self.cases + other.cases)
 
     def __str__(self) -> str:
-        return ", or ".join(
-            " with ".join(f"{key} {_join(values)}" for key, values in case.items()) for case in self.cases
-        )
+        return ", or ".join(map(_describe_case, self.cases))
+
+
+def _describe_case(case: Mapping[str, tuple[str, ...]]) -> str:
+    """Return a case in words, as in `trainer closed-form with model llgae without bits and step`."""
+    absent = [key for key, values in case.items() if values == (UNSET,)]
+    text = " with ".join(f"{key} {_join(values)}" for key, values in case.items() if key not in absent)
+    return text + (f" without {' and '.join(absent)}" if absent else "")
 
 
 def when(**needs: str | tuple[str, ...]) -> Condition:
