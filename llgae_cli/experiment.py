@@ -26,6 +26,7 @@ from llgae_cli.factory import (
     choose_device,
     load_state,
     set_up_torch,
+    table_options,
 )
 from llgae_cli.formatting import five_digits
 from llgae_cli.models import Model
@@ -168,7 +169,8 @@ def acquire(lock: Lock, patience: float) -> None:
 def set_up(config: Config, device: torch.device, folder: RunFolder) -> Run:
     """Load the data, build model and trainer; InputError where they do not fit together."""
     storage.name_of(config, 0, 0.0)  # a config that no name can hold is refused before the work, not after it
-    task = load_task(config.task, config.data_dir, config.centring, config.seed).to(device)
+    options = table_options(config)
+    task = load_task(config.task, config.data_dir, config.centring, config.seed, options=options).to(device)
     check_fit(config, task.train.N, task.train.D)
     train, validation = task.hold_out(config.validation, config.seed)
     model = build_model(config, task.shape).to(device)
@@ -306,6 +308,7 @@ def save(run: Run, train_mean_l2: float | None = None, extras: dict[str, Any] | 
             "N": run.train.N,
             "D": run.train.D,
             "source": task.origin,
+            **({} if run.train.names is None else {"columns": list(run.train.names)}),
         },
         provenance=storage.provenance(),
         **{name: getattr(snapshot, name) for name in ("history", "seconds", "state", "trainer_state")},

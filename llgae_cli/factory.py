@@ -1,7 +1,7 @@
 """Build the model and the trainer that a config describes, and restore a model from a checkpoint."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from llgae_cli.config import Config, parse_config
 from llgae_cli.errors import InputError, LlgaeError, printable
 from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Decoder, Model, Residual, Shift, SoftLLGAE
 from llgae_cli.storage import Checkpoint
-from llgae_cli.tasks import Samples
+from llgae_cli.tasks import Samples, TableOptions
 from llgae_cli.threads import limit_threads
 from llgae_cli.training import ClosedForm, Gradient, RateClosedForm, ResidualClosedForm, Trainer, undo_shifts
 
@@ -27,6 +27,12 @@ def set_up_torch(config: Config) -> None:
     limit_threads(config.threads)
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("highest")
+
+
+def table_options(config: Config, columns: Sequence[str] | None = None) -> TableOptions:
+    """Return how a config reads its own data; with the `columns` of a checkpoint, how it reads another file."""
+    given = tuple(config.columns) if columns is None else tuple(columns)
+    return TableOptions(given, config.labels, config.test, config.missing, stored=columns is not None)
 
 
 def choose_device(name: str) -> torch.device:

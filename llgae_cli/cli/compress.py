@@ -157,18 +157,19 @@ def spread(bounds: list[float], D: int) -> "np.ndarray":
 def load_rows(checkpoint: Path, task: str | None, split: Part | None, data_dir: Path | None) -> "Rows":
     """Load the rows of a split, or of both, of a task or the checkpoint's own; without a split as `load_samples`."""
     from llgae_cli.config import parse_config
+    from llgae_cli.factory import table_options
     from llgae_cli.storage import load
-    from llgae_cli.tasks import load_samples, load_task
-    from llgae_cli.tasks.npy_file import NpyFile
+    from llgae_cli.tasks import is_one_file, load_task, load_whole
     from llgae_cli.tasks.rows import Rows
 
-    config = parse_config(load(checkpoint).config)
+    stored = load(checkpoint)
+    config = parse_config(stored.config)
     name, folder = task or config.task, data_dir or config.data_dir
-    path = Path(name.removeprefix("npy:")).expanduser()
-    if name.startswith("npy:") and not path.is_dir() and split in (None, Part.all):
-        whole = load_samples(name, "all", folder, "none", config.seed)
-        return Rows([whole], NpyFile(path).shape[1:])
-    loaded = load_task(name, folder, "none", config.seed)
+    options = table_options(config, None if task is None else stored.data.get("columns", []))
+    if is_one_file(name) and split in (None, Part.all):
+        whole, shape = load_whole(name, folder, "none", options)
+        return Rows([whole], shape)
+    loaded = load_task(name, folder, "none", config.seed, options=options)
     parts = {Part.train: [loaded.train], Part.test: [loaded.test], Part.all: [loaded.train, loaded.test]}
     rows = Rows(parts[split or Part.test], loaded.shape)
     if len({part.stored for part in rows.parts}) > 1:

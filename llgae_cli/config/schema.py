@@ -86,7 +86,9 @@ class Config(BaseModel):
         json_schema_extra={"description": DESCRIPTION},
     )
 
-    task: str = key("fashion-mnist-compress", "data set: a name, npy:PATH or images:FOLDER", source=True, min_length=1)
+    task: str = key(
+        "fashion-mnist-compress", "data set: a name, a data file or images:FOLDER", source=True, min_length=1
+    )
     model: Literal[
         "llgae", "pca", "kmeans", "soft-llgae", "gae", "deep-llgae", "residual", "shift", "autoencoder",
         "denoising-autoencoder",
@@ -247,6 +249,18 @@ class Config(BaseModel):
         ge=0,
     )
     centring: Literal["sample", "none"] = key("sample", "subtract each sample's own mean (sample), or nothing (none)")
+    columns: list[str] | str = key(
+        "",
+        "names of the columns that are variables, as a list or separated by commas; -NAME leaves one out",
+        later=True,
+    )
+    labels: str | None = key(None, "labels of own data: a column, a member of its file, or a file", later=True)
+    test: float | str | None = key(
+        None, "test set of own data: a file, a share of the rows, or a column of 0 and 1; default: a tenth", later=True
+    )
+    missing: Literal["error", "drop"] = key(
+        "error", "missing values of own data: an error, or their rows are dropped", later=True
+    )
     validation: float = key(0.0, "fraction of the training samples held out as the validation split", ge=0, le=0.5)
     seed: int = key(28, "seed of all random numbers", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "device of the computation", neutral=True)
@@ -266,6 +280,20 @@ class Config(BaseModel):
     @classmethod
     def _resolve_alias(cls, value: str) -> str:
         return TASK_ALIASES.get(value, value)
+
+    @field_validator("columns")
+    @classmethod
+    def _split_names(cls, value: list[str] | str) -> list[str] | str:
+        # One spelling of each choice, so that it has one identity; the default is the empty text.
+        names = value.split(",") if isinstance(value, str) else value
+        return [name.strip() for name in names if name.strip()] or ""
+
+    @field_validator("test")
+    @classmethod
+    def _check_share(cls, value: float | str | None) -> float | str | None:
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError("a share of the rows is more than 0 and less than 1")
+        return value
 
     @field_validator("model", mode="before")
     @classmethod

@@ -19,11 +19,11 @@ from llgae_cli.evaluation.metrics import Measured, Metrics, measure
 from llgae_cli.evaluation.principal_axes import PrincipalAxes
 from llgae_cli.evaluation.rate import BitSplit, Rate, RatePoint, measure_curve, measure_split, read_codec
 from llgae_cli.evaluation.rate_estimate import count_float_bits, estimate_rate
-from llgae_cli.factory import choose_device, restore, set_up_torch
+from llgae_cli.factory import choose_device, restore, set_up_torch, table_options
 from llgae_cli.formatting import format_value
 from llgae_cli.models import Model
 from llgae_cli.storage import Checkpoint, compare_name
-from llgae_cli.tasks import Samples, Task, load_task
+from llgae_cli.tasks import Samples, TableOptions, Task, load_task
 from llgae_cli.threads import limit_threads
 
 logger = logging.getLogger(__name__)
@@ -205,7 +205,9 @@ def evaluate_checkpoint(
     model, checkpoint, config = restore(path)
     set_up_torch(config)
     where = choose_device(device)
-    loaded = load_task(task or config.task, data_dir or config.data_dir, config.centring, config.seed).to(where)
+    options = table_options(config, None if task is None else checkpoint.data.get("columns", []))
+    folder = data_dir or config.data_dir
+    loaded = load_task(task or config.task, folder, config.centring, config.seed, options=options).to(where)
     return _evaluate(path, model.to(where), checkpoint, config, loaded, split, own_task=task is None)
 
 
@@ -220,12 +222,14 @@ def evaluate_checkpoints(
     limit_threads()
     if one_task:
         _check_one_task([(path, checkpoint, config) for path, _, checkpoint, config in restored])
-    tasks: dict[tuple[str, str, int], Task] = {}
+    tasks: dict[tuple[str, str, int, TableOptions], Task] = {}
     evaluated = []
     for path, model, checkpoint, config in restored:
-        key = (config.task, config.centring, config.seed if config.task == "subspaces" else 0)
+        options = table_options(config)
+        key = (config.task, config.centring, config.seed if config.task == "subspaces" else 0, options)
         if key not in tasks:
-            tasks[key] = load_task(config.task, data_dir or config.data_dir, config.centring, config.seed)
+            folder = data_dir or config.data_dir
+            tasks[key] = load_task(config.task, folder, config.centring, config.seed, options=options)
         evaluated.append(_evaluate(path, model, checkpoint, config, tasks[key]))
     return evaluated
 

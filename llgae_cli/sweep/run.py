@@ -92,16 +92,17 @@ def check_data(plan: Plan) -> None:
 
     Raises InputError for a task that cannot be loaded, and for K, embed-dim or validation that do not fit the data.
     """
-    from llgae_cli.factory import check_fit  # torch takes a second to import
+    from llgae_cli.factory import check_fit, table_options  # torch takes a second to import
     from llgae_cli.tasks import load_task
 
-    shapes: dict[tuple[str, str, str], tuple[int, int]] = {}
+    shapes: dict[tuple[object, ...], tuple[int, int]] = {}
     errors = []
     for cell in plan.cells:
         config = cell.config
-        key = (config.task, str(config.data_dir), config.centring)
+        options = table_options(config)
+        key = (config.task, str(config.data_dir), config.centring, options)
         if key not in shapes:
-            train = load_task(config.task, config.data_dir, config.centring, config.seed).train
+            train = load_task(config.task, config.data_dir, config.centring, config.seed, options=options).train
             shapes[key] = train.N, train.D
         try:
             check_fit(config, *shapes[key])

@@ -1,8 +1,9 @@
 """Data sets by name: `load_task("fashion-mnist", Path("data"))` returns a Task with train and test Samples."""
 
-from llgae_cli.tasks.registry import TASKS, load_samples, load_task
+from llgae_cli.tasks.registry import TASKS, is_one_file, load_samples, load_task, load_whole
 from llgae_cli.tasks.samples import Samples
 from llgae_cli.tasks.subspaces import SUBSPACES_E, SUBSPACES_K, SUBSPACES_OPTIMUM
+from llgae_cli.tasks.table_options import TableOptions
 from llgae_cli.tasks.task import Task
 
 __all__ = [
@@ -11,7 +12,10 @@ __all__ = [
     "SUBSPACES_OPTIMUM",
     "TASKS",
     "Samples",
+    "TableOptions",
     "Task",
+    "is_one_file",
     "load_samples",
     "load_task",
+    "load_whole",
 ]

@@ -1,39 +1,18 @@
-"""Arrays of the user: npy:FILE or npy:FOLDER."""
+"""Arrays of the user in two .npy files of a folder, train and test, and what all own data shares."""
 
 from pathlib import Path
 
 import numpy as np
 
 from llgae_cli.errors import InputError, show_path
+from llgae_cli.tasks.labels import MAX_LABEL
 from llgae_cli.tasks.npy_file import NpyFile, nearest_in_folder
 from llgae_cli.tasks.samples import Centring, Samples
 from llgae_cli.tasks.task import Task, fingerprint
 
 IN_MEMORY_BYTES = 1 << 28  # smaller arrays are read into memory once: faster, and they can be moved to a GPU
-MAX_LABEL = 65_535
 HELD_OUT = 10
 SMALLEST = 1e-15  # the counterpart of `samples.LARGEST`: float32 has squares down to 1e-38
-
-
-def load_npy(path: Path, name: str, centring: Centring) -> Task:
-    """Load arrays N x D, N x H x W or N x H x W x 3, of any type in `npy_file.DTYPES`.
-
-    A file: its rows 9, 19, 29, ... are held out as the test set (of fewer than ten rows, the last one). A folder:
-    train.npy and test.npy in it, with train_labels.npy and test_labels.npy (N integers from 0) where they exist.
-    Arrays of more than 256 MiB stay on disk and are streamed. The peak is 255 for uint8, 1 for bool, otherwise the
-    range of the values. Raises InputError for any other file, for NaN and infinities, and for values too large or too
-    small to be squared.
-    """
-    if path.is_dir():
-        return _load_folder(path, name, centring)
-    whole, shape = _samples(path, centring)
-    if whole.N < 2:
-        raise InputError(f"{show_path(path)}: holds 1 row; at least 2 are needed, one to train on and one to test on")
-    peak = _peak(whole)
-    train, test = split(whole)
-    held = f"every {HELD_OUT}th row" if whole.N >= HELD_OUT else "the last row"
-    source = f"{show_path(path)}, {_where(whole)}, {held} held out as test set"
-    return Task(name, train, test, shape, None, peak, source, fingerprint(train, test, shape), show_path(path))
 
 
 def split(whole: Samples) -> tuple[Samples, Samples]:
@@ -44,15 +23,21 @@ def split(whole: Samples) -> tuple[Samples, Samples]:
     return whole.subset(rows[rows % HELD_OUT != HELD_OUT - 1]), whole.every(HELD_OUT, HELD_OUT - 1)
 
 
-def _load_folder(path: Path, name: str, centring: Centring) -> Task:
-    train, shape = _samples(path / "train.npy", centring, _labels(path / "train_labels.npy"))
-    test, other = _samples(path / "test.npy", centring, _labels(path / "test_labels.npy"))
+def load_folder(path: Path, name: str, centring: Centring) -> Task:
+    """Load train.npy and test.npy in a folder, with train_labels.npy and test_labels.npy (N integers from 0).
+
+    Arrays are N x D, N x H x W or N x H x W x 3, of any type in `npy_file.DTYPES`; more than 256 MiB stay on disk and
+    are streamed. Raises InputError for any other file, for NaN and infinities, and for values too large or too small
+    to be squared.
+    """
+    train, shape = _samples(path / "train.npy", centring, read_labels(path / "train_labels.npy"))
+    test, other = _samples(path / "test.npy", centring, read_labels(path / "test_labels.npy"))
     if shape != other:
         raise InputError(
             f"{show_path(path / 'test.npy')}: its rows have shape {'x'.join(map(str, other))}, "
             f"those of train.npy {'x'.join(map(str, shape))}"
         )
-    peak = _peak(train)
+    peak = find_peak(train)
     test.check_finite()
     labels = [int(half.labels.max()) for half in (train, test) if half.labels is not None]
     classes = tuple(str(label) for label in range(max(labels) + 1)) if labels else None
@@ -62,10 +47,8 @@ def _load_folder(path: Path, name: str, centring: Centring) -> Task:
 
 def _samples(path: Path, centring: Centring, labels: np.ndarray | None = None) -> tuple[Samples, tuple[int, ...]]:
     file = NpyFile(path)
-    rank, sizes = len(file.shape), "x".join(map(str, file.shape))
-    if rank not in (2, 3, 4) or (rank == 4 and file.shape[3] not in (1, 3)):
-        raise InputError(f"{show_path(path)}: has shape {sizes or '()'}; N x D, N x H x W or N x H x W x 3 is expected")
-    shape = file.shape[1:3] if rank == 4 and file.shape[3] == 1 else file.shape[1:]
+    check_shape(file.shape, show_path(path))
+    shape = file.shape[1:3] if len(file.shape) == 4 and file.shape[3] == 1 else file.shape[1:]
     if labels is not None and len(labels) != file.N:
         raise InputError(f"{show_path(path)}: {file.N} rows, but its labels file holds {len(labels)}")
     small = file.N * file.D * file.dtype.itemsize <= IN_MEMORY_BYTES
@@ -73,7 +56,15 @@ def _samples(path: Path, centring: Centring, labels: np.ndarray | None = None) -
     return Samples(values, labels, centring, show_path(path)), shape
 
 
-def _labels(path: Path) -> np.ndarray | None:
+def check_shape(shape: tuple[int, ...], where: str) -> None:
+    """Raise InputError where an array is not N x D, N x H x W, N x H x W x 1 or N x H x W x 3."""
+    if len(shape) not in (2, 3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
+        sizes = "x".join(map(str, shape)) or "()"
+        raise InputError(f"{where}: has shape {sizes}; N x D, N x H x W or N x H x W x 3 is expected")
+
+
+def read_labels(path: Path) -> np.ndarray | None:
+    """Return the labels in an .npy file, (N,) int64 from 0 to 65,535, or None without the file."""
     if not path.exists():
         return None
     file = NpyFile(path)
@@ -86,7 +77,8 @@ def _labels(path: Path) -> np.ndarray | None:
     return labels
 
 
-def _peak(samples: Samples) -> float:
+def find_peak(samples: Samples) -> float:
+    """Return 255 for uint8, 1 for bool, otherwise the range of the values; InputError for what has no square."""
     fixed = {"uint8": 255.0, "bool": 1.0}
     if samples.stored in fixed:
         return fixed[samples.stored]

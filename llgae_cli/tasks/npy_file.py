@@ -78,6 +78,8 @@ class NpyFile:
     or no values, a size other than the header's.
     """
 
+    names: tuple[str, ...] | None = None  # an .npy file has no names of columns
+
     def __init__(self, path: Path) -> None:
         """Read and check the header."""
         self.path = path

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llgae_cli.errors import InputError
 from llgae_cli.tasks.npy_file import DTYPES, NpyFile
+from llgae_cli.tasks.row_source import RowSource
 
 Centring = Literal["sample", "none"]
 Index = slice | Tensor | np.ndarray
@@ -24,21 +25,23 @@ BLOCK_BYTES = 1 << 22
 class Samples:
     """N samples x in R^D: x = v - mean(v) per sample (`centring="sample"`), or x = v (`"none"`).
 
-    v are the stored values: an array in memory (never copied), or an .npy file, which is streamed: resident memory is
-    that of one request. Allowed types: `npy_file.DTYPES`.
+    v are the stored values: an array in memory (never copied), or a `RowSource` such as an .npy file, which is
+    streamed: resident memory is that of one request. Allowed types: `npy_file.DTYPES`.
 
-    Attributes: `N`, `D`, `labels` (int64 of shape (N,), or None), `centring`, `device` (of the returned rows),
-    `stored` (name of the stored type). A share (`part`, `subset`) refers to the same values.
+    Attributes: `N`, `D`, `labels` (int64 of shape (N,), or None), `names` (of the D columns, or None), `centring`,
+    `device` (of the returned rows), `stored` (name of the stored type). A share (`part`, `subset`) refers to the same
+    values.
 
     Raises InputError for a type that is not allowed and for a file that is not a valid .npy.
     """
 
     def __init__(
         self,
-        source: np.ndarray | Tensor | Path,
+        source: np.ndarray | Tensor | Path | RowSource,
         labels: np.ndarray | Tensor | None = None,
         centring: Centring = "sample",
         origin: str = "data",
+        names: tuple[str, ...] | None = None,
     ) -> None:
         """Keep a reference to `source`, of shape (N, ...). `origin` is its name in error messages."""
         if centring not in ("sample", "none"):
@@ -46,11 +49,13 @@ class Samples:
         self.centring = centring
         self.device = torch.device("cpu")
         self.origin = origin
-        self._source: Tensor | NpyFile
+        self._source: Tensor | RowSource
         if isinstance(source, Path):
-            self._source = NpyFile(source)
             self.origin = str(source) if origin == "data" else origin
-            dtype, shape = self._source.dtype, self._source.shape
+            source = NpyFile(source)
+        if not isinstance(source, (np.ndarray, Tensor)):
+            self._source = source
+            dtype, shape, names = source.dtype, source.shape, names or source.names
         else:
             array = source.detach().cpu().numpy() if isinstance(source, Tensor) else source
             dtype, shape = array.dtype.newbyteorder("="), array.shape
@@ -58,9 +63,10 @@ class Samples:
             raise InputError(f"{self.origin}: holds {dtype.name}; allowed are {', '.join(DTYPES)}")
         if len(shape) < 2 or min(shape[1:]) == 0:
             raise InputError(f"{self.origin}: has shape {shape}; N rows of at least one value are expected")
-        if not isinstance(source, Path):
+        if isinstance(source, (np.ndarray, Tensor)):
             self._source = _tensor(array.reshape(len(array), -1))
         self.stored = dtype.name
+        self.names = names
         self.itemsize = int(dtype.itemsize)
         self._at: range | Tensor = range(shape[0])
         self.N = shape[0]
@@ -76,7 +82,7 @@ class Samples:
     @property
     def on_disk(self) -> bool:
         """Whether rows are streamed from a file."""
-        return isinstance(self._source, NpyFile)
+        return not isinstance(self._source, Tensor)
 
     def rows(self, index: Index, dtype: torch.dtype = torch.float32, out: Tensor | None = None) -> Tensor:
         """Return centred rows x, shape (n, D), of type `dtype` on `device`.
@@ -181,7 +187,7 @@ class Samples:
         return self.stored_rows(index).cpu().numpy().view(np.dtype(self.stored))
 
     def _stored_rows(self, at: range | Tensor) -> Tensor:
-        if isinstance(self._source, NpyFile):
+        if not isinstance(self._source, Tensor):
             rows = self._source.read(at if isinstance(at, range) else at.cpu().numpy())
             return _tensor(rows).to(self._workplace)
         if isinstance(at, range):

@@ -147,8 +147,8 @@ def test_files_that_are_refused(tmp_path: Path, raw: bytes, words: Any) -> None:
 def test_paths_that_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "digits.npy", np.zeros((5, 2)))
     refused("npy", tmp_path / "digit.npy", "no such file", "did you mean 'digits.npy'")
-    np.savez(tmp_path / "x.npz", a=np.zeros((5, 2)))
-    refused("npy", tmp_path / "x.npz", ".npz archive", "np.save")
+    np.savez(tmp_path / "x.npz", a=np.zeros((5, 2)), b=np.zeros((5, 3)))
+    refused("npy", tmp_path / "x.npz", "2 arrays; add #NAME", "a (5x2)")
     os.mkfifo(tmp_path / "pipe")
     refused("npy", tmp_path / "pipe", "not a regular file")
     refused("images", tmp_path / "digits.npy", "not a folder")

@@ -192,7 +192,7 @@ def test_subspaces_comes_from_its_seed() -> None:
     [
         ("fashon-mnist", "did you mean 'fashion-mnist'"),
         ("Fashion_MNIST", "did you mean 'fashion-mnist'"),
-        ("zzz", "known are fashion-mnist, .*npy:PATH and images:FOLDER"),
+        ("zzz", "known are fashion-mnist, .*npy:PATH, .* and images:FOLDER"),
         ("../etc/passwd", "unknown task"),
     ],
 )

@@ -1,0 +1,135 @@
+"""Streams as arrays that are read by row: in memory where they are small, otherwise converted once to an .npy file."""
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from llgae_cli.errors import InputError, RunError, explain, show_path
+from llgae_cli.tasks.npy_file import NpyFile
+from llgae_cli.tasks.row_source import RowSource
+from llgae_cli.tasks.streams import Block, Stream
+
+IN_MEMORY_BYTES = 1 << 28  # smaller data is read into memory once: faster, and it can be moved to a GPU
+FOLDER = "converted"  # in data-dir
+FORMAT = "1"  # of what is converted: a change of how formats are read takes another number
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a stream: `source` (N, ...) in memory or on disk, and raw labels and test marks (N,), or None."""
+
+    source: np.ndarray | RowSource
+    labels: np.ndarray | None
+    test: np.ndarray | None
+
+
+def collect(stream: Stream, drop: bool, folder: Path, made_from: tuple[str, ...], content: tuple[str, ...]) -> Rows:
+    """Return the rows of a stream; more than IN_MEMORY_BYTES are written to `folder`, row by row in C order.
+
+    Formats that are compressed or text cannot be read by row at a bearable cost, and an .npy file can. The file is
+    named by `made_from` (path and options) and `content` (size and time of the original): later runs use it as it is,
+    and conversions of an earlier content are removed. It takes N D bytes times the size of a value.
+
+    Raises InputError: missing values (see `Stream.clean_blocks`), no rows. RunError: the disk is full.
+    """
+    origin, version = _digest(FORMAT, *made_from), _digest(*content)
+    path = folder / FOLDER / f"{origin}-{version}.npy"
+    side = path.with_suffix(".npz")  # labels and test marks
+    if path.exists() and side.exists():
+        with np.load(side, allow_pickle=False) as marks:
+            return Rows(NpyFile(path), *(marks.get(name) for name in ("labels", "test")))
+    blocks = stream.clean_blocks(drop)
+    held: list[Block] = []
+    size = 0
+    for block in blocks:
+        held.append(block)
+        size += block.values.nbytes
+        if size > IN_MEMORY_BYTES:
+            break
+    if not held:
+        raise InputError(f"{stream.where}: holds no rows" + (" without missing values" if drop else ""))
+    if size > IN_MEMORY_BYTES:
+        labels, test = _write(stream, held, blocks, path)
+        for old in path.parent.glob(f"{origin}-*"):
+            if old not in (path, side):
+                old.unlink(missing_ok=True)
+        return Rows(NpyFile(path), labels, test)
+    values = np.concatenate([block.values for block in held])
+    return Rows(values.reshape(-1, *stream.shape), _join(held, "labels"), _join(held, "test"))
+
+
+def _write(
+    stream: Stream, held: list[Block], blocks: Iterator[Block], path: Path
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Write `held` and the rest of the blocks to `path`, which appears only when complete; return labels and test."""
+    marks: list[Block] = []
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            N = 0
+            _write_header(file, stream, N)
+            while held:  # emptied, so that its memory is free before the rest is read
+                N += _append(file, held.pop(0), marks)
+            for block in blocks:
+                N += _append(file, block, marks)
+            file.seek(0)
+            _write_header(file, stream, N)
+            file.flush()
+            os.fsync(file.fileno())
+        labels, test = _join(marks, "labels"), _join(marks, "test")
+        buffer = io.BytesIO()
+        found = {"labels": labels, "test": test}
+        np.savez(buffer, **{name: _plain(values) for name, values in found.items() if values is not None})  # type: ignore[arg-type]
+        os.replace(temporary, path)
+        part = path.with_suffix(f".part-{os.getpid()}")
+        part.write_bytes(buffer.getvalue())
+        os.replace(part, path.with_suffix(".npz"))
+    except OSError as error:
+        raise RunError(f"{show_path(path.parent)}: {stream.where} cannot be converted ({explain(error)})") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return labels, test
+
+
+def _append(file: IO[bytes], block: Block, marks: list[Block]) -> int:
+    file.write(np.ascontiguousarray(block.values).data)
+    marks.append(Block(block.values[:0], block.labels, block.test))
+    return len(block.values)
+
+
+def _write_header(file: IO[bytes], stream: Stream, N: int) -> None:
+    # numpy pads the header so that N may grow in place.
+    shape = (N, *stream.shape)
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": np.lib.format.dtype_to_descr(stream.dtype), "fortran_order": False, "shape": shape}
+    )
+
+
+def _join(blocks: list[Block], what: str) -> np.ndarray | None:
+    found = [getattr(block, what) for block in blocks]
+    return _plain(np.concatenate(found)) if found and found[0] is not None else None
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """Return raw marks as numbers where all are, else as text ("" for an empty cell): no Python objects."""
+    if values.dtype != object:
+        return values
+    listed = values.tolist()
+    if all(isinstance(value, (int, float)) for value in listed):
+        return np.array(listed)
+    return np.array(["" if value is None else str(value) for value in listed])
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
