@@ -16,7 +16,7 @@ import zarr
 
 from llgae_cli.errors import InputError
 from llgae_cli.storage import load
-from llgae_cli.tasks import TableOptions, Task, conversion, load_task, load_whole, npy, table
+from llgae_cli.tasks import TableOptions, Task, conversion, load_task, load_whole, npy
 from llgae_cli.tasks.table import hold_out_evenly
 
 pytestmark = pytest.mark.numeric
@@ -92,11 +92,12 @@ def test_all_formats_give_the_same_rows(data: np.ndarray, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_all_formats_give_the_same_model(data: np.ndarray, run_cli: Any) -> None:
+def test_all_formats_give_the_same_model(data: np.ndarray, llgae: Any) -> None:
     states = []
     for number, name in enumerate(TASKS):
         args = [f"task={name}", "K=3", "embed-dim=1", "centring=none", f"checkpoint-dir=c{number}", "figures=false"]
-        run_cli("train", *(part for arg in args for part in ("-S", arg)))
+        said = llgae("train", "-c", "fast.yaml", *(part for arg in args for part in ("-S", arg)))
+        assert said.code == 0, said.err
         states.append(load(next(Path(f"c{number}").rglob("*.pkl"))).state)
     for state in states[1:]:
         assert state.keys() == states[0].keys()
@@ -118,7 +119,6 @@ def test_columns_labels_and_test(data: np.ndarray) -> None:
         left = read(name, columns=("-CO", "-a*"), labels="kind", test="held")
         assert left.train.names == ("temperature", "pressure")
     assert read("x.h5", labels="group/kind").classes == ("0", "1", "2")
-    assert read("x.npy", labels="x.npz", test=0.25).test.N == 75 if False else True
     np.save("x_labels.npy", np.arange(300) % 2)
     for name in ("x.npy", "x.csv", "x.parquet", "x.zarr"):
         assert read(name).classes == ("0", "1")
@@ -199,7 +199,7 @@ def test_text_after_many_rows_is_found(tmp_path: Path) -> None:
 def test_bad_options(data: np.ndarray) -> None:
     refused("x.csv", "no column 'presure'", "did you mean 'pressure'", columns=("presure",))
     refused("x.csv", "given twice", columns=("CO", "CO"))
-    refused("x.parquet", "no column 'Co'", "did you mean", labels="Co")
+    refused("x.parquet", "no column 'Pressure'", "did you mean", labels="Pressure")
     refused("x.parquet", "no column", test="Co")
     refused("x.npy", "columns", columns=("a",))
     refused("fashion-mnist", "columns", "no effect", columns=("a",))
@@ -256,4 +256,3 @@ def test_parquet_is_streamed_within_bounded_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "x.parquet"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 360_000  # KiB: up to 256 MiB are collected before the file is written
-    assert table.KINDS
