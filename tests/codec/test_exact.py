@@ -20,8 +20,8 @@ def decode_with_fractions(
     delta, rows = Fraction(step.mantissa) * Fraction(2) ** step.exponent, []
     for i in range(len(k)):
         total, first = [Fraction(0)] * decoder.D, 0
-        for level, j in zip(decoder.levels, k[i], strict=True):
-            own = q[i, first : first + level.E]
+        for level, symbol in zip(decoder.levels, k[i], strict=True):
+            own, j = q[i, first : first + level.E], symbol // level.A
             for d in range(decoder.D):
                 latents = sum(
                     (Fraction(float(u)) * int(n) for u, n in zip(level.U[j, d], own, strict=True)), Fraction(0)
