@@ -1,15 +1,17 @@
 """Codecs of random models, made without training: a model is sound or not whatever it was trained on."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from llgae_cli.codec.codec import Codec
 from llgae_cli.codec.encoder import Grid
-from llgae_cli.codec.exact import SCALES, ExactDecoder, Level, Step
+from llgae_cli.codec.exact import SCALES, SPREADS, ExactDecoder, Level, Step
 from llgae_cli.codec.model import CodecModel
 
 
-def make_codec(rows: np.ndarray, K: int = 3, E: int = 2, L: int = 1, V: int = 0, seed: int = 0) -> Codec:
-    """Return a codec for rows (n, D): L levels of K components at random rows, and V shifts."""
+def make_codec(rows: np.ndarray, K: int = 3, E: int = 2, L: int = 1, V: int = 0, seed: int = 0, A: int = 2) -> Codec:
+    """Return a codec for rows (n, D): L levels of K components at random rows, V shifts, and A activity classes."""
     x = rows.astype(np.float64)
     n, D = x.shape
     draw = np.random.default_rng(seed)
@@ -25,8 +27,9 @@ def make_codec(rows: np.ndarray, K: int = 3, E: int = 2, L: int = 1, V: int = 0,
         rest = rest - np.einsum("ne,nde->nd", z, U[nearest])
         spread = z.std(0) + radius * 2.0**-12 if E else np.zeros(0)
         scale = np.broadcast_to(np.rint(SCALES * np.log2(spread)), (K, E)).astype(np.int64)
-        levels.append(Level.round(mu, U, draw.integers(4, size=(K, E)), scale - draw.integers(40, size=(K, E))))
-    counts = tuple(draw.integers(1, 100, K) for _ in range(L))
+        level = Level.round(mu, U, draw.integers(4, size=(K, E)), scale - draw.integers(40, size=(K, E)))
+        levels.append(replace(level, activity=draw.integers(-8, 9, size=(A, SPREADS))))
+    counts = tuple(draw.integers(1, 100, K * A) for _ in range(L))
     places = np.stack([np.roll(np.arange(D), v) for v in range(V)]) if V else None
     symbols = draw.integers(0, 50, (K, V)) if V else None
     step = Step.nearest(radius / 40)
@@ -34,11 +37,13 @@ def make_codec(rows: np.ndarray, K: int = 3, E: int = 2, L: int = 1, V: int = 0,
 
 
 def recode(codec: Codec, x: np.ndarray, settings: object, block_rows: int = 256) -> tuple[list[bytes], np.ndarray]:
-    """Return the payloads of rows x (n, D), and the rows that they decode to."""
-    payloads = codec.encode_blocks(x, settings, block_rows)  # type: ignore[arg-type]
+    """Return the payloads of rows x (n, D), and the rows that they decode to; the encoder knows these, too."""
+    payloads, values = codec.code_blocks(x, settings, block_rows)  # type: ignore[arg-type]
     starts = range(0, len(x), block_rows)
     parts = [
         codec.decode_block(payload, min(block_rows, len(x) - start), x.dtype, settings)  # type: ignore[arg-type]
         for start, payload in zip(starts, payloads, strict=True)
     ]
-    return payloads, np.concatenate(parts) if parts else x[:0]
+    decoded = np.concatenate(parts) if parts else x[:0]
+    assert decoded.dtype == values.dtype and decoded.tobytes() == values.tobytes()
+    return payloads, decoded

@@ -181,8 +181,6 @@ def write_rows(
     file: BinaryIO, codec: "Codec", rows: "Rows", settings: "Settings", model: bytes, bound: "Bound"
 ) -> "tuple[Distortion, Sizes]":
     """Write all rows as a compressed file; return the errors of what they decode to, and where the bytes went."""
-    import numpy as np
-
     from llgae_cli.codec.entropy_coder import CODER
     from llgae_cli.evaluation.distortion import Distortion
     from llgae_cli.storage.compressed_file import CompressedWriter
@@ -195,9 +193,9 @@ def write_rows(
     error, counter = Distortion(bound), RowCounter("compressed", rows.n)
     with CompressedWriter(file, header, model) as writer:
         for x in rows.chunks(block_rows):
-            for start, payload in enumerate(codec.encode_blocks(x, settings, block_rows)):
-                block = x[start * block_rows : (start + 1) * block_rows]
-                error.add(block, codec.decode_block(payload, len(block), np.dtype(rows.dtype), settings))
+            payloads, values = codec.code_blocks(x, settings, block_rows)
+            error.add(x, values)
+            for payload in payloads:
                 writer.write(payload)
             counter.add(len(x))
     assert writer.sizes is not None

@@ -5,6 +5,7 @@ import re
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
@@ -156,7 +157,7 @@ class Lost:
 def decode_rows(
     out: BinaryIO, file: "CompressedFile | Salvage", codec: "Codec", chosen: range, lost: "Lost", path: Path
 ) -> None:
-    """Write the chosen rows as an .npy array, block by block.
+    """Write the chosen rows as an .npy array, block by block; some blocks are decoded at a time.
 
     Rows of a block that cannot be decoded are, of a Salvage, added to `lost` and written as 0, or NaN for floats; of a
     CompressedFile they raise InputError.
@@ -165,26 +166,39 @@ def decode_rows(
     from numpy.lib import format as npy
 
     from llgae_cli.storage.salvage import Salvage
+    from llgae_cli.threads import run_parallel
 
     header, dtype, salvage = file.header, np.dtype(file.header.dtype), isinstance(file, Salvage)
     shape = (len(chosen), *header.shape)
     npy.write_array_header_1_0(out, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
     settings, counter = unpack_settings(header, path), RowCounter("decoded", len(chosen))
-    for number in range(chosen.start // header.block_rows, -(-chosen.stop // header.block_rows)):
+    reading = Lock()
+
+    def decode(number: int) -> "tuple[int, np.ndarray | InputError]":
         rows, payload = header.rows(number), None
-        here = slice(max(rows.start, chosen.start) - rows.start, min(rows.stop, chosen.stop) - rows.start)
         try:
-            payload = file.read_block(number)
-            x_hat = codec.decode_block(payload, len(rows), dtype, settings)
+            with reading:
+                payload = file.read_block(number)
+            return number, codec.decode_block(payload, len(rows), dtype, settings)
         except InputError as error:
-            if not salvage:
-                where = f"{show_path(path)}: block {number}, rows {rows[0]}..{rows[-1]}: "
-                raise InputError(f"{'' if payload is None else where}{error}") from None
-            lost.add(rows[here], str(error))
+            if salvage:
+                return number, error
+            where = f"{show_path(path)}: block {number}, rows {rows[0]}..{rows[-1]}: "
+            raise InputError(f"{'' if payload is None else where}{error}") from None
+
+    def write(decoded: "tuple[int, np.ndarray | InputError]") -> None:
+        number, x_hat = decoded
+        rows = header.rows(number)
+        here = slice(max(rows.start, chosen.start) - rows.start, min(rows.stop, chosen.stop) - rows.start)
+        if isinstance(x_hat, InputError):
+            lost.add(rows[here], str(x_hat))
             x_hat = np.full((len(rows), header.n_values), np.nan if dtype.kind == "f" else 0, dtype)
         assert (x_hat.shape, x_hat.dtype) == ((len(rows), header.n_values), dtype)
         out.write(np.ascontiguousarray(x_hat[here]).view(np.uint8).data)
         counter.add(len(rows[here]))
+
+    blocks = range(chosen.start // header.block_rows, -(-chosen.stop // header.block_rows))
+    run_parallel(decode, blocks, write, len(blocks) > 1)
 
 
 def unpack_settings(header: "Header", path: Path) -> "Settings":

@@ -24,11 +24,13 @@ SQUARE_BITS = 40  # fraction bits, relative to the bound, in which squared error
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Coded rows: `mode` (n,), components k (n, L), shifts s (n,), latents q (n, E) at the step of the mode.
+    """Coded rows: `mode` (n,), symbols k (n, L) of components and activity classes, shifts s (n,), latents q (n, E).
 
+    q      at the step of the mode
     x_hat  (n, D) the decoder's values at the settings' step, before corrections
     r      (n, D) corrections; zero but for mode CORRECTED, and without columns where the settings have none
     x      (n, D) the rows, for mode RAW
+    values (n, D) what the rows decode to, in their stored type
     """
 
     mode: Integers
@@ -38,6 +40,7 @@ class Rows:
     x_hat: Floats
     r: Integers
     x: NDArray[Any]
+    values: NDArray[Any]
 
     @classmethod
     def join(cls, parts: list["Rows"]) -> "Rows":
@@ -69,6 +72,7 @@ class Rows:
         mode = np.full(len(x), RAW)
         good = fits & model.decoder.is_exact(q, settings.step) & keeps_bound(exact, x_hat, x.dtype, settings)
         mode[good] = 0
+        stored = np.where(good[:, None], cast(x_hat, x.dtype), x)
         r = np.zeros((len(x), model.decoder.D if settings.corrections is not None else 0), np.int64)
         if settings.is_bounded and not trial and not good.all():
             bits = np.full(len(x), np.iinfo(np.int64).max)
@@ -79,7 +83,7 @@ class Rows:
                 values = model.decoder.decode(codes.k[left], codes.take(left).s, finer, step)
                 kept = model.decoder.is_exact(finer, step) & keeps_bound(exact[left], values, x.dtype, settings)
                 some = left[kept]
-                mode[some], q[some] = halvings, finer[kept]
+                mode[some], q[some], stored[some] = halvings, finer[kept], cast(values[kept], x.dtype)
                 bits[some] = _count_bits(q[some], _tables(model, codes.k[some], mode[some], settings))
             if settings.corrections is not None:
                 left = np.flatnonzero(~good & fits & model.decoder.is_exact(codes.q, settings.step))
@@ -87,7 +91,7 @@ class Rows:
                 own, codable = correct(exact[left], x_hat[left], delta, x.dtype)
                 values = apply(x_hat[left], own, delta, x.dtype)
                 kept = codable & keeps_bound(exact[left], values, x.dtype, settings)
-                left, own = left[kept], own[kept]
+                left, own, values = left[kept], own[kept], values[kept]
                 tables = _tables(model, codes.k[left], np.zeros(len(left), np.int64), settings)
                 scales = choose_row_scales(own, settings.corrections.scale)
                 cost = _count_bits(codes.q[left], tables)
@@ -96,8 +100,9 @@ class Rows:
                 cheaper = cost < bits[left]
                 some = left[cheaper]
                 mode[some], q[some], r[some] = CORRECTED, codes.q[some], own[cheaper]
+                stored[some] = cast(values[cheaper], x.dtype)
         s = np.zeros(len(x), np.int64) if codes.s is None else codes.s
-        return cls(mode, codes.k, s, q, x_hat, r, x)
+        return cls(mode, codes.k, s, q, x_hat, r, x, stored)
 
 
 def _count_bits(q: Integers, tables: Integers) -> Integers:
@@ -143,7 +148,7 @@ def write_block(model: CodecModel, rows: Rows, settings: Settings) -> bytes:
     for level in range(1, k.shape[1]):
         encoder.put(k[:, level], model.weights[level])
     if model.symbol_weights is not None:
-        for j, some in group_rows(k[:, 0], len(model.symbol_weights)):
+        for j, some in group_rows(k[:, 0] // model.decoder.levels[0].A, len(model.symbol_weights)):
             encoder.put(rows.s[at][some], model.symbol_weights[j])
     encoder.put_latents(rows.q[at], _tables(model, k, mode, settings), find_table)
     corrected = np.flatnonzero(rows.mode == CORRECTED)
@@ -168,7 +173,7 @@ def read_block(model: CodecModel, payload: bytes, n: int, dtype: np.dtype[Any], 
     s = None
     if model.symbol_weights is not None:
         s = np.zeros(len(at), np.int64)
-        for j, some in group_rows(k[:, 0], len(model.symbol_weights)):
+        for j, some in group_rows(k[:, 0] // model.decoder.levels[0].A, len(model.symbol_weights)):
             s[some] = decoder.get(len(some), model.symbol_weights[j])
     q = decoder.get_latents(_tables(model, k, mode[at], settings), find_table)
     x = np.zeros((n, D))
@@ -194,7 +199,7 @@ def read_block(model: CodecModel, payload: bytes, n: int, dtype: np.dtype[Any], 
 
 
 def _tables(model: CodecModel, k: Integers, mode: Integers, settings: Settings) -> Integers:
-    """Return the ids of the tables of the latents, (n, E), for the components k (n, L) and the modes (n,)."""
+    """Return the ids of the tables of the latents, (n, E), for the symbols k (n, L) and the modes (n,)."""
     tables = np.empty((len(k), model.decoder.E), np.int64)
     halvings = np.where(mode == CORRECTED, 0, mode)
     for step_of in np.unique(halvings).tolist():

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from llgae_cli.codec.blocks import Rows, read_block, write_block
 from llgae_cli.codec.corrections import fit_corrections
 from llgae_cli.codec.density import COST_UNIT, make_weights
-from llgae_cli.codec.encoder import Codes
+from llgae_cli.codec.encoder import CANDIDATES, Codes, Measured
 from llgae_cli.codec.entropy_coder import CODER
 from llgae_cli.codec.exact import Floats, Step
 from llgae_cli.codec.model import CodecModel
@@ -26,6 +26,7 @@ from llgae_cli.tasks.rows import SAMPLE_ROWS
 from llgae_cli.threads import run_parallel
 
 CHUNK = 1024
+MEASURED_BYTES = 1 << 27  # of latents that the search for a step keeps
 TRIAL_ROWS = 2048  # rows that the search for a step codes each time
 BOUND_ROWS = 512  # rows that the search for a step codes under a bound
 SMALLEST = 2.0**-12  # of the steps that are tried, over the model's own
@@ -77,11 +78,9 @@ class Codec:
         if packed is None:
             return None
         try:
-            codec = cls.unpack(packed.numpy().tobytes())
-            _ = codec.model.encoder  # its construction checks the offsets
+            return cls.unpack(packed.numpy().tobytes())
         except (InputError, AttributeError, RuntimeError, ValueError):
             raise InputError(f"{printable(name, 200)}: its codec is damaged") from None
-        return codec
 
     @classmethod
     def unpack(cls, data: bytes) -> "Codec":
@@ -145,10 +144,10 @@ class Codec:
         raw = (len(y) - fits.sum()) * 8.0 * sample.itemsize * self.D / len(y)
         bits -= ANS_BITS / min(BLOCK_ROWS, len(sample)) + MARGIN_BITS + raw
         few = y[:: -(-len(y) // TRIAL_ROWS)]
-        candidates = self._find_candidates(few, self.model.step)
+        measured = self._measure(few, self.model.step)
 
         def rate(value: float, shift: int = 0) -> float:
-            return mean_bits(self._choose(few, Step.nearest(value), shift, candidates))
+            return mean_bits(self._choose(few, Step.nearest(value), shift, measured))
 
         def narrow(low: float, high: float, shift: int, ratio: float) -> float:
             while high / low > ratio:
@@ -167,10 +166,10 @@ class Codec:
         shift = self._choose_shift(few, Step.nearest(value), on_grid=True).scale_shift
         value = narrow(value / 1.15, value * 1.1, shift, 1.02)
         slope = (rate(value / 1.05, shift) - rate(value * 1.05, shift)) / (2 * math.log(1.05))  # bits an e-fold
-        candidates = self._find_candidates(y, Step.nearest(value))
+        measured_all = self._measure(y, Step.nearest(value))
 
         def rate_of_all(value: float) -> float:
-            return mean_bits(self._choose(y, Step.nearest(value), shift, candidates))
+            return mean_bits(self._choose(y, Step.nearest(value), shift, measured_all))
 
         for _ in range(2):  # Newton's steps
             value *= math.exp(min(max((rate_of_all(value) - bits) / max(slope, 0.1), -0.2), 0.2))
@@ -187,12 +186,12 @@ class Codec:
         """
         y = sample if on_grid else self._to_grid(sample)[0]
         y = y[:: max(1, len(y) // TRIAL_ROWS)][:TRIAL_ROWS]
-        candidates = self._find_candidates(y, step)
+        measured = self._measure(y, step)
         costs: dict[int, float] = {}
 
         def cost(shift: int) -> float:
             if shift not in costs:
-                costs[shift] = math.fsum(self._choose(y, step, shift, candidates).J)  # the same in any order
+                costs[shift] = math.fsum(self._choose(y, step, shift, measured).J)  # the same in any order
             return costs[shift]
 
         best = 0
@@ -291,7 +290,9 @@ class Codec:
             def read(block: int) -> NDArray[Any]:
                 return self.decode_block(file.read_block(block), len(header.rows(block)), dtype, settings)
 
-            found = dict(zip(blocks, map(read, blocks), strict=True))
+            decoded: list[NDArray[Any]] = []
+            run_parallel(read, blocks, decoded.append, len(blocks) > 1)
+            found = dict(zip(blocks, decoded, strict=True))
         out = np.empty((len(wanted), self.D), dtype)
         for i, row in enumerate(wanted):
             out[i] = found[row // header.block_rows][row % header.block_rows]
@@ -301,11 +302,17 @@ class Codec:
 
     def encode_blocks(self, x: NDArray[Any], settings: Settings, block_rows: int = BLOCK_ROWS) -> list[bytes]:
         """Return one payload for each `block_rows` rows of x (m, D), in their stored type."""
+        return self.code_blocks(x, settings, block_rows)[0]
+
+    def code_blocks(
+        self, x: NDArray[Any], settings: Settings, block_rows: int = BLOCK_ROWS
+    ) -> tuple[list[bytes], NDArray[Any]]:
+        """Return the payloads of `encode_blocks`, and the rows (m, D) that they decode to, without decoding them."""
         rows = self._encode_rows(x, settings)
         blocks: list[bytes] = []
         parts = [rows.take(slice(low, low + block_rows)) for low in range(0, len(x), block_rows)]
         run_parallel(lambda part: write_block(self.model, part, settings), parts, blocks.append, len(parts) > 1)
-        return blocks
+        return blocks, rows.values
 
     def decode_block(self, payload: bytes, n: int, dtype: np.dtype[Any], settings: Settings) -> NDArray[Any]:
         """Return the n rows (n, D) of a payload, in their stored type. Raises InputError for impossible symbols."""
@@ -326,22 +333,28 @@ class Codec:
     def _to_grid(self, x: NDArray[Any]) -> tuple[Floats, NDArray[np.bool_]]:
         return self.model.grid.round(x.astype(np.float64))
 
-    def _find_candidates(self, y: Floats, step: Step) -> NDArray[np.int64] | None:
-        prepared = self.model.encoder.prepare(step, 0)
-        found = list(self._in_chunks(lambda rows: self.model.encoder.find_candidates(y[rows], prepared), len(y)))
-        return None if found[0] is None else np.concatenate(found)
+    def _measure(self, y: Floats, step: Step) -> list[Measured | None]:
+        """Return what coding rows y (n, D) at several steps near this one has in common, chunk by chunk.
 
-    def _choose(self, y: Floats, step: Step, shift: int, candidates: NDArray[np.int64] | None = None) -> Codes:
+        None where codes have a shift, and where it would take too much memory.
+        """
+        if len(y) * CANDIDATES * self.model.decoder.levels[0].E * 8 > MEASURED_BYTES:
+            return [None] * -(-len(y) // CHUNK)
+        prepared = self.model.encoder.prepare(step, 0)
+        return self._in_chunks(lambda rows: self.model.encoder.measure(y[rows], prepared), len(y))
+
+    def _choose(self, y: Floats, step: Step, shift: int, measured: list[Measured | None] | None = None) -> Codes:
         prepared = self.model.encoder.prepare(step, shift)
 
         def choose(rows: slice) -> Codes:
-            return self.model.encoder.choose(y[rows], prepared, None if candidates is None else candidates[rows])
+            given = None if measured is None else measured[rows.start // CHUNK]
+            return self.model.encoder.choose(y[rows], prepared, given)
 
-        return Codes.join(list(self._in_chunks(choose, len(y))))
+        return Codes.join(self._in_chunks(choose, len(y)))
 
     @staticmethod
-    def _in_chunks(compute: Callable[[slice], Any], n: int) -> Iterator[Any]:
+    def _in_chunks(compute: Callable[[slice], Any], n: int) -> list[Any]:
         results: list[Any] = []
         chunks = [slice(low, low + CHUNK) for low in range(0, max(n, 1), CHUNK)]
         run_parallel(compute, chunks, results.append, len(chunks) > 1)
-        return iter(results)
+        return results

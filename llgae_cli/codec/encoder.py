@@ -8,7 +8,7 @@ grid 2^-g such that |y| <= 2^25 for y = (x - origin) 2^g; bases have 20 fraction
 1. Score: J_k of `training.mixture`, in which a latent of variance v costs theta z^2 / v + theta ln(v / theta) or z^2.
    The components with the least scores are candidates, the lower index first among equals.
 2. Choice: for each candidate every latent is rounded to the nearest q or the one next to it toward zero, whichever
-   costs less by the densities' tables; the candidate with the least J is used.
+   costs less by the densities' tables, in each activity class; the candidate and class with the least J are used.
 
 Levels of a residual model are coded one after the other, each with what the levels before it left.
 """
@@ -24,12 +24,11 @@ from torch import Tensor
 
 from llgae_cli.codec.density import COST_UNIT, PER_OCTAVE, Integers, exp2_negative, integer_log2
 from llgae_cli.codec.exact import BASIS_BITS, IDS, SCALES, ExactDecoder, Floats, Level, Step, find_table, group_rows
-from llgae_cli.errors import InputError
 from llgae_cli.training.expected_rate import TRADE_OFF
 
 LOG2_THETA = -223783  # 2^16 log2(TRADE_OFF / (2 ln 2)): theta = lambda / (2 ln 2), over Delta^2
 LOG2_VARIANCE = (452650, 65536, -28662, -65536)  # 2^16 log2(v / alpha^2) of each shape: Gamma(3/s) / Gamma(1/s)
-CANDIDATES = 4
+CANDIDATES = 3
 GRID_BITS = 24  # |y| of the training rows, at most; rows up to twice as long are coded
 KEY_SHIFT = 4  # bits of the scores that keys leave out
 PLAIN_COSTS = 256  # costs of |q| below it are tabulated one by one, others with 16 an octave
@@ -39,7 +38,7 @@ LARGEST_Q = 2.0**30
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """Codes of n rows: k (n, L), s (n,) or None, q (n, E).
+    """Codes of n rows: symbols k (n, L), s (n,) or None, q (n, E). A symbol is k A + a (see `exact`).
 
     cost  (n,) their bits, in units of 2^-16
     J     (n,) |x - x_hat|^2 + lambda R, float64
@@ -86,17 +85,20 @@ class Grid:
         y[~fits] = 0.0
         return y, fits
 
+    def holds(self, mu: Floats, is_first: bool) -> bool:
+        """Return whether the offsets mu (K, D) of a level are on the grid, so that all products are exact."""
+        m = np.rint((mu - (self.origin if is_first else 0.0)) * 2.0**self.bits)
+        return bool(((m * m).sum(1) <= 4.0 ** (GRID_BITS + 1)).all())
+
 
 class LevelEncoder:
-    """Chooses k and q of one level. `weights` (K,) are the probabilities of k times 2^24."""
+    """Chooses the symbol k A + a and q of one level. `weights` (K A,) are the symbols' probabilities times 2^24."""
 
     def __init__(self, level: Level, weights: Integers, grid: Grid, is_first: bool):
         self.level, self.grid, self.weights = level, grid, weights
         origin = grid.origin if is_first else np.zeros_like(grid.origin)
         self.m = torch.from_numpy(np.rint((level.mu - origin) * 2.0**grid.bits))  # (K, D)
         self.squared = self.m.square().sum(1)
-        if bool((self.squared > 4.0 ** (GRID_BITS + 1)).any()):
-            raise InputError("a model with an offset far beyond its rows")
         self.U = torch.from_numpy(level.U * 2.0**BASIS_BITS)  # (K, D, E)
         self.z0 = torch.bmm(self.m[:, None, :], self.U)[:, 0]  # (K, E)
 
@@ -108,9 +110,27 @@ class LevelEncoder:
         """Return the latents z = U_j^T (y - m_j), (n, E), in the rows' own units."""
         return (y @ self.U[j]).sub_(self.z0[j]).mul_(2.0 ** -(BASIS_BITS + self.grid.bits))
 
+    def measure(self, y: Tensor, candidates: Tensor) -> "Measured":
+        """Return what does not depend on the step, for rows y (n, D) and their candidates (n, M)."""
+        n, M = candidates.shape
+        z = torch.empty(n * M, self.level.E, dtype=torch.float64)
+        for j, at in group_rows(candidates.flatten().numpy(), self.level.K):
+            pairs = torch.from_numpy(at)
+            z[pairs] = self.project(y[pairs // M], j)
+        return Measured(candidates, z, self.distances(y).gather(1, candidates))
+
     def distances(self, y: Tensor) -> Tensor:
         """Return |y - m_k|^2, (n, K)."""
         return (y @ self.m.T).mul_(-2).add_(y.square().sum(1, keepdim=True)).add_(self.squared)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Candidates (n, M) of n rows, the preferred ones first; latents z (n M, E); distances |y - m_k|^2 (n, M)."""
+
+    candidates: Tensor
+    z: Tensor
+    distance: Tensor
 
 
 class Prepared:
@@ -126,18 +146,22 @@ class Prepared:
         variance = scale * (2 * COST_UNIT // SCALES) + np.array(LOG2_VARIANCE)[level.shape]  # 2^16 log2 v
         excess = np.clip(variance - (2 * step.log2 + LOG2_THETA), 0, 40 * COST_UNIT)  # 2^16 log2(v / theta)
         weight = 1 - exp2_negative(excess << 10) * 2.0**-40  # 1 - theta / v, exact
-        cost_k = 24 * COST_UNIT - integer_log2(encoder.weights)
-        self.cost_k = torch.from_numpy(np.rint(cost_k * (self.trade_off / COST_UNIT * self.unit)))
+        price = self.trade_off / COST_UNIT * self.unit
+        bits = 24 * COST_UNIT - integer_log2(encoder.weights)  # of the symbols
+        self.bits, self.price = torch.from_numpy(bits), torch.from_numpy(np.rint(bits * price))
+        bits_k = 24 * COST_UNIT - integer_log2(encoder.weights.reshape(K, -1).sum(1))
         constant = torch.from_numpy(np.rint(excess.sum(1) * (self.trade_off / 2 / COST_UNIT * self.unit)))
-        self.constant = constant + self.cost_k
-        self.bits_k = torch.from_numpy(cost_k)
-        self.tables = level.table_ids(step, shift)
-        self.costs = self._tabulate(K, E)
+        self.constant = constant + torch.from_numpy(np.rint(bits_k * price))
         self.weight = torch.from_numpy(weight)
+        ids, inverse = np.unique(level.table_ids(step, shift), return_inverse=True)
+        inverse = inverse.reshape(K * level.A, E)
+        self.costs = self._tabulate(ids)
+        self.first_cost = torch.from_numpy(inverse * self.costs.shape[1])  # of each symbol's latents, in `costs`
+        # Zero for latents that are skipped.
+        self.coded = torch.from_numpy(list_coded()[ids][inverse].astype(np.float64))
 
-    def _tabulate(self, K: int, E: int) -> Tensor:
-        """Return the costs of |q| for each latent, (K, E, places) as in `place_costs`, in units of 2^-16 bit."""
-        ids, inverse = np.unique(self.tables, return_inverse=True)
+    def _tabulate(self, ids: Integers) -> Tensor:
+        """Return the costs of |q| under each table, (ids, places) as in `place_costs`, in units of 2^-16 bit."""
         found = [find_table(number) for number in ids.tolist()]
         largest = min(int(LARGEST_Q), max((2 * t.half << t.low_bits for t in found if t is not None), default=1))
         places = np.arange(int(place_costs(torch.tensor([float(largest)]))) + 1)
@@ -145,10 +169,7 @@ class Prepared:
         values = np.where(places < PLAIN_COSTS, places, 33 + 2 * part << np.maximum(octave + 3, 0))
         free = np.zeros(len(values), np.int64)
         costs = [free if table is None else table.compute_costs(values) for table in found]
-        coded = np.array([table is not None for table in found], np.float64)
-        inverse = inverse.reshape(K, E)
-        self.coded = torch.from_numpy(coded[inverse] if E else np.zeros((K, 0)))  # 0 for latents that are skipped
-        return torch.from_numpy((np.stack(costs)[inverse] if E else np.zeros((K, 0, len(values)))).astype(np.float64))
+        return torch.from_numpy(np.array(costs, np.float64).reshape(len(ids), len(values)))
 
     @cached_property
     def tiles(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -183,38 +204,40 @@ class Prepared:
         keys = (score.to(torch.int64) >> max(KEY_SHIFT, bits - 9) << bits) + torch.arange(K)
         return keys.topk(min(CANDIDATES, K), dim=1, largest=False, sorted=True).values & ((1 << bits) - 1)
 
-    def choose(self, y: Tensor, candidates: Tensor) -> tuple[Integers, Integers, Integers, Integers]:
-        """Return k (n,), q (n, E), J (n,) in units of the squared grid, and the cost (n,) in 2^-16 bit.
+    def choose(self, measured: Measured) -> tuple[Integers, Integers, Integers, Integers]:
+        """Return symbols (n,), q (n, E), J (n,) in units of the squared grid, and the cost (n,) in 2^-16 bit."""
+        n, M = measured.candidates.shape
+        A, first = self.encoder.level.A, measured.candidates.flatten() * self.encoder.level.A
+        distance = measured.distance.flatten()
+        totals = torch.empty(n, M, A, dtype=torch.int64)
+        for a in range(A):
+            J = self._round(measured.z, first + a)[1]
+            totals[:, :, a] = ((distance + self.price[first + a]).to(torch.int64) + J.sum(1)).view(n, M)
+        best = (totals.flatten(1) * (M * A) + torch.arange(M * A)).min(1).values % (M * A)  # integers without ties
+        pair = torch.arange(n) * M + best // A
+        symbol = first[pair] + best % A
+        q, J, bits = self._round(measured.z[pair], symbol)
+        total = (distance[pair] + self.price[symbol]).to(torch.int64) + J.sum(1)
+        cost = bits.to(torch.int64).sum(1) + self.bits[symbol]
+        return symbol.numpy(), q.to(torch.int64).numpy(), total.numpy(), cost.numpy()
 
-        `candidates` (n, M) are components, the preferred ones first.
+    def _round(self, z: Tensor, symbol: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q of latents z (n, E) under symbols (n,): the nearest or the next toward zero, whichever costs less.
+
+        Also J = (z - Delta q)^2 - z^2 + lambda R as integers, and R; all (n, E).
         """
-        n, M = candidates.shape
-        encoder, pair_k = self.encoder, candidates.flatten()
-        z = torch.empty(n * M, encoder.level.E, dtype=torch.float64)
-        for j, at in group_rows(pair_k.numpy(), encoder.level.K):
-            pairs = torch.from_numpy(at)
-            z[pairs] = encoder.project(y[pairs // M], j)
-        distance = encoder.distances(y).gather(1, candidates).flatten()
+        first = self.first_cost[symbol]
         # No row with a larger q has exact sums.
-        q = torch.round(z / self.step.value).clamp_(-LARGEST_Q, LARGEST_Q).mul_(self.coded[pair_k])
+        q = torch.round(z / self.step.value).clamp_(-LARGEST_Q, LARGEST_Q).mul_(self.coded[symbol])
         lower = q - torch.sign(q)
-        J, bits = self._latent_costs(pair_k, z, q)
-        lower_J, lower_bits = self._latent_costs(pair_k, z, lower)
+        J, bits = self._latent_costs(first, z, q)
+        lower_J, lower_bits = self._latent_costs(first, z, lower)
         cheaper = lower_J < J
-        q = torch.where(cheaper, lower, q)
-        total = (distance + self.cost_k[pair_k]).to(torch.int64) + torch.where(cheaper, lower_J, J).sum(1)
-        best = (total.view(n, M) * M + torch.arange(M)).min(1).values % M  # integers without ties
-        chosen = torch.arange(n) * M + best
-        k = pair_k[chosen]
-        cost = torch.where(cheaper[chosen], lower_bits[chosen], bits[chosen]).to(torch.int64).sum(1) + self.bits_k[k]
-        return k.numpy(), q[chosen].to(torch.int64).numpy(), total[chosen].numpy(), cost.numpy()
+        return torch.where(cheaper, lower, q), torch.where(cheaper, lower_J, J), torch.where(cheaper, lower_bits, bits)
 
-    def _latent_costs(self, k: Tensor, z: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (z - Delta q)^2 - z^2 + lambda R as integers, and R, for latents z and integers q (n, E) of k (n,)."""
-        E, size = self.costs.shape[1:]
-        place = (k[:, None] * E + torch.arange(E)) * size
-        index = place_costs(q.abs()).clamp_(max=size - 1).add_(place)
-        bits = self.costs.flatten()[index]
+    def _latent_costs(self, first: Tensor, z: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return J and R as `_round` does, for integers q and the places `first` of their tables; all (n, E)."""
+        bits = self.costs.flatten()[place_costs(q.abs()).clamp_(max=self.costs.shape[1] - 1).add_(first)]
         part = q * self.step.value
         J = part * (part - 2 * z)
         J = (J + bits * (self.trade_off / COST_UNIT)).mul_(self.unit).round_()
@@ -239,7 +262,7 @@ def place_costs(q: Tensor) -> Tensor:
 class Encoder:
     """Chooses the codes of rows under an exact decoder.
 
-    weights  (K,) of each level's components
+    weights  (K A,) of each level's symbols
     symbols  (K, V) weights of the shifts, given k, or None
     """
 
@@ -256,22 +279,27 @@ class Encoder:
         """Return all levels prepared for a step."""
         return [level.prepare(step, shift) for level in self.levels]
 
-    def find_candidates(self, y: Floats, prepared: list[Prepared]) -> Integers | None:
-        """Return candidates (n, M) for the component of the first level; None where codes have a shift."""
+    def measure(self, y: Floats, prepared: list[Prepared]) -> Measured | None:
+        """Return what the first level's choice needs and does not depend on the step but by the candidates.
+
+        None where codes have a shift.
+        """
         if self.decoder.places is not None:
             return None
-        return prepared[0].find_candidates(torch.from_numpy(y)).numpy()
+        rows = torch.from_numpy(y)
+        return self.levels[0].measure(rows, prepared[0].find_candidates(rows))
 
-    def choose(self, y: Floats, prepared: list[Prepared], candidates: Integers | None = None) -> Codes:
-        """Return the codes of rows y (n, D) on the grid."""
+    def choose(self, y: Floats, prepared: list[Prepared], measured: Measured | None = None) -> Codes:
+        """Return the codes of rows y (n, D) on the grid; `measured` is what `measure` returned for them."""
         if self.decoder.places is not None:
             return self._choose_shift(y, prepared[0])
         ks, qs, cost, rest = [], [], np.zeros(len(y), np.int64), y
         for i, (level, own) in enumerate(zip(self.decoder.levels, prepared, strict=True)):
-            given = candidates is not None and i == 0
-            some = torch.from_numpy(candidates) if given else own.find_candidates(torch.from_numpy(rest))
+            if measured is None or i:
+                rows = torch.from_numpy(rest)
+                measured = self.levels[i].measure(rows, own.find_candidates(rows))
             before = cost * (own.trade_off / COST_UNIT)
-            k, q, J, bits_of_level = own.choose(torch.from_numpy(rest), some)
+            k, q, J, bits_of_level = own.choose(measured)
             ks.append(k)
             qs.append(q)
             cost = cost + bits_of_level
@@ -288,9 +316,10 @@ class Encoder:
         for i, own in enumerate(self.levels):
             allowed = list_coded()[own.level.table_ids(step, shift)]
             q = np.zeros((len(y), own.level.E), np.int64)
-            for j, at in group_rows(codes.k[:, i], own.level.K):
+            for j, at in group_rows(codes.k[:, i] // own.level.A, own.level.K):
                 z = own.project(torch.from_numpy(rest[at]), j).numpy()
-                q[at] = np.rint(np.clip(z / step.value, -(2.0**38), 2.0**38)).astype(np.int64) * allowed[j]
+                q[at] = np.rint(np.clip(z / step.value, -(2.0**38), 2.0**38))
+            q *= allowed[codes.k[:, i]]
             qs.append(q)
             if i + 1 < len(self.levels):
                 part = own.level.decode(codes.k[:, i], q, step) - (self.grid.origin if i == 0 else 0.0)
@@ -304,9 +333,10 @@ class Encoder:
         cost_s = 24 * COST_UNIT - integer_log2(self.symbols)  # (K, V)
         for v, places in enumerate(self.inverse):
             undone = torch.from_numpy(np.ascontiguousarray(y[:, places]))
-            k, q, J, cost = own.choose(undone, own.find_candidates(undone))
-            J = J + np.rint(cost_s[k, v] * (own.trade_off / COST_UNIT * own.unit)).astype(np.int64)
-            cost = cost + cost_s[k, v]
+            k, q, J, cost = own.choose(self.levels[0].measure(undone, own.find_candidates(undone)))
+            of_k = cost_s[k // own.encoder.level.A, v]
+            J = J + np.rint(of_k * (own.trade_off / COST_UNIT * own.unit)).astype(np.int64)
+            cost = cost + of_k
             new = k, q, J, cost, np.full(len(k), v)
             if best is None:
                 best = new

@@ -7,13 +7,17 @@ With f fraction bits in the result, the partial sums of a row are exact where
     (max_d |mu_d| + Delta max_de |U_de| sum_e |q_e|) 2^f < 2^53
 
 which is checked row by row. A row that fails has no exact reconstruction: an encoder stores it as it is.
+
+Rows of one component differ in contrast, and their latents are large or small together. So a row's symbol says its
+component k and its activity class a, as the number k A + a; the class shifts the scales of the latents' densities.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from llgae_cli.codec.density import (
@@ -33,6 +37,9 @@ BASIS_BITS = 20  # fraction bits of U
 OFFSET_BITS = 30  # bits of the largest |mu|
 MANTISSA_BITS = 10  # of Delta
 SCALES = 64  # of densities, an octave
+SPREAD = (28, 4, -2, -4)  # 8 log2 of the standard deviation over alpha, by shape
+SPREADS = 9  # classes of latents by their standard deviation over Delta: below 2^-3, octaves, at least 2^4
+NO_ACTIVITY: Integers = np.zeros((1, SPREADS), np.int64)
 EXACT = 2.0**53
 
 
@@ -77,6 +84,8 @@ class Level:
     U       (K, D, E) bases, multiples of 2^-20, orthonormal up to rounding
     shape   (K, E) exponents of the densities, indices of `density.SHAPES`
     scale   (K, E) their scales: alpha = 2^(scale / 64), finer than the tables: these change one by one with Delta
+    activity  (A, SPREADS) what each activity class adds to the scale of a latent, by its standard deviation over Delta,
+              in units of 1/8 octave
     """
 
     mu: Floats
@@ -84,6 +93,7 @@ class Level:
     mu_bits: int
     shape: Integers
     scale: Integers
+    activity: Integers = field(default_factory=lambda: NO_ACTIVITY)
 
     @classmethod
     def round(cls, mu: Floats, U: Floats, shape: Integers, scale: Integers) -> "Level":
@@ -105,26 +115,41 @@ class Level:
         """Number of latents."""
         return self.U.shape[2]
 
+    @property
+    def A(self) -> int:  # noqa: N802
+        """Number of activity classes."""
+        return len(self.activity)
+
     @cached_property
     def largest(self) -> tuple[float, float]:
         """The largest magnitudes in mu and in U."""
         return float(np.abs(self.mu).max(initial=0.0)), float(np.abs(self.U).max(initial=0.0))
 
     def table_ids(self, step: Step, shift: int = 0) -> Integers:
-        """Return the id of the table of each latent at a step, (K, E): `find_table` returns the table of an id.
+        """Return the table of each latent at a step for each symbol k A + a, (K A, E): ids, see `find_table`.
 
         `shift` is added to all scales, in units of 1/8 octave.
         """
         ratio = self.scale * (COST_UNIT * PER_OCTAVE // SCALES) + (shift * COST_UNIT - PER_OCTAVE * step.log2)
         ratio = ratio + COST_UNIT // 2 >> 16
-        return table_id(self.shape, ratio)
+        moved = self.activity.T[self.spreads(step, shift)].transpose(0, 2, 1)  # (K, A, E)
+        return table_id(self.shape[:, None], ratio[:, None] + moved).reshape(self.K * self.A, self.E)
+
+    def spreads(self, step: Step, shift: int = 0) -> Integers:
+        """Return the class of each latent by its standard deviation over Delta, (K, E), 0 ... SPREADS - 1."""
+        octaves = np.array(SPREAD)[self.shape] * (SCALES // PER_OCTAVE) + self.scale
+        octaves = (octaves + shift * (SCALES // PER_OCTAVE)) * (COST_UNIT // SCALES) - step.log2 >> 16
+        return np.clip(octaves + SPREADS // 2, 0, SPREADS - 1)
 
     def decode(self, k: Integers, q: Integers, step: Step) -> Floats:
-        """Return mu_k + U_k (Delta q), exact, shape (n, D), for k (n,) and q (n, E)."""
+        """Return mu_k + U_k (Delta q), exact, shape (n, D), for symbols k A + a (n,) and q (n, E)."""
+        k = k // self.A
         out = np.empty((len(k), self.U.shape[1]))
         z = q.astype(np.float64) * step.value
         for j, rows in group_rows(k, self.K):
-            out[rows] = z[rows] @ self.U[j].T + self.mu[j]
+            # torch's product: numpy's would start threads of its own for each of many small ones.
+            part = torch.from_numpy(z[rows]) @ torch.from_numpy(self.U[j]).T
+            out[rows] = part.numpy() + self.mu[j]
         return out
 
     def has_exact_sums(self, q: Integers, step: Step, f: int) -> NDArray[np.bool_]:
@@ -192,7 +217,7 @@ class ExactDecoder:
         return np.logical_and.reduce([level.has_exact_sums(part, step, f) for level, part in parts])
 
     def decode(self, k: Integers, s: Integers | None, q: Integers, step: Step) -> Floats:
-        """Return x_hat (n, D) of codes k (n, L), s (n,) or None and q (n, E), exact where `is_exact`."""
+        """Return x_hat (n, D) of symbols k (n, L), s (n,) or None and q (n, E), exact where `is_exact`."""
         x = np.zeros((len(k), self.D))
         for i, (level, part) in enumerate(zip(self.levels, self.split(q), strict=True)):
             x += level.decode(k[:, i], part, step)

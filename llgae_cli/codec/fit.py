@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from llgae_cli.codec.activity import fit_activity
 from llgae_cli.codec.density import SHAPES, Integers
 from llgae_cli.codec.encoder import LOG2_THETA, Grid
 from llgae_cli.codec.exact import SCALES, ExactDecoder, Floats, Level, Step, group_rows
@@ -88,12 +89,15 @@ def fit_codec(model: Model, samples: Samples, quantisation: Quantisation | None 
     if quantisation and not centred:  # from all training rows
         shape = densities[0][0]
         densities = [(shape, _scales_of(variances_of[0], shape))]
-    return CodecModel(
-        _decoder(bases, [shape for shape, _ in densities], [scale for _, scale in densities], places),
-        tuple(_whole(own) for own in counts) if quantisation else tuple(_whole(own.count) for own in moments),
-        shifts,
-        grid,
-        first,
+    return fit_activity(
+        CodecModel(
+            _decoder(bases, [shape for shape, _ in densities], [scale for _, scale in densities], places),
+            tuple(_whole(own) for own in counts) if quantisation else tuple(_whole(own.count) for own in moments),
+            shifts,
+            grid,
+            first,
+        ),
+        some,
     )
 
 
@@ -153,9 +157,7 @@ def _assign(model: Model, samples: Samples, places: Integers | None, provisional
     prepared = provisional.encoder.prepare(provisional.step, 0)
     for _, rows in _rows(samples):
         y, fits = provisional.grid.round(rows)
-        candidates = provisional.encoder.find_candidates(y[fits], prepared)
-        assert candidates is not None
-        yield rows[fits], candidates[:, :1], None
+        yield rows[fits], prepared[0].find_candidates(torch.from_numpy(y[fits]))[:, :1].numpy(), None
 
 
 def _project(bases: list[Bases], rows: Floats, k: Integers) -> tuple[list[Floats], Floats]:

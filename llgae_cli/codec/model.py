@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llgae_cli.codec.density import SHAPES, Integers, make_weights
 from llgae_cli.codec.encoder import Encoder, Grid
-from llgae_cli.codec.exact import BASIS_BITS, ExactDecoder, Level, Step
+from llgae_cli.codec.exact import BASIS_BITS, NO_ACTIVITY, SPREADS, ExactDecoder, Level, Step
 from llgae_cli.errors import InputError
 
 FORMAT = 1
@@ -29,7 +29,7 @@ class CodecModel:
     """A decoder, the probabilities of its codes, and what an encoder needs.
 
     decoder   offsets, bases and densities of all levels
-    counts    for each level the number of training rows in each component, (K,)
+    counts    for each level the number of training rows with each symbol k A + a, (K A,)
     symbols   for models with a shift the number of training rows with each shift, by component, (K, V); else None
     grid      see `encoder`
     step      the step that the model was made for
@@ -43,7 +43,7 @@ class CodecModel:
 
     @cached_property
     def weights(self) -> tuple[Integers, ...]:
-        """Probabilities of the components of each level, times 2^24."""
+        """Probabilities of the symbols of each level, times 2^24."""
         return tuple(make_weights(counts) for counts in self.counts)
 
     @cached_property
@@ -101,6 +101,8 @@ class CodecModel:
                 f"scale{i}": level.scale.astype("<i2"),
                 f"counts{i}": counts.astype("<i8"),
             }
+            if level.A > 1:
+                arrays[f"activity{i}"] = level.activity.astype("<i1")
         if self.symbols is not None and self.decoder.places is not None:
             arrays |= {"symbols": self.symbols.astype("<i8"), "places": self.decoder.places.astype("<i4")}
         if grid:
@@ -120,12 +122,15 @@ class CodecModel:
             )
             (bits,) = arrays[f"bits{len(levels)}"].tolist()
             K, D, E = U.shape
-            sizes = mu.shape == (K, D) and shape.shape == scale.shape == (K, E) and own.shape == (K,)
+            activity = arrays.get(f"activity{len(levels)}", NO_ACTIVITY).astype(np.int64)
+            sizes = mu.shape == (K, D) and shape.shape == scale.shape == (K, E) and own.shape == (K * len(activity),)
+            sizes = sizes and activity.shape[1:] == (SPREADS,)
             if not sizes or min(K, D) < 1 or abs(bits) > 900 or own.min() < 0 or own.sum() >= 1 << 53:
                 raise ValueError("arrays that do not fit each other")
             if E and (shape.min() < 0 or shape.max() >= len(SHAPES) or np.abs(U).max() > 2 << BASIS_BITS):
                 raise ValueError("values out of range")
-            levels.append(Level(mu * 2.0 ** float(-bits), U * 2.0 ** float(-BASIS_BITS), int(bits), shape, scale))
+            mu, U = mu * 2.0 ** float(-bits), U * 2.0 ** float(-BASIS_BITS)
+            levels.append(Level(mu, U, int(bits), shape, scale, activity))
             counts.append(own)
         D = levels[0].mu.shape[1]
         symbols = places = None
@@ -141,8 +146,11 @@ class CodecModel:
             raise ValueError("arrays that do not fit each other")
         if not (512 <= mantissa < 1024 and abs(exponent) < 900):
             raise ValueError("a step out of range")
-        decoder = ExactDecoder(tuple(levels), places)
-        return cls(decoder, tuple(counts), symbols, Grid(origin, grid_bits), Step(mantissa, exponent))
+        grid = Grid(origin, grid_bits)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not all(grid.holds(level.mu, i == 0) for i, level in enumerate(levels)):
+                raise ValueError("an offset far beyond the rows")
+        return cls(ExactDecoder(tuple(levels), places), tuple(counts), symbols, grid, Step(mantissa, exponent))
 
 
 def store_codec(model: CodecModel | None) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ class BitSplit:
 
     n          samples measured
     step       Delta
-    k          of the components of all levels
+    k          of the components of all levels, with the rows' activity classes
     shifts     of the shift
     latents    of the latents, without the part that codes the mean
     mean       of each row's mean, which `centring: sample` took from it: each latent's bits times the share of its
@@ -126,7 +126,8 @@ class BitSplit:
 class Costs:
     """What n rows cost in bits, and how far they are off once decoded.
 
-    k (n,) of components; shifts (n,); latents (n, E); raw (n,); error (n,) mean squared error; places (n, L) components
+    k (n,) of components and activity classes; shifts (n,); latents (n, E); raw (n,); error (n,) mean squared error;
+    places (n, L) components
     """
 
     k: Floats
@@ -221,7 +222,7 @@ def compute_costs(codec: Codec, x: NDArray[Any], settings: Settings) -> Costs:
     for i, weights in enumerate(model.weights):
         k += _to_bits(weights)[codes.k[:, i]]
     if codes.s is not None and model.symbol_weights is not None:
-        shifts += _to_bits(model.symbol_weights)[codes.k[:, 0], codes.s]
+        shifts += _to_bits(model.symbol_weights)[codes.k[:, 0] // model.decoder.levels[0].A, codes.s]
     latents = np.concatenate(
         [
             _price_latents(q, level.table_ids(settings.step, settings.scale_shift)[codes.k[:, i]])
@@ -231,9 +232,10 @@ def compute_costs(codec: Codec, x: NDArray[Any], settings: Settings) -> Costs:
     )
     for part in (k, shifts, latents):
         part[raw] = 0.0
+    places = codes.k // np.array([level.A for level in model.decoder.levels])
     mode = _to_bits(settings.modes)
     stored = np.where(raw, mode[RAW] + 8.0 * x.dtype.itemsize * x.shape[1], mode[0])
-    return Costs(k, shifts, latents, stored, np.square(absolute_difference(x, values)).mean(1), codes.k)
+    return Costs(k, shifts, latents, stored, np.square(absolute_difference(x, values)).mean(1), places)
 
 
 def compute_framing(codec: Codec, samples: Samples, shape: tuple[int, ...], bits: float) -> float:

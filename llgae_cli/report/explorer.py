@@ -94,7 +94,7 @@ def pack_codec(codec: Codec, model: LLGAE, order: np.ndarray, centred: bool) -> 
         W = np.concatenate([W, np.ones_like(W[:, :, :1] if model.E else mu[:, :, None])], 2)
     U = level.U[order].transpose(0, 2, 1)  # (Kc, F, D)
     A = U @ W
-    weights = codec.model.weights[0][order]
+    weights = codec.model.weights[0].reshape(level.K, level.A).sum(1)[order]
     return {
         "step": codec.model.step.value,
         "F": level.E,

@@ -74,11 +74,19 @@ class FakeCodec:
         steps = {"bits": 64 / value, "step": value, "max_l2": 2 * value**0.5, "max_abs": 2 * value, "lossless": 0}
         return FakeSettings(FakeStep(steps[name]))
 
-    def encode_blocks(self, x: np.ndarray, settings: FakeSettings, block_rows: int = 256) -> list[bytes]:
+    def code_blocks(
+        self, x: np.ndarray, settings: FakeSettings, block_rows: int = 256
+    ) -> tuple[list[bytes], np.ndarray]:
         assert x.ndim == 2 and x.shape[1] == self.D
         step = settings.step.value
         q = np.rint(x / step).astype(np.int32) if step else x
-        return [zlib.compress(q[start : start + block_rows].tobytes()) for start in range(0, len(x), block_rows)]
+        starts = range(0, len(x), block_rows)
+        payloads = [zlib.compress(q[start : start + block_rows].tobytes()) for start in starts]
+        parts = [
+            self.decode_block(payload, len(x[start : start + block_rows]), x.dtype, settings)
+            for payload, start in zip(payloads, starts, strict=True)
+        ]
+        return payloads, np.concatenate(parts)
 
     def decode_block(self, payload: bytes, n_rows: int, dtype: np.dtype[Any], settings: FakeSettings) -> np.ndarray:
         try:

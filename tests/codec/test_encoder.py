@@ -56,7 +56,9 @@ def test_no_component_is_much_better_than_the_chosen_one(delta: float) -> None:
     y, _ = model.grid.round(x)
     prepared = model.encoder.prepare(step, 0)
     chosen = model.encoder.choose(y, prepared)
-    every = [model.encoder.choose(y, prepared, np.full((len(y), 1), j)).J for j in range(12)]
+    rows, level = torch.from_numpy(y), model.encoder.levels[0]
+    alone = [level.measure(rows, torch.full((len(y), 1), j)) for j in range(12)]
+    every = [model.encoder.choose(y, prepared, measured).J for measured in alone]
     excess = chosen.J - np.min(every, 0)
     assert excess.min() > -1e-9 and (excess > 1e-9).mean() < 0.05
     assert excess.sum() < 0.01 * chosen.J.sum()

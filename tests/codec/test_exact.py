@@ -20,8 +20,8 @@ def decode_with_fractions(
     delta, rows = Fraction(step.mantissa) * Fraction(2) ** step.exponent, []
     for i in range(len(k)):
         total, first = [Fraction(0)] * decoder.D, 0
-        for level, j in zip(decoder.levels, k[i], strict=True):
-            own = q[i, first : first + level.E]
+        for level, symbol in zip(decoder.levels, k[i], strict=True):
+            own, j = q[i, first : first + level.E], symbol // level.A
             for d in range(decoder.D):
                 latents = sum(
                     (Fraction(float(u)) * int(n) for u, n in zip(level.U[j, d], own, strict=True)), Fraction(0)
@@ -49,7 +49,7 @@ def test_decoding_is_the_arithmetic_of_fractions(
     draw = np.random.default_rng(seed)
     rows = draw.normal(size=(9, D)) * scale
     decoder = make_codec(rows, K, int(draw.integers(0, D + 1)), L, V if L == 1 else 0, seed).model.decoder
-    k = draw.integers(K, size=(5, L))
+    k = draw.integers(K * decoder.levels[0].A, size=(5, L))
     s = draw.integers(V, size=5) if decoder.places is not None else None
     q = draw.integers(-(1 << size), (1 << size) + 1, size=(5, decoder.E))
     step = Step(int(draw.integers(512, 1024)), exponent)
@@ -71,7 +71,7 @@ def test_ordinary_rows_are_exact_and_huge_ones_are_not() -> None:
 @pytest.mark.parametrize("order", ["rising", "falling", "shuffled"])
 def test_the_order_of_the_latents_does_not_matter(order: str) -> None:
     draw = np.random.default_rng(3)
-    level = make_codec(draw.normal(size=(60, 100)) * 50, 2, 64).model.decoder.levels[0]
+    level = make_codec(draw.normal(size=(60, 100)) * 50, 2, 64, A=1).model.decoder.levels[0]
     q, step = draw.integers(-1000, 1000, (20, 64)), Step.nearest(0.037)
     assert ExactDecoder((level,)).is_exact(q, step).all()
     at = {"rising": np.arange(64), "falling": np.arange(64)[::-1], "shuffled": draw.permutation(64)}[order]
