@@ -24,9 +24,9 @@ from llgae_cli.factory import (
     check_fit,
     check_history,
     choose_device,
+    describe_loading,
     load_state,
     set_up_torch,
-    table_options,
 )
 from llgae_cli.formatting import five_digits
 from llgae_cli.models import Model
@@ -169,8 +169,7 @@ def acquire(lock: Lock, patience: float) -> None:
 def set_up(config: Config, device: torch.device, folder: RunFolder) -> Run:
     """Load the data, build model and trainer; InputError where they do not fit together."""
     storage.name_of(config, 0, 0.0)  # a config that no name can hold is refused before the work, not after it
-    options = table_options(config)
-    task = load_task(config.task, config.data_dir, config.centring, config.seed, options=options).to(device)
+    task = load_task(config.task, config.data_dir, **describe_loading(config)).to(device)
     check_fit(config, task.train.N, task.train.D)
     train, validation = task.hold_out(config.validation, config.seed)
     model = build_model(config, task.shape).to(device)
@@ -308,12 +307,19 @@ def save(run: Run, train_mean_l2: float | None = None, extras: dict[str, Any] | 
             "N": run.train.N,
             "D": run.train.D,
             "source": task.origin,
-            **({} if run.train.names is None else {"columns": list(run.train.names)}),
+            **describe_rows(run.train),
         },
         provenance=storage.provenance(),
         **{name: getattr(snapshot, name) for name in ("history", "seconds", "state", "trainer_state")},
     )
     return run.folder.save(run.checkpoint)
+
+
+def describe_rows(samples: Samples) -> dict[str, Any]:
+    """Return what a checkpoint says of how rows are prepared: names of columns, centring and scaling."""
+    columns = {} if samples.names is None else {"columns": list(samples.names)}
+    scaling = {} if samples.scaling is None else {"scaling": samples.scaling.plain()}
+    return {**columns, "centring": samples.centring, **scaling}
 
 
 def measure_snapshot(run: Run, snapshot: Snapshot) -> float:

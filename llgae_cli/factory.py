@@ -1,9 +1,9 @@
 """Build the model and the trainer that a config describes, and restore a model from a checkpoint."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -14,6 +14,8 @@ from llgae_cli.errors import InputError, LlgaeError, printable
 from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Decoder, Model, Residual, Shift, SoftLLGAE
 from llgae_cli.storage import Checkpoint
 from llgae_cli.tasks import Samples, TableOptions
+from llgae_cli.tasks.samples import Scaling
+from llgae_cli.tasks.scaling import Method, restore_scaling
 from llgae_cli.threads import limit_threads
 from llgae_cli.training import ClosedForm, Gradient, RateClosedForm, ResidualClosedForm, Trainer, undo_shifts
 
@@ -29,10 +31,31 @@ def set_up_torch(config: Config) -> None:
     torch.set_float32_matmul_precision("highest")
 
 
-def table_options(config: Config, columns: Sequence[str] | None = None) -> TableOptions:
-    """Return how a config reads its own data; with the `columns` of a checkpoint, how it reads another file."""
-    given = tuple(config.columns) if columns is None else tuple(columns)
-    return TableOptions(given, config.labels, config.test, config.missing, stored=columns is not None)
+class Loading(TypedDict):
+    """Arguments of `load_task` and `load_samples` that say how rows are read and prepared."""
+
+    centring: Any
+    seed: int
+    scaling: Any
+    options: TableOptions
+
+
+def describe_loading(config: Config, checkpoint: Checkpoint | None = None, other: bool = False) -> Loading:
+    """Return how the data of a config is read and prepared.
+
+    With a checkpoint the rows are prepared as its training rows were; with `other`, the data is not the checkpoint's
+    own, and its columns are found by their names. Raises InputError for a damaged checkpoint.
+    """
+    centring, columns = config.centring, tuple(config.columns)
+    scaling: Scaling | Method | None = config.scaling
+    if checkpoint is not None:
+        data = checkpoint.data
+        found = data.get("centring", centring)
+        centring = found if found in ("sample", "none") else "sample"  # earlier versions centred all data
+        scaling = restore_scaling(data.get("scaling"), data.get("D", 0))
+        columns = tuple(data.get("columns", ())) if other else columns
+    options = TableOptions(columns, config.labels, config.test, config.missing, stored=other)
+    return {"centring": centring, "seed": config.seed, "scaling": scaling, "options": options}
 
 
 def choose_device(name: str) -> torch.device:

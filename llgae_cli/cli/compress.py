@@ -84,7 +84,7 @@ def compress(
     settings = codec.choose_settings(rows.sample(), **target)
     model = codec.pack() if embed_model else b""
     with open_output(output) as file:
-        bound = Bound(max_l2, target.get("max_abs"), lossless)
+        bound = Bound(max_l2, target.get("max_abs"), lossless, codec.model.unit)
         error, sizes = write_rows(file, codec, rows, settings, model, bound)
         if verify:
             file.flush()
@@ -157,7 +157,7 @@ def spread(bounds: list[float], D: int) -> "np.ndarray":
 def load_rows(checkpoint: Path, task: str | None, split: Part | None, data_dir: Path | None) -> "Rows":
     """Load the rows of a split, or of both, of a task or the checkpoint's own; without a split as `load_samples`."""
     from llgae_cli.config import parse_config
-    from llgae_cli.factory import table_options
+    from llgae_cli.factory import describe_loading
     from llgae_cli.storage import load
     from llgae_cli.tasks import is_one_file, load_task, load_whole
     from llgae_cli.tasks.rows import Rows
@@ -165,9 +165,9 @@ def load_rows(checkpoint: Path, task: str | None, split: Part | None, data_dir: 
     stored = load(checkpoint)
     config = parse_config(stored.config)
     name, folder = task or config.task, data_dir or config.data_dir
-    options = table_options(config, None if task is None else stored.data.get("columns", []))
+    options = describe_loading(config, stored, other=task is not None)["options"]
     if is_one_file(name) and split in (None, Part.all):
-        whole, shape = load_whole(name, folder, "none", options)
+        whole, shape = load_whole(name, folder, options)
         return Rows([whole], shape)
     loaded = load_task(name, folder, "none", config.seed, options=options)
     parts = {Part.train: [loaded.train], Part.test: [loaded.test], Part.all: [loaded.train, loaded.test]}

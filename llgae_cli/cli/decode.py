@@ -26,14 +26,15 @@ def decode(
         raise InputError(f"-o {printable(output, 200)}: an .npy file or a folder is expected")
     if centred and not to_npy:
         raise InputError("--centred: for .npy files alone; images need their mean grey level")
-    from llgae_cli.factory import restore, shape_of
+    from llgae_cli.factory import describe_loading, restore, shape_of
     from llgae_cli.storage import codes
 
-    model, stored, _ = restore(checkpoint)
+    model, stored, config = restore(checkpoint)
+    scaling = describe_loading(config, stored)["scaling"]
     shape = shape_of(stored, model)
     file = codes.CodesFile(codes_file, model)
     if to_npy:
-        codes.write_npy(codes.decode_file(model, file, centred), output, (file.N, *shape))
+        codes.write_npy(codes.decode_file(model, file, centred), output, (file.N, *shape), scaling)
     else:
         codes.write_images(model, file, output, shape, float(stored.data.get("peak", 255.0)))
     if json:

@@ -34,14 +34,12 @@ def encode(
     if output.suffix != ".npz":
         raise InputError(f"-o {printable(output, 200)}: an .npz file is expected")
     from llgae_cli.evaluation.encoding import write_codes
-    from llgae_cli.factory import restore, table_options
+    from llgae_cli.factory import describe_loading, restore
     from llgae_cli.tasks import load_samples
 
     model, loaded, config = restore(checkpoint)
-    options = table_options(config, None if task is None else loaded.data.get("columns", []))
-    samples = load_samples(
-        task or config.task, split and split.value, data_dir or config.data_dir, config.centring, config.seed, options
-    )
+    how = describe_loading(config, loaded, other=task is not None)
+    samples = load_samples(task or config.task, split and split.value, data_dir or config.data_dir, **how)
     if samples.D != model.D:
         raise InputError(f"{printable(task or config.task)}: samples of {samples.D} values; the model's have {model.D}")
     mean_l2 = write_codes(model, samples, output)

@@ -40,10 +40,11 @@ def sample(
     if output.suffix != ".npy" and n > 10_000:
         raise InputError(f"-n {n}: a picture takes at most 10000; an .npy file takes any number")
     from llgae_cli.evaluation.latents import draw_codes, grid_codes, read_latents
-    from llgae_cli.factory import restore, shape_of
+    from llgae_cli.factory import describe_loading, restore, shape_of
     from llgae_cli.storage.codes import write_npy
 
     model, stored, config = restore(checkpoint)
+    how = describe_loading(config, stored)
     latents = read_latents(stored.extras, model, checkpoint)
     if latents is None:
         raise InputError(
@@ -61,11 +62,11 @@ def sample(
     )
     decoded = (model.decode(code).detach() for code in drawn)
     if output.suffix == ".npy":
-        write_npy((x_hat + (level or 0.0) for x_hat in decoded), output, (n, *shape))
+        write_npy((x_hat + (level or 0.0) for x_hat in decoded), output, (n, *shape), how["scaling"])
     else:
         from llgae_cli.figures.contact_sheet import write_sheet
 
-        write_sheet(list(decoded), output, shape, float(stored.data.get("peak", 255.0)), config.centring, level)
+        write_sheet(list(decoded), output, shape, float(stored.data.get("peak", 255.0)), how["centring"], level)
     if json:
         print_json({"output": str(output), "n": n})
         return

@@ -28,7 +28,7 @@ def fit_activity(model: CodecModel, samples: Samples) -> CodecModel:
     """Return the model with activity classes for the levels that gain by them, from some of the samples."""
     n = min(samples.N, ROWS, max(1, LATENTS // max(1, model.decoder.E)))
     at = np.arange(n) * samples.N // n
-    y, fits = model.grid.round(samples.stored_array(at).astype(np.float64))
+    y, fits = model.place(samples.stored_array(at))
     codes = model.encoder.choose(y[fits], model.encoder.prepare(model.step, 0))
     levels, counts = [], []
     for i, (level, q) in enumerate(zip(model.decoder.levels, model.decoder.split(codes.q), strict=True)):

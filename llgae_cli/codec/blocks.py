@@ -5,6 +5,7 @@ further levels given that; latents; scales of the rows that are corrected, and t
 """
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,14 +64,15 @@ class Rows:
         `trial` neither is tried: these rows, of mode RAW, show what corrections there would be.
         """
         exact = x.astype(np.float64)
-        y, fits = model.grid.round(exact)
+        y, fits = model.place(exact)
+        keeps = partial(keeps_bound, dtype=x.dtype, settings=settings, unit=model.unit)
         if settings.is_bounded and is_integer(x.dtype):
             fits &= (np.abs(exact) <= EXACT).all(1)  # float64 does not tell larger integers apart
         codes = model.encoder.choose(y, prepared)
         q = codes.q.copy()
-        x_hat = model.decoder.decode(codes.k, codes.s, q, settings.step)
+        x_hat = model.decode(codes.k, codes.s, q, settings.step)
         mode = np.full(len(x), RAW)
-        good = fits & model.decoder.is_exact(q, settings.step) & keeps_bound(exact, x_hat, x.dtype, settings)
+        good = fits & model.decoder.is_exact(q, settings.step) & keeps(exact, x_hat)
         mode[good] = 0
         stored = np.where(good[:, None], cast(x_hat, x.dtype), x)
         r = np.zeros((len(x), model.decoder.D if settings.corrections is not None else 0), np.int64)
@@ -80,8 +82,8 @@ class Rows:
                 left = np.flatnonzero((mode == RAW) & fits)
                 step = settings.step.divide(halvings)
                 finer = model.encoder.refine(y[left], codes.take(left), step, settings.scale_shift)
-                values = model.decoder.decode(codes.k[left], codes.take(left).s, finer, step)
-                kept = model.decoder.is_exact(finer, step) & keeps_bound(exact[left], values, x.dtype, settings)
+                values = model.decode(codes.k[left], codes.take(left).s, finer, step)
+                kept = model.decoder.is_exact(finer, step) & keeps(exact[left], values)
                 some = left[kept]
                 mode[some], q[some], stored[some] = halvings, finer[kept], cast(values[kept], x.dtype)
                 bits[some] = _count_bits(q[some], _tables(model, codes.k[some], mode[some], settings))
@@ -90,7 +92,7 @@ class Rows:
                 delta = settings.corrections.delta
                 own, codable = correct(exact[left], x_hat[left], delta, x.dtype)
                 values = apply(x_hat[left], own, delta, x.dtype)
-                kept = codable & keeps_bound(exact[left], values, x.dtype, settings)
+                kept = codable & keeps(exact[left], values)
                 left, own, values = left[kept], own[kept], values[kept]
                 tables = _tables(model, codes.k[left], np.zeros(len(left), np.int64), settings)
                 scales = choose_row_scales(own, settings.corrections.scale)
@@ -115,8 +117,13 @@ def _count_bits(q: Integers, tables: Integers) -> Integers:
     return bits.reshape(q.shape).sum(1)
 
 
-def keeps_bound(x: Floats, values: Floats, dtype: np.dtype[Any], settings: Settings) -> NDArray[np.bool_]:
-    """Return for which rows `values`, cast to the stored type, keep the bound; all where none is promised."""
+def keeps_bound(
+    x: Floats, values: Floats, dtype: np.dtype[Any], settings: Settings, unit: Floats | float
+) -> NDArray[np.bool_]:
+    """Return for which rows `values`, cast to the stored type, keep the bound; all where none is promised.
+
+    `unit`: scales of the variables (D,), or 1; max_l2 is in these units.
+    """
     if not settings.is_bounded:
         return np.ones(len(x), bool)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -126,8 +133,8 @@ def keeps_bound(x: Floats, values: Floats, dtype: np.dtype[Any], settings: Setti
             kept &= (error <= settings.max_abs).all(1)
         if settings.max_l2 is not None:
             D = x.shape[1]
-            square = error * error
-            if is_integer(dtype):  # sums of integers have no rounding error
+            square = np.square(error / unit)
+            if is_integer(dtype) and isinstance(unit, float):  # sums of integers have no rounding error
                 total = square.sum(1)
                 kept &= (total < EXACT) & (total / D <= settings.max_l2)
             else:
@@ -182,7 +189,7 @@ def read_block(model: CodecModel, payload: bytes, n: int, dtype: np.dtype[Any], 
         step = settings.step.divide(halvings)
         if not model.decoder.is_exact(q[own], step).all():
             raise InputError("a damaged block: a row that no encoder writes")
-        x[at[own]] = model.decoder.decode(k[own], None if s is None else s[own], q[own], step)
+        x[at[own]] = model.decode(k[own], None if s is None else s[own], q[own], step)
     corrected = np.flatnonzero(mode == CORRECTED)
     if settings.corrections is not None and len(corrected):
         scales = decoder.get(len(corrected), settings.corrections.shifts)

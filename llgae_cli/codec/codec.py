@@ -213,7 +213,7 @@ class Codec:
             nonlocal best
             trial = replace(bound, step=step, scale_shift=shift)
             rows = self._encode_rows(few, trial, trial_of_modes=True)
-            trial = replace(trial, corrections=fit_corrections(few, rows, trial))
+            trial = replace(trial, corrections=fit_corrections(few, rows, trial, self.model.unit))
             rows = self._encode_rows(few, trial)
             trial = replace(trial, modes=make_weights(np.bincount(rows.mode, minlength=MODES) * 8 + 1))
             size = len(write_block(self.model, rows, trial))
@@ -331,7 +331,7 @@ class Codec:
         return Rows.join(parts)
 
     def _to_grid(self, x: NDArray[Any]) -> tuple[Floats, NDArray[np.bool_]]:
-        return self.model.grid.round(x.astype(np.float64))
+        return self.model.place(x)
 
     def _measure(self, y: Floats, step: Step) -> list[Measured | None]:
         """Return what coding rows y (n, D) at several steps near this one has in common, chunk by chunk.

@@ -42,8 +42,11 @@ def cast(x: Floats, dtype: np.dtype[Any]) -> NDArray[Any]:
         return x.astype(dtype)
 
 
-def find_steps(x: NDArray[Any], settings: Settings) -> Floats:
-    """Return the steps (1,) or (D,) that keep the bound of the settings for rows like x (n, D)."""
+def find_steps(x: NDArray[Any], settings: Settings, unit: Floats | float) -> Floats:
+    """Return the steps (1,) or (D,) that keep the bound of the settings for rows like x (n, D).
+
+    `unit`: scales of the variables (D,), or 1; max_l2 is in these units.
+    """
     if settings.max_abs is not None:
         if is_integer(x.dtype):
             return 2 * np.floor(settings.max_abs) + 1
@@ -51,11 +54,12 @@ def find_steps(x: NDArray[Any], settings: Settings) -> Floats:
         rounding = np.abs(x.astype(np.float64)).max(0, initial=0.0) * float(np.finfo(x.dtype).eps)
         return 2 * np.maximum(settings.max_abs - rounding, settings.max_abs / 2) * (1 - MARGIN)
     assert settings.max_l2 is not None
-    limit = settings.max_l2**0.5
+    limit = np.atleast_1d(settings.max_l2**0.5 * unit)
     if is_integer(x.dtype):
-        return np.array([2 * np.floor(limit) + 1])
-    rounding = float(np.abs(x.astype(np.float64)).max(initial=0.0)) * float(np.finfo(x.dtype).eps)
-    return np.array([2 * max(limit - rounding, limit / 2) * (1 - MARGIN)])
+        return 2 * np.floor(limit) + 1
+    largest = np.abs(x.astype(np.float64)).max(0 if len(limit) > 1 else None, initial=0.0)
+    rounding = largest * float(np.finfo(x.dtype).eps)
+    return 2 * np.maximum(limit - rounding, limit / 2) * (1 - MARGIN)
 
 
 def correct(x: Floats, x_hat: Floats, delta: Floats, dtype: np.dtype[Any]) -> tuple[Integers, NDArray[np.bool_]]:
@@ -74,12 +78,12 @@ def apply(x_hat: Floats, r: Integers, delta: Floats, dtype: np.dtype[Any]) -> Fl
         return base + step
 
 
-def fit_corrections(x: NDArray[Any], rows: "Rows", settings: Settings) -> Corrections | None:
+def fit_corrections(x: NDArray[Any], rows: "Rows", settings: Settings, unit: Floats | float) -> Corrections | None:
     """Return the corrections for rows like x (n, D), coded as `rows`; None where all keep the bound without any."""
     missed = rows.mode >= CORRECTED
     if not missed.any():
         missed = np.ones(len(x), bool)  # a row of the file may miss where none of the sample does
-    delta = find_steps(x, settings)
+    delta = find_steps(x, settings, unit)
     r, codable = correct(x[missed].astype(np.float64), rows.x_hat[missed], delta, x.dtype)
     if not codable.any():
         return None

@@ -96,6 +96,7 @@ def fit_codec(model: Model, samples: Samples, quantisation: Quantisation | None 
             shifts,
             grid,
             first,
+            samples.scaling,
         ),
         some,
     )
@@ -128,10 +129,11 @@ def _make_bases(level: LLGAE, centred: bool, is_first: bool) -> Bases:
 
 
 def _rows(samples: Samples) -> Iterator[tuple[slice, Floats]]:
-    """Yield stored rows as float64, chunk by chunk."""
+    """Yield rows as float64, scaled but not centred, chunk by chunk."""
     for low in range(0, samples.N, CHUNK):
         here = slice(low, min(low + CHUNK, samples.N))
-        yield here, samples.stored_array(here).astype(np.float64)
+        rows = samples.stored_array(here).astype(np.float64)
+        yield here, rows if samples.scaling is None else samples.scaling.apply(rows)
 
 
 @torch.no_grad()

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llgae_cli.codec.density import SHAPES, Integers, make_weights
 from llgae_cli.codec.encoder import Encoder, Grid
 from llgae_cli.codec.exact import BASIS_BITS, NO_ACTIVITY, SPREADS, ExactDecoder, Level, Step
 from llgae_cli.errors import InputError
+from llgae_cli.tasks.samples import Floats, Scaling
+from llgae_cli.tasks.scaling import restore_scaling
 
 FORMAT = 1
 LARGEST = 1 << 31  # bytes of an unpacked model, at most
@@ -33,6 +36,7 @@ class CodecModel:
     symbols   for models with a shift the number of training rows with each shift, by component, (K, V); else None
     grid      see `encoder`
     step      the step that the model was made for
+    scaling   of the rows, or None: the decoder's values, latents and steps are those of scaled rows
     """
 
     decoder: ExactDecoder
@@ -40,6 +44,30 @@ class CodecModel:
     symbols: Integers | None
     grid: Grid
     step: Step
+    scaling: Scaling | None = None
+
+    @property
+    def unit(self) -> Floats | float:
+        """Scales of the variables, (D,), or 1.0: errors over it are those in the units that the model works in."""
+        return 1.0 if self.scaling is None else self.scaling.scale
+
+    def place(self, x: NDArray[Any]) -> tuple[Floats, NDArray[np.bool_]]:
+        """Return rows x (n, D), in their own units, on the grid, and which of them it holds."""
+        u = x.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.grid.round(u if self.scaling is None else self.scaling.apply(u))
+
+    def decode(self, k: Integers, s: Integers | None, q: Integers, step: Step) -> Floats:
+        """Return the rows (n, D) that symbols and latents decode to, in their own units.
+
+        The sums are exact where `decoder.is_exact`; then one product and one sum undo the scaling, rounded as IEEE 754
+        says. So the same bits result on every machine.
+        """
+        u = self.decoder.decode(k, s, q, step)
+        if self.scaling is None:
+            return u
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.scaling.undo(u)
 
     @cached_property
     def weights(self) -> tuple[Integers, ...]:
@@ -105,6 +133,8 @@ class CodecModel:
                 arrays[f"activity{i}"] = level.activity.astype("<i1")
         if self.symbols is not None and self.decoder.places is not None:
             arrays |= {"symbols": self.symbols.astype("<i8"), "places": self.decoder.places.astype("<i4")}
+        if self.scaling is not None:
+            arrays |= {"centre": self.scaling.centre.astype("<f8"), "unit": self.scaling.scale.astype("<f8")}
         if grid:
             arrays |= {
                 "origin": self.grid.origin.astype("<f8"),
@@ -150,7 +180,11 @@ class CodecModel:
         with np.errstate(over="ignore", invalid="ignore"):
             if not all(grid.holds(level.mu, i == 0) for i, level in enumerate(levels)):
                 raise ValueError("an offset far beyond the rows")
-        return cls(ExactDecoder(tuple(levels), places), tuple(counts), symbols, grid, Step(mantissa, exponent))
+        scaling = None
+        if "unit" in arrays:
+            scaling = restore_scaling({"method": "stored", "centre": arrays["centre"], "scale": arrays["unit"]}, D)
+        decoder = ExactDecoder(tuple(levels), places)
+        return cls(decoder, tuple(counts), symbols, grid, Step(mantissa, exponent), scaling)
 
 
 def store_codec(model: CodecModel | None) -> dict[str, Tensor]:

@@ -52,6 +52,11 @@ MODEL_RULES: dict[str, ModelRules] = {
 # Names of data sets that are accepted in place of the ones that checkpoints' names carry.
 TASK_ALIASES = {"fashion-mnist": "fashion-mnist-compress"}
 
+# Data sets whose identity does not depend on whether centring is auto or sample.
+PUBLISHED = (
+    "fashion-mnist", "fashion-mnist-compress", "mnist", "kmnist", "emnist-letters", "cifar10", "svhn", "subspaces",
+)  # fmt: skip
+
 # Conditions that several keys share.
 GRADIENT = when(trainer="gradient")
 COLLAPSE = when(model=AFFINE)
@@ -248,7 +253,18 @@ class Config(BaseModel):
         later=True,
         ge=0,
     )
-    centring: Literal["sample", "none"] = key("sample", "subtract each sample's own mean (sample), or nothing (none)")
+    centring: Literal["auto", "sample", "none"] = key(
+        "auto",
+        "subtract each sample's own mean (sample), or nothing (none); auto: none for tables, else sample",
+    )
+    scaling: Literal[
+        "auto", "none", "std", "range", "pareto", "vast", "level", "max", "poisson", "robust"
+    ] = key(
+        "auto",
+        "scale of each column, by which it is divided: standard deviation (std), range, interquartile range (robust) "
+        "and others; auto: std for tables, else none",
+        later=True,
+    )  # fmt: skip
     columns: list[str] | str = key(
         "",
         "names of the columns that are variables, as a list or separated by commas; -NAME leaves one out",
@@ -335,9 +351,12 @@ class Config(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """Return the config as checkpoints store it: `values` without the later keys that have their default."""
-        return {
+        plain = {
             name: value for name, value in self.values().items() if not (KEYS[name].later and value == DEFAULTS[name])
         }
+        if self.centring == "auto" and self.task in PUBLISHED:
+            plain["centring"] = "sample"  # what auto is there, and what older configs say
+        return plain
 
     def used_values(self) -> dict[str, Any]:
         """Return the values of all keys that have an effect. As a config file, they give the same config again.

@@ -13,20 +13,22 @@ from llgae_cli.errors import RunError
 class Bound:
     """The error that is promised for every row, or none.
 
-    max_l2    of the squared error's mean over the values of a row
+    max_l2    of the squared error's mean over the values of a row, each over `unit`
     max_abs   (1,) or (D,), of each value's absolute error
     lossless  the same bytes
+    unit      scales of the variables (D,), or 1.0
     """
 
     max_l2: float | None = None
     max_abs: np.ndarray | None = None
     lossless: bool = False
+    unit: np.ndarray | float = 1.0
 
     def find_broken(self, x: np.ndarray, x_hat: np.ndarray, difference: np.ndarray) -> np.ndarray:
         """Return for each row of x (n, D) whether it breaks the bound; `difference` is |x - x_hat|, float64."""
         broken = np.zeros(len(x), bool)
         if self.max_l2 is not None:
-            broken |= ~(np.square(difference).mean(1) <= self.max_l2)  # also where it is NaN
+            broken |= ~(np.square(difference / self.unit).mean(1) <= self.max_l2)  # also where it is NaN
         if self.max_abs is not None:
             broken |= ~(difference <= self.max_abs).all(1)
         if self.lossless:  # the same bytes: -0.0 is not 0.0
@@ -39,8 +41,8 @@ class Distortion:
     """Errors of decoded rows, added block by block.
 
     n, values      rows and values so far
-    total          sum of the squared errors
-    largest_row    largest mean squared error of a row
+    total          sum of the squared errors, in scaled units
+    largest_row    largest mean squared error of a row, in scaled units
     largest_value  largest absolute error of a value
     digest         of all decoded bytes
     """
@@ -67,7 +69,7 @@ class Distortion:
         if broken.any():
             row = self.n + int(broken.argmax())
             raise RunError(f"row {row} decodes with an error beyond the bound: please report this")
-        l2 = np.square(difference).mean(1)
+        l2 = np.square(difference / self.bound.unit).mean(1)
         self.digest.update(np.ascontiguousarray(x_hat).view(np.uint8).data)
         self.n += len(x)
         self.values += x.size

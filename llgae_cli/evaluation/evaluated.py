@@ -19,11 +19,11 @@ from llgae_cli.evaluation.metrics import Measured, Metrics, measure
 from llgae_cli.evaluation.principal_axes import PrincipalAxes
 from llgae_cli.evaluation.rate import BitSplit, Rate, RatePoint, measure_curve, measure_split, read_codec
 from llgae_cli.evaluation.rate_estimate import count_float_bits, estimate_rate
-from llgae_cli.factory import choose_device, restore, set_up_torch, table_options
+from llgae_cli.factory import choose_device, describe_loading, restore, set_up_torch
 from llgae_cli.formatting import format_value
 from llgae_cli.models import Model
 from llgae_cli.storage import Checkpoint, compare_name
-from llgae_cli.tasks import Samples, TableOptions, Task, load_task
+from llgae_cli.tasks import Samples, Task, load_task
 from llgae_cli.threads import limit_threads
 
 logger = logging.getLogger(__name__)
@@ -96,12 +96,17 @@ class Evaluated:
         """The checkpoint's codec; None for networks, unfinished runs and files of earlier versions."""
         return read_codec(self.checkpoint.extras, self.model.D, self.path.name)
 
+    @property
+    def centred(self) -> bool:
+        """Whether each sample's mean is subtracted from it."""
+        return self.split_samples.centring == "sample"
+
     @cached_property
     def bit_split(self) -> BitSplit | None:
         """Where the bits of a measured sample go at the model's own step; None without a codec."""
         if self.codec is None:
             return None
-        return measure_split(self.codec, self.split_samples, self.task.shape, self.config.centring == "sample")
+        return measure_split(self.codec, self.split_samples, self.task.shape, self.centred)
 
     @cached_property
     def rate_curve(self) -> tuple[RatePoint, ...]:
@@ -153,20 +158,20 @@ class Evaluated:
     def originals(self, rows: np.ndarray) -> np.ndarray:
         """Return the stored values of these measured samples, (n, D)."""
         index = torch.as_tensor(np.ascontiguousarray(rows, dtype=np.int64))
-        return self.split_samples.rows(index).cpu().numpy() + self._means(index)[:, None]
+        return self._to_units(self.split_samples.rows(index).cpu().numpy() + self._means(index)[:, None])
 
     @torch.no_grad()
     def reconstructions(self, rows: np.ndarray) -> np.ndarray:
-        """Return x_hat of these measured samples with their own means added, (n, D)."""
+        """Return x_hat of these measured samples in their own units, with their own means added, (n, D)."""
         index = torch.as_tensor(np.ascontiguousarray(rows, dtype=np.int64))
         x_hat = self.model.decode(self.model.encode(self.split_samples.rows(index)))
-        return x_hat.cpu().numpy() + self._means(index)[:, None]
+        return self._to_units(x_hat.cpu().numpy() + self._means(index)[:, None])
 
     @torch.no_grad()
     def decode(self, k: int, b: torch.Tensor) -> np.ndarray:
         """Return what component k decodes the latents b (n, E) to, plus the mean grey level of its samples, (n, D)."""
         x_hat = self.model.decode(self.latents.code(k, b).to(self.model.device))
-        return (x_hat.cpu().double() + self.grey_levels[k]).numpy()
+        return self._to_units((x_hat.cpu().double() + self.grey_levels[k]).numpy())
 
     def explained(self, k: int) -> np.ndarray:
         """Return the share (E,) of component k's variance along each axis; the rest is residual."""
@@ -187,6 +192,10 @@ class Evaluated:
         shown = [f"{letter}={n}" for letter, (key, n) in sizes.items() if not self.config.is_fixed(key)]
         return " ".join([self.config.model, *shown])
 
+    def _to_units(self, u: np.ndarray) -> np.ndarray:
+        scaling = self.split_samples.scaling
+        return u if scaling is None else scaling.undo(u.astype(np.float64))
+
     def _means(self, index: slice | torch.Tensor) -> np.ndarray:
         return self.split_samples.means(index).cpu().numpy()
 
@@ -205,9 +214,8 @@ def evaluate_checkpoint(
     model, checkpoint, config = restore(path)
     set_up_torch(config)
     where = choose_device(device)
-    options = table_options(config, None if task is None else checkpoint.data.get("columns", []))
-    folder = data_dir or config.data_dir
-    loaded = load_task(task or config.task, folder, config.centring, config.seed, options=options).to(where)
+    how = describe_loading(config, checkpoint, other=task is not None)
+    loaded = load_task(task or config.task, data_dir or config.data_dir, **how).to(where)
     return _evaluate(path, model.to(where), checkpoint, config, loaded, split, own_task=task is None)
 
 
@@ -222,24 +230,24 @@ def evaluate_checkpoints(
     limit_threads()
     if one_task:
         _check_one_task([(path, checkpoint, config) for path, _, checkpoint, config in restored])
-    tasks: dict[tuple[str, str, int, TableOptions], Task] = {}
+    tasks: dict[tuple[Any, ...], Task] = {}
     evaluated = []
     for path, model, checkpoint, config in restored:
-        options = table_options(config)
-        key = (config.task, config.centring, config.seed if config.task == "subspaces" else 0, options)
+        how = describe_loading(config, checkpoint)
+        seed, scaling = config.seed if config.task == "subspaces" else 0, how["scaling"]
+        key = (config.task, how["centring"], seed, how["options"], scaling and scaling.identity)
         if key not in tasks:
-            folder = data_dir or config.data_dir
-            tasks[key] = load_task(config.task, folder, config.centring, config.seed, options=options)
+            tasks[key] = load_task(config.task, data_dir or config.data_dir, **how)
         evaluated.append(_evaluate(path, model, checkpoint, config, tasks[key]))
     return evaluated
 
 
 def _check_one_task(restored: Sequence[tuple[Path, Checkpoint, Config]]) -> None:
     first, checkpoint, config = restored[0]
-    expected = {**checkpoint.data, "task": config.task, "centring": config.centring}
+    expected = {"centring": config.centring, **checkpoint.data, "task": config.task}
     for path, other, other_config in restored[1:]:
-        data = {**other.data, "task": other_config.task, "centring": other_config.centring}
-        for key, what in (("fingerprint", "data"), ("centring", "centring")):
+        data = {"centring": other_config.centring, **other.data, "task": other_config.task}
+        for key, what in (("fingerprint", "data"), ("centring", "centring"), ("scaling", "scaling")):
             if data.get(key) != expected.get(key):
                 raise InputError(
                     f"{printable(path.name, 200)}: other {what} ({printable(data['task'], 60)}, {data.get(key)}) than "

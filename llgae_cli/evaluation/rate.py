@@ -8,7 +8,7 @@ The framing is what a file has beside that: the header, the index, the checks of
 coder in each. Its share of a sample depends on the number of rows, so it is stated next to `bits`, not in it.
 
 Errors are those of the decoded values in the stored type, as `llgae compress` prints them: of integers, after rounding
-and clipping.
+and clipping; of scaled rows, in scaled units.
 """
 
 import math
@@ -214,9 +214,9 @@ def measure_curve(codec: Codec, samples: Samples) -> tuple[RatePoint, ...]:
 def compute_costs(codec: Codec, x: NDArray[Any], settings: Settings) -> Costs:
     """Return what rows x (n, D), in their stored type, cost without a bound on their errors."""
     model, codes = codec.model, codec.rate(x, settings)
-    _, fits = model.grid.round(x.astype(np.float64))
+    _, fits = model.place(x)
     raw = ~(fits & model.decoder.is_exact(codes.q, settings.step))
-    values = cast(model.decoder.decode(codes.k, codes.s, codes.q, settings.step), x.dtype)
+    values = cast(model.decode(codes.k, codes.s, codes.q, settings.step), x.dtype)
     values[raw] = x[raw]
     k, shifts = np.zeros(len(x)), np.zeros(len(x))
     for i, weights in enumerate(model.weights):
@@ -235,7 +235,7 @@ def compute_costs(codec: Codec, x: NDArray[Any], settings: Settings) -> Costs:
     places = codes.k // np.array([level.A for level in model.decoder.levels])
     mode = _to_bits(settings.modes)
     stored = np.where(raw, mode[RAW] + 8.0 * x.dtype.itemsize * x.shape[1], mode[0])
-    return Costs(k, shifts, latents, stored, np.square(absolute_difference(x, values)).mean(1), places)
+    return Costs(k, shifts, latents, stored, np.square(absolute_difference(x, values) / model.unit).mean(1), places)
 
 
 def compute_framing(codec: Codec, samples: Samples, shape: tuple[int, ...], bits: float) -> float:

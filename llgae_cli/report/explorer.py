@@ -51,7 +51,7 @@ def pack_model(evaluated: Evaluated, budget: int) -> dict[str, Any] | None:
         "image": looks.is_image,
         "low": looks.low,
         "high": looks.high,
-        "centred": evaluated.config.centring == "sample",
+        "centred": evaluated.centred,
         "alpha": ALPHA[evaluated.config.prior],
         "beta": evaluated.config.beta,
         "steps": min(evaluated.config.n_step, MAX_STEPS),
@@ -70,7 +70,7 @@ def pack_model(evaluated: Evaluated, budget: int) -> dict[str, Any] | None:
         "mean": pack_floats(evaluated.axes.mean[order].numpy()),
         "B": pack_floats(B.numpy()),
         "inverse": pack_floats(torch.linalg.pinv(B).numpy() if model.E else B.numpy()),
-        "codec": None if codec is None else pack_codec(codec, model, order, evaluated.config.centring == "sample"),
+        "codec": None if codec is None else pack_codec(codec, model, order, evaluated.centred),
     }
 
 

@@ -195,7 +195,7 @@ def pack_explorer(checkpoints: Sequence[Evaluated], names: Sequence[str]) -> dic
         model = explorer.pack_model(evaluated, explorer.BUDGET // len(checkpoints))
         if model is None:
             continue
-        key = f"{evaluated.task.fingerprint}-{evaluated.config.centring}"
+        key = f"{evaluated.task.fingerprint}-{evaluated.split_samples.centring}"
         if key not in rows:
             rows[key] = explorer.choose_samples(evaluated)
             images[key] = explorer.pack_samples(evaluated, rows[key])

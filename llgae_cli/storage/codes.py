@@ -31,6 +31,7 @@ from llgae_cli.models import Code, Model
 from llgae_cli.regular_files import open_for_reading
 from llgae_cli.storage.atomic import clean_temporaries, write_atomically
 from llgae_cli.tasks.npy_file import read_npy_header
+from llgae_cli.tasks.samples import Scaling
 
 SPOOL_BYTES = 1 << 24  # of an array kept in memory before it goes to a temporary file
 FINGERPRINT_DIGITS = 16
@@ -212,12 +213,15 @@ def decode_file(model: Model, codes: CodesFile, centred: bool = False) -> Iterat
         yield x_hat.cpu()
 
 
-def write_npy(chunks: Iterator[torch.Tensor], path: Path, shape: tuple[int, ...]) -> None:
-    """Write float32 rows to the .npy at `path` as an array of `shape` (N, ...), chunk by chunk."""
+def write_npy(
+    chunks: Iterator[torch.Tensor], path: Path, shape: tuple[int, ...], scaling: Scaling | None = None
+) -> None:
+    """Write rows to the .npy at `path` as a float32 array of `shape` (N, ...), chunk by chunk, in their own units."""
     with write_atomically(path) as temporary, open(temporary, "wb") as file:
         _write_header(file, "<f4", shape)
         for chunk in chunks:
-            file.write(_bytes(chunk, "<f4"))
+            rows = chunk if scaling is None else torch.from_numpy(scaling.undo(chunk.double().numpy())).float()
+            file.write(_bytes(rows, "<f4"))
 
 
 def write_images(model: Model, codes: CodesFile, folder: Path, shape: tuple[int, ...], peak: float) -> None:

@@ -92,17 +92,17 @@ def check_data(plan: Plan) -> None:
 
     Raises InputError for a task that cannot be loaded, and for K, embed-dim or validation that do not fit the data.
     """
-    from llgae_cli.factory import check_fit, table_options  # torch takes a second to import
+    from llgae_cli.factory import check_fit, describe_loading  # torch takes a second to import
     from llgae_cli.tasks import load_task
 
     shapes: dict[tuple[object, ...], tuple[int, int]] = {}
     errors = []
     for cell in plan.cells:
         config = cell.config
-        options = table_options(config)
-        key = (config.task, str(config.data_dir), config.centring, options)
+        how = describe_loading(config)
+        key = (config.task, str(config.data_dir), *how.values())
         if key not in shapes:
-            train = load_task(config.task, config.data_dir, config.centring, config.seed, options=options).train
+            train = load_task(config.task, config.data_dir, **how).train
             shapes[key] = train.N, train.D
         try:
             check_fit(config, *shapes[key])

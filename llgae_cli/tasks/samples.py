@@ -3,11 +3,13 @@
 import copy
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llgae_cli.errors import InputError
@@ -16,21 +18,51 @@ from llgae_cli.tasks.row_source import RowSource
 
 Centring = Literal["sample", "none"]
 Index = slice | Tensor | np.ndarray
+Floats = NDArray[np.float64]
 
 # Beyond this a squared distance over up to 10^8 values overflows float32.
 LARGEST = 1e15
 BLOCK_BYTES = 1 << 22
 
 
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """u = (v - centre) / scale, for `centre` and `scale` (D,) in float64; `method` says how they were found."""
+
+    method: str
+    centre: Floats
+    scale: Floats
+
+    def apply(self, v: Floats) -> Floats:
+        """Return the scaled rows u (n, D) of rows v (n, D) in their own units."""
+        return (v - self.centre) / self.scale
+
+    def undo(self, u: Floats) -> Floats:
+        """Return the rows v (n, D) in their own units of scaled rows u (n, D): one product, then one sum."""
+        v: Floats = u * self.scale
+        return v + self.centre
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain values, for checkpoints."""
+        return {"method": self.method, "centre": self.centre.tolist(), "scale": self.scale.tolist()}
+
+    @property
+    def identity(self) -> bytes:
+        """Bytes that are equal for equal scalings."""
+        return self.centre.tobytes() + self.scale.tobytes()
+
+
 class Samples:
-    """N samples x in R^D: x = v - mean(v) per sample (`centring="sample"`), or x = v (`"none"`).
+    """N samples x in R^D: x = u - mean(u) per sample (`centring="sample"`), or x = u (`"none"`).
+
+    u = v, or u = (v - c) / s in float64 where the samples have a scaling.
 
     v are the stored values: an array in memory (never copied), or a `RowSource` such as an .npy file, which is
     streamed: resident memory is that of one request. Allowed types: `npy_file.DTYPES`.
 
     Attributes: `N`, `D`, `labels` (int64 of shape (N,), or None), `names` (of the D columns, or None), `centring`,
-    `device` (of the returned rows), `stored` (name of the stored type). A share (`part`, `subset`) refers to the same
-    values.
+    `scaling` (or None), `device` (of the returned rows), `stored` (name of the stored type). A share (`part`, `subset`)
+    refers to the same values.
 
     Raises InputError for a type that is not allowed and for a file that is not a valid .npy.
     """
@@ -47,6 +79,7 @@ class Samples:
         if centring not in ("sample", "none"):
             raise ValueError(f"centring is 'sample' or 'none', not {centring!r}")
         self.centring = centring
+        self.scaling: Scaling | None = None
         self.device = torch.device("cpu")
         self.origin = origin
         self._source: Tensor | RowSource
@@ -94,7 +127,7 @@ class Samples:
         return self._centre(index, dtype, out)[0]
 
     def means(self, index: Index, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the mean that `rows` subtracts from each sample, shape (n,): v = x + mean; 0 for centring `none`."""
+        """Return the mean that `rows` subtracts from each sample, shape (n,): u = x + mean; 0 for centring `none`."""
         if self.centring == "none":
             return torch.zeros(len(self._pick(index)), dtype=dtype, device=self.device)
         return self._centre(index, dtype, None)[1].squeeze(1)
@@ -130,6 +163,12 @@ class Samples:
     def every(self, step: int, first: int = 0) -> "Samples":
         """Return the share of rows first, first + step, first + 2 step, ..."""
         return self._share(self._pick(slice(first, None, step)), slice(first, None, step))
+
+    def prepare(self, centring: Centring, scaling: Scaling | None) -> "Samples":
+        """Return the same samples with a centring and a scaling."""
+        prepared = copy.copy(self)
+        prepared.centring, prepared.scaling = centring, scaling
+        return prepared
 
     def to(self, device: torch.device | str) -> "Samples":
         """Return the same samples with rows on `device`, where they are converted and centred too.
@@ -201,7 +240,8 @@ class Samples:
     @property
     def _workplace(self) -> torch.device:
         # Apple's GPU has no float64, in which wide types are centred.
-        return torch.device("cpu") if self.device.type == "mps" and self._wide else self.device
+        wide = self._wide or self.scaling is not None
+        return torch.device("cpu") if self.device.type == "mps" and wide else self.device
 
     def _centre(self, index: Index, dtype: torch.dtype, out: Tensor | None) -> tuple[Tensor, Tensor]:
         stored = self._widen(self._stored_rows(self._pick(index)))  # (n, D)
@@ -212,9 +252,13 @@ class Samples:
             raise ValueError(f"out is {tuple(out.shape)} {out.dtype}; ({n} or more, {self.D}) {dtype} is expected")
         else:
             x = out[:n]
+        if self.scaling is not None:
+            stored = stored.to(torch.float64)
+            centre, scale = self.scaling.centre, self.scaling.scale
+            stored = (stored - torch.from_numpy(centre).to(stored)).div_(torch.from_numpy(scale).to(stored))
         if self.centring == "none":
             return x.copy_(stored), x.new_zeros(n, 1)
-        if self._wide:
+        if self._wide or self.scaling is not None:
             # Centred before rounding: float32 would lose small differences from a large mean.
             exact = stored.to(torch.float64)
             mean = exact.mean(1, keepdim=True)

@@ -6,7 +6,8 @@ from pathlib import PurePath
 
 import torch
 
-from llgae_cli.tasks.samples import Samples
+from llgae_cli.tasks.samples import Centring, Samples, Scaling
+from llgae_cli.tasks.scaling import find_range
 
 HASHED_WHOLE_BYTES = 1 << 28
 HASHED_BLOCKS = 256
@@ -20,7 +21,7 @@ class Task:
     train, test   the samples
     shape         of one sample, in C order: (H, W) or (H, W, 3) for images, (D,) for vectors
     classes       names of the labels 0, 1, ..., or None
-    peak          range of the values (255 for 8-bit images), for PSNR
+    peak          range of the (scaled) values, 255 for 8-bit images, for PSNR
     source        where the data was read from, in words
     fingerprint   see the function `fingerprint`
     place         the path within `source`, if any
@@ -41,6 +42,11 @@ class Task:
         """`source` for files that are given away: of an absolute path only the last part."""
         path = PurePath(self.place)
         return self.source.replace(self.place, path.name) if path.is_absolute() and path.name else self.source
+
+    def prepare(self, centring: Centring, scaling: Scaling | None) -> "Task":
+        """Return the same task with a centring and a scaling of its samples; `peak` is then that of scaled values."""
+        train, test = self.train.prepare(centring, scaling), self.test.prepare(centring, scaling)
+        return replace(self, train=train, test=test, peak=self.peak if scaling is None else find_range(train))
 
     def hold_out(self, share: float, seed: int) -> tuple[Samples, Samples | None]:
         """Split the training samples: return the rest and a random `share` of them (None where it is empty)."""

@@ -218,7 +218,8 @@ class ClosedForm(Trainer):
         """Return whether passes score the rows as bytes."""
         samples, mu = self.samples, self.components.mu
         as_stored = self.target is None and self.origin is None and mu.dtype == torch.float32
-        centred_bytes = samples.stored == "uint8" and samples.centring == "sample" and samples.D <= int8.LARGEST_D
+        centred_bytes = samples.stored == "uint8" and samples.centring == "sample" and samples.scaling is None
+        centred_bytes = centred_bytes and samples.D <= int8.LARGEST_D
         return as_stored and centred_bytes and int8.is_faster(mu.device)
 
     def _add_origin(self, components: Components) -> Components:

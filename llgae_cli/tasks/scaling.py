@@ -1,0 +1,133 @@
+"""Scaling of the variables of a table: u_j = (v_j - c_j) / s_j, with c and s from the training rows.
+
+Columns of different units cannot be compared by squared error: the largest numbers would decide everything. With m_j
+the mean, sd_j the standard deviation (of N, not N - 1) and max_j, min_j the extremes of column j, s_j is
+
+    std      sd_j                   pareto   sqrt(sd_j)            level    |m_j|
+    range    max_j - min_j          vast     sd_j^2 / |m_j|        max      |max_j|
+    poisson  sqrt(m_j)              robust   quantile 3/4 - quantile 1/4
+
+and c_j is m_j; for robust, the median. The first seven are those of the field of reduced-order combustion models
+(Zdybal, Armstrong, Parente and Sutherland, PCAfold, SoftwareX 12, 2020, in which std is called auto).
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llgae_cli.errors import InputError, printable
+from llgae_cli.tasks.samples import Floats, Samples, Scaling
+
+Method = Literal["auto", "none", "std", "range", "pareto", "vast", "level", "max", "poisson", "robust"]
+
+QUANTILE_ROWS = 1_000_000  # evenly spaced rows from which quantiles are taken, and at most
+QUANTILE_VALUES = 1 << 26  # so many values
+NAMED = 5  # columns that a message names
+
+logger = logging.getLogger(__name__)
+
+
+def restore_scaling(stored: Any, D: int) -> Scaling | None:
+    """Return the scaling in a checkpoint's data; None for None.
+
+    Raises InputError for what `Scaling.plain` never gives.
+    """
+    if stored is None:
+        return None
+    try:
+        centre, scale = (np.array(stored[name], np.float64) for name in ("centre", "scale"))
+        sound = centre.shape == scale.shape == (D,) and (np.isfinite(centre) & np.isfinite(scale) & (scale != 0)).all()
+        if not sound:
+            raise ValueError
+        return Scaling(str(stored["method"]), centre, scale)
+    except (TypeError, KeyError, ValueError, OverflowError):
+        raise InputError("a checkpoint whose scaling is damaged") from None
+
+
+def fit_scaling(samples: Samples, method: str) -> Scaling:
+    """Return the scaling of samples by a method of `Method`, but auto and none: one streamed pass, sums in float64.
+
+    A constant column is only centred. Quantiles are those of evenly spaced rows, where there are more than a million.
+    Raises InputError where all columns are constant, and where a method gives no scale for a column.
+    """
+    mean, deviation, low, high = _measure(samples)
+    centre = mean
+    if method == "robust":
+        step = max(1, -(-samples.N // min(QUANTILE_ROWS, max(1, QUANTILE_VALUES // samples.D))))
+        rows = samples.stored_array(slice(0, None, step)).astype(np.float64)
+        below, centre, above = np.quantile(rows, (0.25, 0.5, 0.75), axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scale = {
+            "std": lambda: deviation,
+            "range": lambda: high - low,
+            "pareto": lambda: np.sqrt(deviation),
+            "vast": lambda: deviation**2 / np.abs(mean),
+            "level": lambda: np.abs(mean),
+            "max": lambda: np.abs(high),
+            "poisson": lambda: np.sqrt(mean),
+            "robust": lambda: above - below,
+        }[method]()
+    constant = low == high
+    if constant.all():
+        raise InputError(f"{samples.origin}: every column is constant, so there is nothing to learn")
+    if constant.any():
+        names = name_columns(samples.names, np.flatnonzero(constant))
+        logger.info("%d constant columns are not scaled: %s", int(constant.sum()), names)
+    wrong = ~constant & ~(np.isfinite(scale) & (scale > 0))
+    if wrong.any():
+        names = name_columns(samples.names, np.flatnonzero(wrong))
+        raise InputError(
+            f"scaling: {method} has no scale for {names}: {_REASON.get(method, 'it is zero')}; "
+            "std and range always work"
+        )
+    return Scaling(method, centre, np.where(constant, 1.0, scale))
+
+
+_REASON = {
+    "vast": "the mean is zero",
+    "level": "the mean is zero",
+    "max": "the maximum is zero",
+    "poisson": "the mean is not positive",
+    "robust": "half of the values are equal",
+}
+
+
+def name_columns(names: Sequence[str] | None, at: NDArray[np.int64]) -> str:
+    """Return the names of some columns for a message, or their numbers where they have no names; at most five."""
+    found = [printable(names[i], 40) if names else f"column {i}" for i in at[:NAMED].tolist()]
+    return ", ".join(found) + (f" and {len(at) - NAMED} more" if len(at) > NAMED else "")
+
+
+def find_range(samples: Samples) -> float:
+    """Return the range of all values of scaled samples: the largest less the smallest u."""
+    assert samples.scaling is not None
+    _, _, low, high = _measure(samples)
+    return float(samples.scaling.apply(high).max() - samples.scaling.apply(low).min())
+
+
+def compare_spread(samples: Samples) -> float:
+    """Return how many times the largest standard deviation of a column is the smallest one, of columns that vary."""
+    deviation = _measure(samples)[1]
+    varying = deviation[deviation > 0]
+    return float(varying.max() / varying.min()) if len(varying) else 1.0
+
+
+def _measure(samples: Samples) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return mean, standard deviation, minimum and maximum of each column, (D,) each."""
+    shift: Floats | None = None
+    low, high = np.full(samples.D, np.inf), np.full(samples.D, -np.inf)
+    total, squares = np.zeros(samples.D), np.zeros(samples.D)
+    for _, block in samples.stored_blocks():
+        v = block.cpu().double().numpy()
+        # Sums about a point inside the data: about zero, columns far from zero would cancel.
+        shift = v.mean(0) if shift is None else shift
+        low, high = np.minimum(low, v.min(0)), np.maximum(high, v.max(0))
+        v = v - shift
+        total += v.sum(0)
+        squares += (v * v).sum(0)
+    assert shift is not None
+    mean = total / samples.N
+    return shift + mean, np.sqrt(np.maximum(squares / samples.N - mean * mean, 0.0)), low, high
