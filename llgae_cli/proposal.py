@@ -15,7 +15,7 @@ ROWS = 20_000  # most that are looked at
 K_TRIED = (1, 2, 4, 8, 16, 32)
 E_TRIED = (1, 2, 3, 5, 8, 12, 20)
 SECONDS = 15.0  # no fit is begun later
-TOLERANCE = 0.1
+TOLERANCE, SHARE = 0.1, 0.001  # of the best s^2, and of the total variance: less does not pay for a larger model
 HELD_OUT = 5  # every fifth row
 PASSES = 30  # most of one fit
 TOL = 1e-3
@@ -70,8 +70,9 @@ def propose(x: np.ndarray, seed: int = 28, seconds: float = SECONDS) -> Proposal
     """Fit a grid of K and E to four fifths of the rows x (n, D), measure the others, and choose.
 
     The residual variance s^2 = |x - x_hat|^2 / (D - E), averaged over held-out rows, falls with E only while another
-    latent explains more than noise; the error itself always falls. Of the trials with s^2 within 10 % of the smallest
-    one, the first is chosen, with the smallest E and then the smallest K. After `seconds` no further fit is begun.
+    latent explains more than noise; the error itself always falls. Of the trials with s^2 within 10 % of the smallest,
+    or within 0.1 % of the total variance of it, the one with the smallest E and then the smallest K is chosen. After
+    `seconds` no further fit is begun.
     """
     held = np.arange(len(x)) % HELD_OUT == HELD_OUT - 1
     train = Samples(x[~held].astype(np.float32), centring="none")
@@ -86,9 +87,8 @@ def propose(x: np.ndarray, seed: int = 28, seconds: float = SECONDS) -> Proposal
             break
         error = mean_l2(_fit(train, K, E, seed), test)
         trials.append(Trial(K, E, error, error * D / (D - E)))
-    # Exactly linear data leaves only rounding, which must not decide: 1e-6 of the variance counts as zero.
-    floor = 1e-6 * float(x.var(axis=0).mean())
-    bound = max(min(trial.variance for trial in trials), floor) * (1 + TOLERANCE)
+    least = min(trial.variance for trial in trials)
+    bound = least + max(TOLERANCE * least, SHARE * float(x.var(axis=0).mean()))
     best = min((trial for trial in trials if trial.variance <= bound), key=lambda trial: (trial.E, trial.K))
     return Proposal(best.K, best.E, tuple(trials), len(trials) == len(grid))
 

@@ -91,8 +91,9 @@ def write_config(task: "Task", options: "TableOptions", found: "Survey", chosen:
         f"# K and embed-dim: {len(chosen.trials)} quick fits, measured on held-out training rows"
         f"{'.' if chosen.complete else '; the time limit left out larger ones.'}",
         "# The residual variance mean L2 * D / (D - E) falls with E only while a latent explains more than noise.",
-        f"# Chosen: the smallest E, then K, within 10 % of the best: {here.variance:.4g}; the best is {best:.4g}"
-        f"{' (columns divided by their standard deviation)' if table else ''}.",
+        "# Chosen: the smallest E, then K, within 10 % of the best residual variance or 0.1 % of the total variance:",
+        f"# {here.variance:.4g}; the best is {best:.4g}"
+        f"{' (in columns divided by their standard deviation)' if table else ''}.",
         *(
             f"#   K {trial.K:<3d} E {trial.E:<3d} mean L2 {trial.mean_l2:<10.4g} residual variance {trial.variance:.4g}"
             for trial in sorted(chosen.trials, key=lambda trial: trial.variance)[:SHOWN]

@@ -1,5 +1,6 @@
 """`llgae init`, and the keys for own data on the command line."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,6 @@ def test_the_columns_of_a_checkpoint_are_used_by_name(llgae: Any, planes: np.nda
     pa.csv.write_csv(table.select(["v0", "v1"]), "short.csv")
     keys = ["task=x.csv", "columns=v2,v0,v1", "K=2", "embed-dim=1", "centring=none"]
     assert llgae("train", "-c", "fast.yaml", *(part for key in keys for part in ("-S", key))).code == 0
-    from pathlib import Path
-
     path = next(Path("checkpoints").rglob("*.pkl"))
     own, other = llgae("eval", path, "--json"), llgae("eval", path, "--task", "turned.csv", "--json")
     assert own.code == other.code == 0, other.err
