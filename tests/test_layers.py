@@ -17,7 +17,7 @@ ROWS = [
     {"report"},
     {"sweep", "bench"},
     {"figures"},
-    {"experiment"},
+    {"experiment", "proposal"},
     {"evaluation", "sklearn"},
     {"codec"},
     {"factory"},

@@ -18,6 +18,7 @@ from llgae_cli.cli import (
     eval,
     figures,
     info,
+    init,
     report,
     runs,
     sample,
@@ -42,9 +43,11 @@ app.command(
     help="Evaluate a checkpoint: mean L2 (total and per class), explained variance, PSNR, use of components, bits.",
 )(eval.evaluate)
 app.command("runs", help="List the checkpoints in a folder; only file names are read.")(runs.runs)
-app.command("data", help="Load and check a data set, downloading it if missing; print its source, size and classes.")(
-    data.data
-)
+app.command("data", help=data.HELP)(data.data)
+app.command(
+    "init",
+    help="Look at your data and write a commented config for it, with K and embed-dim from a quick fit.",
+)(init.init)
 app.command(
     "config",
     help="Print the resolved config (all keys that have an effect, defaults included), or the JSON Schema of all keys.",

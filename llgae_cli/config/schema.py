@@ -304,13 +304,6 @@ class Config(BaseModel):
         names = value.split(",") if isinstance(value, str) else value
         return [name.strip() for name in names if name.strip()] or ""
 
-    @field_validator("test")
-    @classmethod
-    def _check_share(cls, value: float | str | None) -> float | str | None:
-        if isinstance(value, float) and not 0 < value < 1:
-            raise ValueError("a share of the rows is more than 0 and less than 1")
-        return value
-
     @field_validator("model", mode="before")
     @classmethod
     def _lower_case(cls, value: Any) -> Any:

@@ -104,7 +104,7 @@ def _write(
 
 def _append(file: IO[bytes], block: Block, marks: list[Block]) -> int:
     file.write(np.ascontiguousarray(block.values).data)
-    marks.append(Block(block.values[:0], block.labels, block.test))
+    marks.append(Block(np.empty((0, 0)), block.labels, block.test))  # a slice of the values would keep them all
     return len(block.values)
 
 

@@ -1,0 +1,117 @@
+"""A first look at a data set: its columns, and the K and E that a quick fit on held-out rows proposes."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llgae_cli.evaluation.metrics import mean_l2
+from llgae_cli.models import LLGAE
+from llgae_cli.tasks import Samples
+from llgae_cli.training import ClosedForm
+
+ROWS = 20_000  # most that are looked at
+K_TRIED = (1, 2, 4, 8, 16, 32)
+E_TRIED = (1, 2, 3, 5, 8, 12, 20)
+SECONDS = 15.0  # no fit is begun later
+TOLERANCE, SHARE = 0.1, 0.001  # of the best s^2, and of the total variance: less does not pay for a larger model
+HELD_OUT = 5  # every fifth row
+PASSES = 30  # most of one fit
+TOL = 1e-3
+ROWS_PER_COMPONENT = 40
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the first look finds in `rows` evenly spaced training rows.
+
+    spread      standard deviation of each column, (D,)
+    constant    indices of the columns with one value
+    duplicates  number of rows that repeat another
+    """
+
+    rows: np.ndarray
+    spread: np.ndarray
+    constant: tuple[int, ...]
+    duplicates: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fit: held-out mean L2 in the units of the fit, and s^2 = mean L2 * D / (D - E)."""
+
+    K: int
+    E: int
+    mean_l2: float
+    variance: float
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The chosen K and E, all trials in order, and whether the time ran out before the grid was done."""
+
+    K: int
+    E: int
+    trials: tuple[Trial, ...]
+    complete: bool
+
+
+def survey(train: Samples) -> Survey:
+    """Look at up to 20,000 evenly spaced rows of the training samples, in their stored units."""
+    at = np.unique(np.linspace(0, train.N - 1, min(train.N, ROWS)).astype(np.int64))
+    rows = train.stored_array(at).astype(np.float64)  # (n, D)
+    constant = np.flatnonzero((rows == rows[0]).all(axis=0))
+    duplicates = len(rows) - len(np.unique(rows, axis=0))
+    return Survey(rows, rows.std(axis=0), tuple(constant.tolist()), duplicates)
+
+
+def propose(x: np.ndarray, seed: int = 28, seconds: float = SECONDS) -> Proposal:
+    """Fit a grid of K and E to four fifths of the rows x (n, D), measure the others, and choose.
+
+    The residual variance s^2 = |x - x_hat|^2 / (D - E), averaged over held-out rows, falls with E only while another
+    latent explains more than noise; the error itself always falls. Of the trials with s^2 within 10 % of the smallest,
+    or within 0.1 % of the total variance of it, the one with the smallest E and then the smallest K is chosen. After
+    `seconds` no further fit is begun.
+    """
+    held = np.arange(len(x)) % HELD_OUT == HELD_OUT - 1
+    train = Samples(x[~held].astype(np.float32), centring="none")
+    test = Samples(x[held].astype(np.float32), centring="none")
+    D = x.shape[1]
+    largest = max(1, train.N // ROWS_PER_COMPONENT)
+    grid = [(K, E) for E in E_TRIED if E < D for K in K_TRIED if largest >= K] or [(1, 0)]
+    trials: list[Trial] = []
+    began = time.monotonic()
+    for K, E in grid:
+        if trials and time.monotonic() - began > seconds:
+            break
+        error = mean_l2(_fit(train, K, E, seed), test)
+        trials.append(Trial(K, E, error, error * D / (D - E)))
+    least = min(trial.variance for trial in trials)
+    bound = least + max(TOLERANCE * least, SHARE * float(x.var(axis=0).mean()))
+    best = min((trial for trial in trials if trial.variance <= bound), key=lambda trial: (trial.E, trial.K))
+    return Proposal(best.K, best.E, tuple(trials), len(trials) == len(grid))
+
+
+def standardise(rows: np.ndarray) -> np.ndarray:
+    """Return the columns that vary, less their mean and divided by their standard deviation."""
+    spread = rows.std(axis=0)
+    kept = spread > 0
+    return (rows[:, kept] - rows[:, kept].mean(axis=0)) / spread[kept]
+
+
+def centre_rows(rows: np.ndarray) -> np.ndarray:
+    """Return the rows less their own mean."""
+    return rows - rows.mean(axis=1, keepdims=True)
+
+
+def _fit(train: Samples, K: int, E: int, seed: int) -> LLGAE:
+    torch.manual_seed(seed)
+    model = LLGAE(K, train.D, E, beta=1.0, n_step=1)
+    trainer = ClosedForm(model, train, seed=seed, restarts=1, moves=0, tol=TOL)
+    trainer.initialise()
+    for _ in range(PASSES):
+        if trainer.finished:
+            break
+        trainer.epoch()
+    return model
