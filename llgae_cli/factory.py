@@ -46,7 +46,7 @@ def describe_loading(config: Config, checkpoint: Checkpoint | None = None, other
     With a checkpoint the rows are prepared as its training rows were; with `other`, the data is not the checkpoint's
     own, and its columns are found by their names. Raises InputError for a damaged checkpoint.
     """
-    centring, columns = config.centring, tuple(config.columns)
+    centring, columns = config.centring, tuple(config.columns or ())
     scaling: Scaling | Method | None = config.scaling
     if checkpoint is not None:
         data = checkpoint.data

@@ -52,7 +52,7 @@ MODEL_RULES: dict[str, ModelRules] = {
 # Names of data sets that are accepted in place of the ones that checkpoints' names carry.
 TASK_ALIASES = {"fashion-mnist": "fashion-mnist-compress"}
 
-# Data sets whose identity does not depend on whether centring is auto or sample.
+# Data sets for which centring auto is sample, as older configs say.
 PUBLISHED = (
     "fashion-mnist", "fashion-mnist-compress", "mnist", "kmnist", "emnist-letters", "cifar10", "svhn", "subspaces",
 )  # fmt: skip
@@ -265,8 +265,8 @@ class Config(BaseModel):
         "and others; auto: std for tables, else none",
         later=True,
     )  # fmt: skip
-    columns: list[str] | str = key(
-        "",
+    columns: list[str] | str | None = key(
+        None,
         "names of the columns that are variables, as a list or separated by commas; -NAME leaves one out",
         later=True,
     )
@@ -299,10 +299,10 @@ class Config(BaseModel):
 
     @field_validator("columns")
     @classmethod
-    def _split_names(cls, value: list[str] | str) -> list[str] | str:
-        # One spelling of each choice, so that it has one identity; the default is the empty text.
-        names = value.split(",") if isinstance(value, str) else value
-        return [name.strip() for name in names if name.strip()] or ""
+    def _split_names(cls, value: list[str] | str | None) -> list[str] | None:
+        # One spelling of each choice, so that it has one identity.
+        names = value.split(",") if isinstance(value, str) else value or []
+        return [name.strip() for name in names if name.strip()] or None
 
     @field_validator("model", mode="before")
     @classmethod
@@ -321,6 +321,8 @@ class Config(BaseModel):
         defaults = dict(rules.defaults)
         if given.get("optimizer", "adamw") != "adamw":
             defaults.pop("weight-decay", None)  # only adamw uses it
+        if given.get("centring", "auto") == "auto" and given.get("task", "fashion-mnist") in PUBLISHED:
+            given["centring"] = "sample"
         return {**defaults, **given}
 
     @model_validator(mode="after")
@@ -344,12 +346,9 @@ class Config(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """Return the config as checkpoints store it: `values` without the later keys that have their default."""
-        plain = {
+        return {
             name: value for name, value in self.values().items() if not (KEYS[name].later and value == DEFAULTS[name])
         }
-        if self.centring == "auto" and self.task in PUBLISHED:
-            plain["centring"] = "sample"  # what auto is there, and what older configs say
-        return plain
 
     def used_values(self) -> dict[str, Any]:
         """Return the values of all keys that have an effect. As a config file, they give the same config again.

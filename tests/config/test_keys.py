@@ -16,7 +16,8 @@ from llgae_cli.tasks import load_task
 
 NEUTRAL_KEYS = {"epochs", "data-dir", "checkpoint-dir", "save-every", "eval-every", "device", "threads", "figures"}
 SOURCE_KEYS = {"K", "embed-dim", "beta", "n-step", "lr", "task"}
-ALWAYS = {"task", "model", "K", "embed-dim", "trainer", "epochs", "centring", "validation", "seed", *NEUTRAL_KEYS}
+DATA_KEYS = {"centring", "scaling", "columns", "labels", "test", "missing"}
+ALWAYS = {"task", "model", "K", "embed-dim", "trainer", "epochs", "validation", "seed", *DATA_KEYS, *NEUTRAL_KEYS}
 GRADIENT = ALWAYS | {"optimizer", "lr", "batch-size", "schedule", "average", "flip"}
 LATENT = {"prior", "inference", "beta"}
 STARTS = {"tol", "restarts", "moves", "candidates", "shrinkage"}

@@ -136,9 +136,9 @@ def test_a_test_file_is_read_by_name(data: np.ndarray) -> None:
 def test_a_checkpoint_s_columns_in_another_file(data: np.ndarray) -> None:
     pa.csv.write_csv(columns(data).select(NAMES[::-1]), "other.csv")
     options = TableOptions(tuple(NAMES), "kind", "held.csv", stored=True)
-    rows, shape = load_whole("other.csv", Path("data"), "none", options)
+    rows, shape = load_whole("other.csv", Path("data"), options)
     np.testing.assert_array_equal(rows.stored_array(), data)
-    assert shape == (4,) and load_whole("x.npy", Path("data"), "none", options)[0].N == 300
+    assert shape == (4,) and load_whole("x.npy", Path("data"), options)[0].N == 300
 
 
 def test_types_follow_numpy_promotion(data: np.ndarray) -> None:
