@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from llgae_cli.bench import peers
+from llgae_cli.bench.novelty import measure_novelty
 from llgae_cli.bench.rate import measure_rate
 from llgae_cli.bench.row import Row
 from llgae_cli.bench.steady import pass_seconds_of_processes
@@ -245,6 +246,7 @@ BENCHES: dict[str, Callable[[Task], Iterator[Row]]] = {
     "peers": measure_peers,
     "steady": measure_steady,
     "rate": measure_rate,
+    "novelty": measure_novelty,
 }
 
 

@@ -31,7 +31,7 @@ def bench(
     only: Annotated[
         list[str] | None,
         typer.Argument(
-            help="iteration, steps, gradient, growth, candidates, peers, steady or rate. Default: all.",
+            help="iteration, steps, gradient, growth, candidates, peers, steady, rate or novelty. Default: all.",
             metavar="NAME",
         ),
     ] = None,

@@ -22,8 +22,9 @@ Jackson and Mudholkar, Control procedures for residuals associated with principa
 (1979), for Q and T^2.
 """
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,15 +32,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from llgae_cli.config import Config
 from llgae_cli.errors import InputError, printable
 from llgae_cli.evaluation.encoding import CHUNK
+from llgae_cli.evaluation.metrics import Measured, measure
+from llgae_cli.factory import restore
 from llgae_cli.models import LLGAE, Model
-from llgae_cli.tasks import Samples
+from llgae_cli.tasks import Samples, load_task
+from llgae_cli.threads import limit_threads
 
 Score = Literal["nll", "spe", "t2"]
 SCORES: tuple[Score, ...] = ("nll", "spe", "t2")
 QUANTILES = (0.9, 0.95, 0.99, 0.999)
-PRIOR = 10.0  # rows
+logger = logging.getLogger(__name__)
+
+PRIOR = 1.0  # rows
 FLOOR = 1e-10  # least variance, as a share of the mean variance of the data in a dimension
 THRESHOLD_ROWS = 1 << 18  # training rows whose scores give the thresholds, at most
 CANCELLED = 1e-2  # a squared distance below this share of the squares it is a difference of is computed again
@@ -132,11 +139,16 @@ class Novelty:
 
     model: LLGAE
     density: Density
-    thresholds: dict[str, tuple[float, ...]]
+    thresholds: Mapping[Score, tuple[float, ...]]
 
     def score(self, samples: Samples) -> Iterator[tuple[slice, Scores]]:
         """Yield the scores of all samples in order, chunk by chunk: (slice of the rows, scores)."""
-        yield from _score(self.model, self.density, samples)
+        model, density = self.model, self.density
+        for rows, x in samples.chunks(CHUNK, dtype=model.mu.dtype):
+            with torch.no_grad():
+                code = model.encode(x)
+                spe = model.residual(x, code).square_().sum(1).double()
+            yield rows, Scores(code.k, spe, density.t2(x, code.k), density.negative_log_likelihood(x))
 
     def threshold(self, score: Score, quantile: float) -> float:
         """Return the quantile of a score over the training rows. Raises InputError for one that is not kept."""
@@ -161,10 +173,11 @@ def affine_part(model: Model) -> LLGAE:
 
 
 @torch.no_grad()
-def fit_density(model: LLGAE, samples: Samples, prior: float = PRIOR) -> Density:
+def fit_density(model: LLGAE, samples: Samples, k: Tensor, prior: float = PRIOR) -> Density:
     """Return the density of the samples under the model's subspaces, in one pass over them.
 
-    `prior` is the strength of the shrinkage of variances in rows (see the module). Sums are float64, about mu_k.
+    `k` (N,) are the components of the samples' codes, `prior` is the strength of the shrinkage of variances in rows
+    (see the module). Sums are float64, about mu_k.
     """
     K, D, E = model.W.shape
     device, double = model.mu.device, torch.float64
@@ -172,8 +185,8 @@ def fit_density(model: LLGAE, samples: Samples, prior: float = PRIOR) -> Density
     count, outside = torch.zeros(K, dtype=double, device=device), torch.zeros(K, dtype=double, device=device)
     first, first_outside = count.new_zeros(K, E), count.new_zeros(K, D)
     second = count.new_zeros(K, E, E)
-    for _, x in samples.chunks(CHUNK, dtype=model.mu.dtype):
-        for j, rows in _by_component(model.encode(x).k, K):
+    for here, x in samples.chunks(CHUNK, dtype=model.mu.dtype):
+        for j, rows in _by_component(k[here].to(device), K):
             r = x[rows] - model.mu[j]
             z = r @ Q[j]
             r.addmm_(z, Q[j].T, alpha=-1)
@@ -200,22 +213,24 @@ def fit_density(model: LLGAE, samples: Samples, prior: float = PRIOR) -> Density
     )
 
 
-def fit_novelty(model: Model, samples: Samples) -> Novelty:
+def fit_novelty(model: Model, samples: Samples, measured: Measured | None = None) -> Novelty:
     """Return what scores rows, fitted to the training samples: one pass for the density and one for thresholds.
 
-    Thresholds are quantiles of the scores of at most THRESHOLD_ROWS rows, evenly spaced. Raises InputError as
-    `affine_part`.
+    `measured` is a result of `measure` for the same samples; without it, that is one pass more. Thresholds are
+    quantiles of the scores of at most THRESHOLD_ROWS rows, evenly spaced. Raises InputError as `affine_part`.
     """
     affine = affine_part(model)
-    density = fit_density(affine, samples)
-    few = samples.every(-(-samples.N // THRESHOLD_ROWS))
-    scores = [chunk for _, chunk in _score(affine, density, few)]
+    measured = measure(affine, samples, peak=1.0) if measured is None else measured
+    density = fit_density(affine, samples, measured.k)
+    step = -(-samples.N // THRESHOLD_ROWS)
+    few, k = samples.every(step), measured.k[::step].to(samples.device)
+    values = {"spe": measured.mean_l2[::step] * samples.D, "nll": torch.empty(few.N, dtype=torch.float64)}
+    values["t2"] = values["nll"].clone()
+    for here, x in few.chunks(CHUNK, dtype=affine.mu.dtype):
+        values["nll"][here] = density.negative_log_likelihood(x).cpu()
+        values["t2"][here] = density.t2(x, k[here]).cpu()
     at = torch.tensor(QUANTILES, dtype=torch.float64)
-    thresholds = {}
-    for score in SCORES:
-        values = torch.cat([getattr(chunk, score) for chunk in scores]).cpu()
-        thresholds[score] = tuple(_quantiles(values, at).tolist())
-    return Novelty(affine, density, thresholds)
+    return Novelty(affine, density, {score: tuple(_quantiles(values[score], at).tolist()) for score in SCORES})
 
 
 def read_novelty(extras: dict[str, Any], model: Model, path: Path) -> Novelty | None:
@@ -240,6 +255,27 @@ def read_novelty(extras: dict[str, Any], model: Model, path: Path) -> Novelty | 
     return Novelty(affine, density, dict(zip(SCORES, map(tuple, quantiles.tolist()), strict=True)))
 
 
+def load_novelty(path: Path, data_dir: Path | None = None) -> tuple[Novelty, Config]:
+    """Return what scores rows by the checkpoint at `path`, and the checkpoint's config.
+
+    A file that has no novelty, one of an earlier version or of an unfinished run, gets it from the training split of
+    its own task. Raises InputError where that is missing, and for a model without a density.
+    """
+    model, checkpoint, config = restore(path)
+    affine_part(model)
+    limit_threads()
+    novelty = read_novelty(checkpoint.extras, model, path)
+    if novelty is not None:
+        return novelty, config
+    logger.info("%s has no density: fitting it to the training split of %s", printable(path.name, 200), config.task)
+    task = load_task(config.task, data_dir or config.data_dir, config.centring, config.seed)
+    if task.train.D != model.D:
+        raise InputError(f"{printable(config.task)}: samples of {task.train.D} values; the model's have {model.D}")
+    if task.fingerprint != checkpoint.data.get("fingerprint"):
+        logger.warning("%s: the data is not what the checkpoint was trained on: its fingerprint differs", path.name)
+    return fit_novelty(model, task.hold_out(config.validation, config.seed)[0]), config
+
+
 def measure_detection(scores: Tensor, novel: Tensor) -> tuple[float, float]:
     """Return AUROC and average precision of scores (n,) for novel (n,), bool: the higher score, the more novel.
 
@@ -259,14 +295,6 @@ def measure_detection(scores: Tensor, novel: Tensor) -> tuple[float, float]:
     auroc = float((misses * (found - hits / 2)).sum()) / positives / negatives
     precision = float((hits * found / (found + false)).sum()) / positives
     return auroc, precision
-
-
-@torch.no_grad()
-def _score(model: LLGAE, density: Density, samples: Samples) -> Iterator[tuple[slice, Scores]]:
-    for rows, x in samples.chunks(CHUNK, dtype=model.mu.dtype):
-        code = model.encode(x)
-        spe = model.residual(x, code).square_().sum(1).double()
-        yield rows, Scores(code.k, spe, density.t2(x, code.k), density.negative_log_likelihood(x))
 
 
 def _project(x: Tensor, squares: Tensor, mean: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
