@@ -62,9 +62,7 @@ def measure_novelty(task: Task) -> Iterator[Row]:
                 normal = _stored(task.train.subset((labels == label).nonzero()[:, 0]))
                 for name, method in methods.items():
                     _measure(method, normal, test, test_labels != label, task.peak * UNIT)
-                    logger.info(
-                        "class %d, %s: AUROC %.4f, %.3g s", label, name, method.auroc[-1], method.seconds[-1]
-                    )
+                    logger.info("class %d, %s: AUROC %.4f, %.3g s", label, name, method.auroc[-1], method.seconds[-1])
     finally:
         torch.set_num_threads(threads)
     ours = methods.pop(OURS)
