@@ -50,7 +50,7 @@ LONGEST = 10.0  # seconds of reactor time
 SETTINGS = ((8, 2), (16, 4))  # (K, E)
 SEEDS = range(5)
 PEER_ROUNDS = 300  # of the peer, at most
-TOL = 1e-6  # of ours: the peer runs until no row moves
+OURS = {"restarts": 1, "moves": 12, "tol": 1e-6}  # the peer too has one start, and runs until no row moves
 
 
 @dataclass
@@ -105,7 +105,7 @@ def fit_vqpca(x: Array, k: int, e: int, seed: int) -> Fit:
 
     began = time.perf_counter()
     labels = KMeans(k, n_init=1, random_state=seed).fit_predict(x)
-    for done in range(1, PEER_ROUNDS + 1):
+    for rounds in range(1, PEER_ROUNDS + 1):
         used = [j for j in range(k) if (labels == j).sum() > e]
         pcas = [PCA(e).fit(x[labels == j]) for j in used]
         errors = np.stack([((x - p.inverse_transform(p.transform(x))) ** 2).sum(1) for p in pcas], 1)
@@ -114,14 +114,14 @@ def fit_vqpca(x: Array, k: int, e: int, seed: int) -> Fit:
             break
     took = time.perf_counter() - began
     mu, U = np.stack([p.mean_ for p in pcas]), np.stack([p.components_.T for p in pcas])
-    return Fit(mu, U, float(errors.min(1).sum()) / x.size, done, took)
+    return Fit(mu, U, float(errors.min(1).sum()) / x.size, rounds, took)
 
 
 def fit_ours(samples: Samples, k: int, e: int, seed: int) -> tuple[float, float]:
     """Return the mean L2 of our fit from our start, and its seconds."""
     began = time.perf_counter()
     model = LLGAE(k, samples.D, e, beta=1.0, n_step=1)
-    trainer = ClosedForm(model, samples, seed=seed, tol=TOL)
+    trainer = ClosedForm(model, samples, seed=seed, **OURS)  # type: ignore[arg-type]
     trainer.initialise()
     while not trainer.finished:
         trainer.epoch()
@@ -141,7 +141,7 @@ def continue_fit(samples: Samples, peer: Fit) -> float:
 
 
 def standardise(x: Array) -> Array:
-    """Return the columns of x (N, D) with mean 0 and standard deviation 1; columns that do not vary are only centred."""
+    """Return the columns of x (N, D) with mean 0 and standard deviation 1; constant columns are only centred."""
     spread = x.std(0)
     return (x - x.mean(0)) / np.where(spread > 0, spread, 1.0)
 
@@ -180,5 +180,5 @@ def make_states(mechanism: str, fuel: str) -> Array:
         network.max_steps = 100_000
         while network.time < LONGEST:
             network.step()
-            rows.append([reactor.T, *reactor.thermo.Y[kept]])
+            rows.append([reactor.T, *reactor.phase.Y[kept]])
     return np.array(rows)
