@@ -105,7 +105,9 @@ def fit_vqpca(x: Array, k: int, e: int, seed: int) -> Fit:
 
     began = time.perf_counter()
     labels = KMeans(k, n_init=1, random_state=seed).fit_predict(x)
-    for rounds in range(1, PEER_ROUNDS + 1):
+    rounds = 0
+    while rounds < PEER_ROUNDS:
+        rounds += 1
         used = [j for j in range(k) if (labels == j).sum() > e]
         pcas = [PCA(e).fit(x[labels == j]) for j in used]
         errors = np.stack([((x - p.inverse_transform(p.transform(x))) ** 2).sum(1) for p in pcas], 1)
