@@ -17,7 +17,8 @@ pytestmark = pytest.mark.numeric
 
 @pytest.fixture
 def checkpoint(llgae: Command) -> Path:
-    assert llgae("train", "--config", "fast.yaml", "-q").code == 0
+    said = llgae("train", "--config", "fast.yaml", "-q")
+    assert said.code == 0, said.err
     (path,) = Path("checkpoints").glob("*.pkl")
     return path
 
