@@ -18,6 +18,7 @@ from llgae_cli.codec import fit_codec, store_codec
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, Interrupted, ProcessLostError, RunError, printable
 from llgae_cli.evaluation import Evaluated, mean_l2, measure
+from llgae_cli.evaluation.novelty import fit_novelty
 from llgae_cli.factory import (
     build_model,
     build_trainer,
@@ -270,6 +271,8 @@ def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
             )
         if distributed.rank() == 0:
             extras |= store_codec(fit_codec(run.model, run.train, run.trainer.quantisation))
+            if run.model.as_llgae() is not None:
+                extras["novelty"] = fit_novelty(run.model, run.train, train).stored()
         save(run, train_mean_l2=train_mean_l2, extras=extras)
     saved, evaluated = run.folder.saved, None
     if distributed.rank():

@@ -1,4 +1,4 @@
-"""LLGAE as a scikit-learn estimator, trained in closed form: for arrays in memory, pipelines and grid searches.
+"""LLGAE as scikit-learn estimators, trained in closed form: for arrays in memory, pipelines and grid searches.
 
 Needs the extra `[sklearn]`. Imports in this package are absolute, so `sklearn` below is scikit-learn itself.
 """
@@ -22,12 +22,13 @@ from torch import Tensor
 
 from llgae_cli import models
 from llgae_cli.errors import InputError
+from llgae_cli.evaluation.novelty import Density, fit_density
 from llgae_cli.models import Code
 from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm
 
 try:
-    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, OutlierMixin, TransformerMixin
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.utils import check_array, check_random_state, check_scalar
     from sklearn.utils.validation import check_is_fitted, validate_data
@@ -269,6 +270,97 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
     def _warn(self, message: str) -> None:
         warnings.warn(f"{type(self).__name__}: {message}", ConvergenceWarning, stacklevel=3)
+
+
+class LLGAEOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
+    """Outlier and novelty detection by the likelihood of a mixture of probabilistic PCAs on the subspaces of `LLGAE`.
+
+    A sample is an outlier where log p(x) is below `offset_`, a quantile over the training samples. The density and its
+    formulas are those of `evaluation.novelty` and of the command `llgae score`.
+
+    Args:
+        n_clusters: K, how many subspaces.
+        n_components: E, dimensions of each.
+        contamination: share of the training samples below the threshold, above 0 and at most 0.5.
+        max_iter, tol, n_init, moves, shrinkage, random_state: as for `LLGAE`.
+
+    Attributes:
+        weights_: pi, share of the training samples in each component, shape (n_clusters,).
+        means_: m, shape (n_clusters, n_features), in the unit of X.
+        axes_: A, shape (n_clusters, n_features, n_components): orthonormal columns, most variance first.
+        variances_: lambda, variances along the axes, shape (n_clusters, n_components).
+        noise_variances_: sigma^2, variance in each other direction, shape (n_clusters,).
+        offset_: log p(x) at the threshold.
+        n_iter_: number of passes.
+        n_features_in_: number of features.
+        feature_names_in_: their names, where X had any.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 1,
+        n_components: int = 1,
+        *,
+        contamination: float = 0.01,
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        n_init: int | Literal["auto"] = "auto",
+        moves: int | Literal["auto"] = "auto",
+        shrinkage: float | Literal["auto"] = 0.0,
+        random_state: int | np.random.RandomState | None = None,
+    ):
+        self.n_clusters = n_clusters
+        self.n_components = n_components
+        self.contamination = contamination
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_init = n_init
+        self.moves = moves
+        self.shrinkage = shrinkage
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> "LLGAEOutlierDetector":
+        """Fit subspaces, density and threshold to X (n_samples, n_features); y is not used.
+
+        Raises and warns as `LLGAE.fit`, and raises ValueError for a contamination out of its range.
+        """
+        check_scalar(self.contamination, "contamination", Real, min_val=0, max_val=0.5, include_boundaries="right")
+        X = validate_data(self, X, dtype=DTYPES)
+        options = {name: value for name, value in self.get_params().items() if name != "contamination"}
+        subspaces = LLGAE(**options).fit(X)
+        with limited_threads():
+            density = fit_density(subspaces._model(), _samples(X), torch.from_numpy(subspaces.labels_))
+        self.n_iter_ = subspaces.n_iter_
+        self.weights_: NDArray[np.float64] = (density.count / density.count.sum()).numpy()
+        self.means_: NDArray[Any] = density.mean.numpy()
+        self.axes_: NDArray[Any] = density.axes.numpy()
+        self.variances_: NDArray[np.float64] = density.variance.numpy()
+        self.noise_variances_: NDArray[np.float64] = density.noise.numpy()
+        self.offset_ = float(np.quantile(self._log_likelihood(X), self.contamination))
+        return self
+
+    def score_samples(self, X: Any) -> NDArray[np.float64]:
+        """Return log p(x) of X (n_samples, n_features) in nat, shape (n_samples,): the lower, the more novel."""
+        check_is_fitted(self)
+        return self._log_likelihood(validate_data(self, X, dtype=DTYPES, reset=False))
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Return log p(x) - offset_ of X (n_samples, n_features), shape (n_samples,): negative for outliers."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> NDArray[np.int64]:
+        """Return -1 for outliers and 1 for other samples of X (n_samples, n_features), shape (n_samples,)."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def _log_likelihood(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        density = Density(
+            *map(torch.tensor, (self.weights_, self.means_, self.axes_, self.variances_, self.noise_variances_))
+        )
+        log_p = np.empty(len(X))
+        with limited_threads():
+            for here, x in _samples(X).chunks(CHUNK, dtype=density.mean.dtype):
+                log_p[here] = -density.negative_log_likelihood(x).numpy()
+        return log_p
 
 
 def _samples(X: NDArray[Any]) -> Samples:

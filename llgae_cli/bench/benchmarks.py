@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from llgae_cli.bench import peers
+from llgae_cli.bench.novelty import measure_novelty
 from llgae_cli.bench.rate import measure_rate
 from llgae_cli.bench.row import Row
 from llgae_cli.bench.steady import pass_seconds_of_processes
+from llgae_cli.bench.tables import measure_tables
 from llgae_cli.bench.timing import median_seconds, peak_memory, seconds, sgemm_rate
 from llgae_cli.errors import InputError
 from llgae_cli.evaluation import mean_l2
@@ -245,6 +247,8 @@ BENCHES: dict[str, Callable[[Task], Iterator[Row]]] = {
     "peers": measure_peers,
     "steady": measure_steady,
     "rate": measure_rate,
+    "novelty": measure_novelty,
+    "tables": measure_tables,
 }
 
 

@@ -22,6 +22,7 @@ from llgae_cli.cli import (
     report,
     runs,
     sample,
+    score,
     signals,
     sweep,
     train,
@@ -78,6 +79,11 @@ app.command("info", help="Print what a compressed file holds: rows, sizes, bits 
 app.command("sample", help="Generate samples: k by its frequency in training, b from that component's Gaussian.")(
     sample.sample
 )
+app.command(
+    "score",
+    help="Score how novel each row is: negative log-likelihood, squared residual, distance within the component.\n\n"
+    "Thresholds are quantiles of the training rows' scores.",
+)(score.score)
 app.command(
     "figures",
     help="Draw figures of a checkpoint: training curve, reconstructions, atlas, usage, classes, spectrum.\n\n"

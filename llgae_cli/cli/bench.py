@@ -31,7 +31,8 @@ def bench(
     only: Annotated[
         list[str] | None,
         typer.Argument(
-            help="iteration, steps, gradient, growth, candidates, peers, steady or rate. Default: all.",
+            help="iteration, steps, gradient, growth, candidates, peers, steady, rate, novelty or tables. "
+            "Default: all.",
             metavar="NAME",
         ),
     ] = None,

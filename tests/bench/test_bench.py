@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from llgae_cli.bench import BENCHES, benchmarks, run_benches, steady, timing
+from llgae_cli.bench import BENCHES, benchmarks, run_benches, steady, tables, timing
 from llgae_cli.bench.output import GROWTHS
 from llgae_cli.cli.app import main
 from llgae_cli.tasks import Task, load_task
@@ -31,6 +32,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmarks, "write_random_uint8", lambda path, n, d: write(path, n // 1000, d))
     monkeypatch.setattr(benchmarks, "E", 5)
     monkeypatch.setattr(steady, "PROCESSES", 2)
+    states = np.random.default_rng(0).normal(size=(300, 6)) ** 3
+    monkeypatch.setattr(tables, "load_states", lambda name: states)
+    monkeypatch.setattr(tables, "SETTINGS", ((3, 2),))
 
 
 @pytest.mark.slow
