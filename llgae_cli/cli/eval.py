@@ -11,11 +11,12 @@ import typer
 from llgae_cli.cli.console import print_json, print_lines, print_table
 from llgae_cli.cli.options import DataDir, Device, Json, NewestOf
 from llgae_cli.config import read_config
-from llgae_cli.errors import InputError
+from llgae_cli.errors import InputError, printable
 from llgae_cli.formatting import five_digits, percent
 
 if TYPE_CHECKING:
     from llgae_cli.evaluation import Evaluated
+    from llgae_cli.evaluation.variables import Variables
 
 # Parts of the bits, as `evaluation.rate.BitSplit` names them; the first two are shown even where they are zero.
 PARTS = {
@@ -27,6 +28,7 @@ PARTS = {
     "framing": "framing",
 }
 SHOWN = ("k", "latents")
+WORST = 10  # variables that are printed
 
 
 class Split(StrEnum):
@@ -62,10 +64,9 @@ def evaluate(
             "split": found.split,
             "recorded": found.recorded,
         }
-        rate = describe_rate(found, names)
-        print_json(
-            {**head, **metrics.plain(), "per_class": per_class or None, "rate": rate, "warnings": found.warnings}
-        )
+        variables = None if found.variables is None else found.variables.plain()
+        more = {"rate": describe_rate(found, names), "variables": variables, "warnings": found.warnings}
+        print_json({**head, **metrics.plain(), "per_class": per_class or None, **more})
         return
     K = len(metrics.usage)
     recorded = "" if found.recorded is None else f" (recorded {five_digits(found.recorded, 5)})"
@@ -83,6 +84,8 @@ def evaluate(
     if metrics.bits:
         print_lines(f"entropy of symbols  {metrics.bits:.2f} bits, k and what other symbols the code has")
     print_rate(found)
+    if found.variables is not None:
+        print_variables(found.variables)
     if metrics.per_class:
         coded = found.bit_split.per_class if found.bit_split is not None else None
         table = [
@@ -90,6 +93,27 @@ def evaluate(
             for label, value in metrics.per_class.items()
         ]
         print_table(["class", "mean L2", *(["bits", "mean squared error"] if coded else [])], table)
+
+
+def print_variables(variables: "Variables") -> None:
+    """Print the worst variables: R^2 of all rows and of the worst component, RMSE in own units, and NRMSE."""
+    import numpy as np
+
+    r2 = variables.r2[np.isfinite(variables.r2)]
+    if not len(r2):
+        return
+    worst = variables.sort_worst()[:WORST]
+    print_lines(
+        f"R^2 of variables    median {np.median(r2):.4f}, worst {r2.min():.4f}; "
+        f"{'all' if len(worst) == len(variables.names) else f'the {len(worst)} worst of {len(variables.names)}'}:"
+    )
+    table = []
+    for d in worst.tolist():
+        own = variables.r2_by_component[:, d]
+        least = f"{np.nanmin(own):.4f} (k = {int(np.nanargmin(own))})" if np.isfinite(own).any() else "-"
+        cells = [f"{variables.r2[d]:.4f}", f"{variables.rmse[d]:.5g}", f"{variables.nrmse[d]:.4f}", least]
+        table.append([printable(variables.names[d], 40), *(["-"] * 4 if np.isnan(variables.r2[d]) else cells)])
+    print_table(["variable", "R^2", "RMSE", "NRMSE", "R^2 of the worst component"], table)
 
 
 def print_rate(found: "Evaluated") -> None:

@@ -19,6 +19,7 @@ from llgae_cli.evaluation.metrics import Measured, Metrics, measure
 from llgae_cli.evaluation.principal_axes import PrincipalAxes
 from llgae_cli.evaluation.rate import BitSplit, Rate, RatePoint, measure_curve, measure_split, read_codec
 from llgae_cli.evaluation.rate_estimate import count_float_bits, estimate_rate
+from llgae_cli.evaluation.variables import Variables, measure_variables
 from llgae_cli.factory import choose_device, describe_loading, restore, set_up_torch
 from llgae_cli.formatting import format_value
 from llgae_cli.models import Model
@@ -121,6 +122,11 @@ class Evaluated:
             return estimate_rate(self.model, self.split_samples, self.metrics.mean_l2, self.latents)
         symbols, error = split.k + split.shifts, split.mean_squared_error
         return Rate(count_float_bits(self.model), symbols, split.bits, error, split.step, bits_estimated=False)
+
+    @cached_property
+    def variables(self) -> Variables | None:
+        """How well each variable of a table is reconstructed; None for images."""
+        return None if len(self.task.shape) > 1 else measure_variables(self.model, self.split_samples)
 
     @cached_property
     def k(self) -> np.ndarray:

@@ -1,0 +1,86 @@
+"""How well each variable of a table is reconstructed: R^2, RMSE and NRMSE, in all and by component."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llgae_cli.evaluation.encoding import Coder, encode
+from llgae_cli.tasks import Samples
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Variables:
+    """Figures of the D variables of N rows v, with v_hat in the same units.
+
+        R^2   = 1 - sum_i (v_i - v_hat_i)^2 / sum_i (v_i - mean v)^2
+        RMSE  = sqrt(mean_i (v_i - v_hat_i)^2), in the variable's own units
+        NRMSE = RMSE / std v, with the standard deviation of N values
+
+    names              of the variables, v0, v1, ... where the data has none
+    r2, rmse, nrmse    (D,); R^2 and NRMSE are NaN for a constant variable
+    r2_by_component    (K, D), of the rows of each component about their own mean; NaN without rows
+    """
+
+    names: tuple[str, ...]
+    r2: Floats
+    rmse: Floats
+    nrmse: Floats
+    r2_by_component: Floats
+
+    def sort_worst(self) -> NDArray[np.int64]:
+        """Return the variables, the lowest R^2 first and constant ones last."""
+        return np.argsort(np.where(np.isnan(self.r2), np.inf, self.r2), kind="stable")
+
+    def plain(self) -> list[dict[str, Any]]:
+        """Return plain values of each variable in the order of the columns, None for NaN."""
+        return [
+            {
+                "name": name,
+                "r2": _plain(self.r2[d]),
+                "rmse": _plain(self.rmse[d]),
+                "nrmse": _plain(self.nrmse[d]),
+                "r2_by_component": [_plain(value) for value in self.r2_by_component[:, d]],
+            }
+            for d, name in enumerate(self.names)
+        ]
+
+
+@torch.no_grad()
+def measure_variables(model: Coder, samples: Samples) -> Variables:
+    """Return the figures of all variables in one streamed pass, with sums in float64."""
+    K, D = model.K, samples.D
+    count, squared = np.zeros(K), np.zeros((K, D))
+    first, second = np.zeros((K, D)), np.zeros((K, D))
+    centre: Floats | None = None
+    for chunk in encode(model, samples):
+        u = chunk.x.double().cpu().numpy() + samples.means(chunk.rows).double().cpu().numpy()[:, None]
+        # Sums about a point inside the data: about zero, columns far from zero would cancel.
+        centre = u.mean(0) if centre is None else centre
+        error = model.residual(chunk.x, chunk.code).double().cpu().numpy()
+        k, v = chunk.code.k.cpu().numpy(), u - centre
+        for j in np.unique(k).tolist():
+            own = k == j
+            count[j] += own.sum()
+            squared[j] += np.square(error[own]).sum(0)
+            first[j] += v[own].sum(0)
+            second[j] += np.square(v[own]).sum(0)
+    N = samples.N
+    scatter = second - first**2 / np.maximum(count, 1)[:, None]  # (K, D)
+    total = second.sum(0) - first.sum(0) ** 2 / N
+    unit = np.ones(D) if samples.scaling is None else samples.scaling.scale
+    rmse = np.sqrt(squared.sum(0) / N)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r2 = np.where(total > 0, 1 - squared.sum(0) / total, np.nan)
+        nrmse = np.where(total > 0, rmse / np.sqrt(total / N), np.nan)
+        by_component = np.where(scatter > 0, 1 - squared / scatter, np.nan)
+    names = samples.names or tuple(f"v{d}" for d in range(D))
+    return Variables(names, r2, rmse * unit, nrmse, by_component)
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
