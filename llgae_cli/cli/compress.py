@@ -84,7 +84,7 @@ def compress(
     settings = codec.choose_settings(rows.sample(), **target)
     model = codec.pack() if embed_model else b""
     with open_output(output) as file:
-        bound = Bound(max_l2, target.get("max_abs"), lossless, codec.model.unit)
+        bound = Bound(max_l2, target.get("max_abs"), lossless, codec.unit)
         error, sizes = write_rows(file, codec, rows, settings, model, bound)
         if verify:
             file.flush()

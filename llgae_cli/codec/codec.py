@@ -46,13 +46,15 @@ def mean_bits(codes: Codes) -> float:
 class Codec:
     """Codes rows of a data set with a trained model; `llgae compress` and the Python API use it.
 
-    Attributes: `model`, a `CodecModel`; `D`, values of a row; `identity`, 16 bytes; `size`, bytes of the packed model.
+    Attributes: `model`, a `CodecModel`; `D`, values of a row; `identity`, 16 bytes; `size`, bytes of the packed model;
+    `unit`, what max_l2 divides errors by (see `CodecModel.unit`).
     """
 
     def __init__(self, model: CodecModel):
         self.model = model
         self.D = model.decoder.D
         self.identity = model.identity
+        self.unit = model.unit
 
     @classmethod
     def load(cls, path: str | Path) -> "Codec":

@@ -51,7 +51,7 @@ class FakeSettings:
 
 class FakeCodec:
     def __init__(self, D: int, identity: bytes) -> None:
-        self.D, self.identity, self.size = D, identity, 24
+        self.D, self.identity, self.size, self.unit = D, identity, 24, 1.0
 
     @staticmethod
     def load(path: Path) -> "FakeCodec":
