@@ -22,7 +22,7 @@ from llgae_cli.figures.rate import bit_matrix, rate_curve
 from llgae_cli.figures.reconstructions import Group, name_class, pick_by_class, rank_samples, reconstructions
 from llgae_cli.figures.style import Theme, save
 from llgae_cli.figures.table import CHARTS, Chart, draw_chart
-from llgae_cli.figures.table.album import is_table, view_table
+from llgae_cli.figures.table.album import find_error_unit, is_table, view_table
 from llgae_cli.figures.tradeoffs import tradeoffs
 from llgae_cli.figures.training_curve import training_curve
 
@@ -38,7 +38,7 @@ def _looks(evaluated: Evaluated) -> Looks:
 
 
 def _training(evaluated: Evaluated, theme: Theme) -> Figure:
-    return training_curve(evaluated.checkpoint.history, theme=theme)
+    return training_curve(evaluated.checkpoint.history, unit=find_error_unit(evaluated), theme=theme)
 
 
 def _reconstructions(evaluated: Evaluated, theme: Theme) -> Figure:
@@ -90,12 +90,16 @@ def _classes(evaluated: Evaluated, theme: Theme) -> Figure | None:
 
 def _spectrum(evaluated: Evaluated, theme: Theme) -> Figure:
     model, variance = evaluated.model, evaluated.axes.variance.numpy()
-    return spectrum(variance, evaluated.by_use(), model.D, suffix=model.k_suffix, theme=theme)
+    unit = find_error_unit(evaluated)
+    return spectrum(variance, evaluated.by_use(), model.D, suffix=model.k_suffix, unit=unit, theme=theme)
 
 
 def _rate(evaluated: Evaluated, theme: Theme) -> Figure | None:
     points = [(point.step, point.bits, point.mean_squared_error) for point in evaluated.rate_curve]
-    return rate_curve(points, evaluated.rate.step, evaluated.rate_curve[0].n, theme=theme) if points else None
+    if not points:
+        return None
+    n, unit = evaluated.rate_curve[0].n, find_error_unit(evaluated)
+    return rate_curve(points, evaluated.rate.step, n, unit=unit, theme=theme)
 
 
 def _bits(evaluated: Evaluated, theme: Theme) -> Figure | None:

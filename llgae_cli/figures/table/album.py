@@ -16,6 +16,7 @@ from llgae_cli.evaluation import Evaluated
 from llgae_cli.evaluation.encoding import encode
 from llgae_cli.evaluation.latents import draw_codes
 from llgae_cli.figures.table.contents import DIRECTIONS, TableView
+from llgae_cli.figures.units import error_unit
 
 DRAWN_ROWS = 600  # of a scatter plot
 SAMPLES = 8
@@ -56,6 +57,11 @@ def find_variable(names: Sequence[str], wanted: str) -> int:
         near = nearest(wanted, names) or f"; the first of {len(names)} is '{printable(names[0], 40)}'"
         raise InputError(f"no variable is called '{printable(wanted, 60)}'{near}")
     return list(names).index(wanted)
+
+
+def find_error_unit(evaluated: Evaluated) -> str:
+    """Return the unit of the checkpoint's mean L2."""
+    return error_unit(is_table(evaluated), getattr(evaluated.split_samples, "scaling", None) is not None)
 
 
 @torch.no_grad()

@@ -92,22 +92,32 @@ class TableView:
         return int(first[0]), int(first[min(1, len(first) - 1)])
 
 
-def number(value: float, std: float = 0.0) -> str:
-    """Return a value with four significant digits; with more where a hundredth of `std` would not show.
+def name_class(classes: tuple[str, ...] | None, label: int) -> str:
+    """Return the name of a label, which for a label without a name of its own is `class 3`."""
+    name = classes[label] if classes is not None and 0 <= label < len(classes) else str(label)
+    return f"class {name}" if name == str(label) else name
 
-    A value far from zero that varies little, such as 101325 with a standard deviation of 0.5, reads 101325.123.
+
+def number(value: float, std: float = 0.0) -> str:
+    """Return a value of a variable, with the decimals that show a hundredth of its standard deviation.
+
+    With four significant digits where `std` is zero, and for values that would take too many decimals or digits.
     """
     if not np.isfinite(value):
         return "—"
-    digits = 4
-    if value and std > 0:
-        digits = min(12, max(4, math.floor(math.log10(abs(value))) - math.floor(math.log10(std)) + 3))
-    return f"{value:.{digits}g}".replace("-", "−")
+    decimals = max(0, 2 - math.floor(math.log10(std))) if std > 0 else 99
+    text = f"{value:.{decimals}f}" if decimals <= 8 and abs(value) < 1e7 else f"{value:.4g}"
+    return _write_minus(text)
 
 
 def signed(value: float) -> str:
-    """Return a value with its sign and two decimals."""
-    return f"{value:+.2f}".replace("-", "−")
+    """Return a value with its sign and two decimals; none for what rounds to zero."""
+    return _write_minus(f"{value:+.2f}") if round(value, 2) else "0.00"
+
+
+def _write_minus(text: str) -> str:
+    zero = not text.strip("-+0.")
+    return text.removeprefix("-") if zero else text.replace("-", "−")
 
 
 def means(view: TableView) -> Chart | None:
@@ -136,11 +146,11 @@ def directions(view: TableView) -> Chart | None:
     for k in shown:
         for j in range(z.shape[1]):
             top = np.argsort(-np.abs(z[k, j]), kind="stable")[:LEADING]
-            title = f"{_component(view, k, use=False)}, direction {j + 1}: {view.explained[k, j]:.0%} of its variance"
+            title = f"{_component(view, k, use=False)}, direction {j + 1} ({view.explained[k, j]:.0%})"
             panels.append(Bars(title, _names(view, top), z[k, j, top], tuple(map(signed, z[k, j, top])), limit))
     note = (
         "Principal axes of each component: by how much a variable rises (right) or falls (left), in standard units, "
-        "for one standard deviation along the axis. "
+        "for one standard deviation along the axis. In brackets: the share of the component's variance. "
         f"The {min(LEADING, len(view.names))} leading of {len(view.names)} variables.{_components_left_out(view)}"
     )
     return Chart("Directions of the components", note, tuple(panels))
@@ -352,7 +362,7 @@ def _by_label(view: TableView) -> tuple[np.ndarray, tuple[str, ...], bool]:
     present, count = np.unique(view.labels, return_counts=True)
     kept = np.sort(present[np.argsort(-count, kind="stable")][: GROUPS if len(present) <= GROUPS else GROUPS - 1])
     place = np.where(np.isin(view.labels, kept), np.searchsorted(kept, view.labels), len(kept))
-    named = [view.classes[c] if view.classes and 0 <= c < len(view.classes) else f"class {c}" for c in kept]
+    named = [name_class(view.classes, int(c)) for c in kept]
     return place, (*named, *(("others",) if len(kept) < len(present) else ())), False
 
 
