@@ -6,6 +6,8 @@ import numpy as np
 
 from llgae_cli.evaluation import Evaluated
 from llgae_cli.figures.table import TableView
+from llgae_cli.figures.table.album import is_table
+from llgae_cli.figures.table.contents import name_class
 from llgae_cli.formatting import five_digits, percent
 from llgae_cli.report.words import choose_words
 
@@ -83,5 +85,6 @@ def _tabulate_rates(checkpoints: Sequence[Evaluated]) -> list[tuple[str, str, li
 def _class(checkpoints: Sequence[Evaluated], label: int) -> str:
     for evaluated in checkpoints:
         if evaluated.task.classes and label < len(evaluated.task.classes):
-            return evaluated.task.classes[label]
+            named = evaluated.task.classes[label]
+            return name_class(evaluated.task.classes, label) if is_table(evaluated) else named
     return f"class {label}"

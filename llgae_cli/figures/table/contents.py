@@ -250,7 +250,7 @@ def residuals(view: TableView) -> Chart | None:
 def component_map(view: TableView) -> Chart | None:
     """Return the rows over two variables, coloured by component, with each component's share."""
     first, second = view.over or view.default_over()
-    if first == second and len(view.names) > 1 and view.over is None:
+    if view.over is None and first == second:
         return None
     shown = view.order[: GROUPS if len(view.order) <= GROUPS else GROUPS - 1]
     place = np.full(len(view.order), len(shown))
