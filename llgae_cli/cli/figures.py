@@ -61,7 +61,7 @@ def figures(
         list[str] | None,
         typer.Option(
             help="training, reconstructions (images), atlas, usage, classes, spectrum, rate, bits; of tables also "
-            "means, directions, parity, codes, residuals, map, samples; repeatable. Default: all.",
+            "means, axes, parity, codes, residuals, map, samples; repeatable. Default: all.",
             metavar="NAME",
         ),
     ] = None,

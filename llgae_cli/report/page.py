@@ -136,7 +136,7 @@ def render(
     )  # fmt: skip
     if board is not None:
         board = replace(board, rows=_hide_folders(board.rows), failed=_hide_folders(board.failed))
-    script, style = (_asset(name) for name in ("explorer.js", "page.css"))
+    script, style = _asset("variables.js") + _asset("explorer.js"), _asset("page.css")
     called = name_models(checkpoints)
     data = pack_explorer(checkpoints, called, views)
     heading = f"Sweep {folder.resolve().name}" if board is not None else _heading(checkpoints)

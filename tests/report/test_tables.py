@@ -67,7 +67,7 @@ def test_names_are_text(text: str) -> None:
 def test_every_chart_is_on_the_page(text: str) -> None:
     titles = re.findall(r'<figure class="plate chart">\s*<figcaption>([^<]*)<', text)
     assert titles == [
-        "Means of the components", "Directions of the components", "Parity", "Codes",
+        "Means of the components", "Principal axes of the components", "Parity", "Codes",
         "Residual by variable and component", "Map of the components", "Atlas", "Samples from the model",
     ]  # fmt: skip
     assert "style=" not in words_of(text)

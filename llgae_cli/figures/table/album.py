@@ -15,7 +15,7 @@ from llgae_cli.errors import InputError, nearest, printable
 from llgae_cli.evaluation import Evaluated
 from llgae_cli.evaluation.encoding import encode
 from llgae_cli.evaluation.latents import draw_codes
-from llgae_cli.figures.table.contents import DIRECTIONS, TableView
+from llgae_cli.figures.table.contents import AXES, TableView
 from llgae_cli.figures.units import error_unit
 
 DRAWN_ROWS = 600  # of a scatter plot
@@ -83,14 +83,14 @@ def view_table(evaluated: Evaluated, colour: str | None = None, over: Sequence[s
     a = np.zeros((len(rows), min(2, model.E)))
     for j in np.unique(k) if model.E else ():
         a[k == j] = evaluated.axes.coordinates(int(j), code.b.cpu()[k == j])[:, :2].numpy()
-    J = min(DIRECTIONS, model.E)
+    J = min(AXES, model.E)
     centres = np.stack([_decode(evaluated, j, evaluated.axes.mean[j][None])[0] for j in range(model.K)])
-    directions = np.zeros((model.K, J, model.D))
+    axes = np.zeros((model.K, J, model.D))
     ends = torch.tensor([-1.0, 1.0], dtype=torch.float64)
     for component in range(model.K):
         for j in range(J):
             low, high = _decode(evaluated, component, evaluated.axes.walk(component, j, ends))
-            directions[component, j] = (high - low) / 2
+            axes[component, j] = (high - low) / 2
     count = evaluated.latents.count.numpy().astype(np.float64)
     return TableView(
         names=units.names,
@@ -109,7 +109,7 @@ def view_table(evaluated: Evaluated, colour: str | None = None, over: Sequence[s
         order=evaluated.by_use(),
         use=count / max(1.0, count.sum()),
         centres=units.undo(centres),
-        directions=units.scale * directions,
+        axes=units.scale * axes,
         explained=np.stack([evaluated.explained(j)[:J] for j in range(model.K)]),
         drawn=units.undo(_draw(evaluated)),
         colour=coloured,

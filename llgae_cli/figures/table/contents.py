@@ -13,12 +13,12 @@ import numpy as np
 from llgae_cli.figures.table.charts import Bars, Chart, Matrix, Points
 
 SHOWN = 20  # variables in a list
-DIRECTIONS = 3
-LEADING = 8  # variables shown of a direction
+AXES = 3
+LEADING = 8  # variables shown of an axis
 COMPONENTS = 12  # panels of components
 PARITY = 3  # worst and best variables
 GROUPS = 6  # colours; further labels are "other"
-STEPS = (-2, -1, 0, 1, 2)  # standard deviations along a direction
+STEPS = (-2, -1, 0, 1, 2)  # standard deviations along an axis
 FULL = 2.0  # standard units that have the strongest colour
 
 
@@ -39,7 +39,7 @@ class TableView:
     order        the components, most used by the training rows first, (K,)
     use          share of the training rows in each component, (K,)
     centres      what the mean code of each component decodes to, in own units, (K, D)
-    directions   change of the variables for one standard deviation along each axis, in own units, (K, J, D), J <= 3
+    axes         change of the variables for one standard deviation along each axis, in own units, (K, J, D), J <= 3
     explained    share of the component's variance along each axis, (K, J)
     drawn        rows drawn from the model, in own units, (m, D)
     colour       variable whose value colours the codes; None: the labels, or else the first of `over`
@@ -62,7 +62,7 @@ class TableView:
     order: np.ndarray
     use: np.ndarray
     centres: np.ndarray
-    directions: np.ndarray
+    axes: np.ndarray
     explained: np.ndarray
     drawn: np.ndarray
     colour: int | None = None
@@ -78,16 +78,16 @@ class TableView:
         return (v - self.mean) / np.where(self.std > 0, self.std, np.inf)
 
     def rank_variables(self) -> np.ndarray:
-        """Return the variables by importance: the variance, in standard units, that means and directions explain."""
+        """Return the variables by importance: the variance, in standard units, that means and axes explain."""
         scale = np.where(self.std > 0, self.std, np.inf)
         between = self.use @ np.square(self.standardise(self.centres))
-        within = np.einsum("k,kjd->d", self.use, np.square(self.directions / scale))
+        within = np.einsum("k,kjd->d", self.use, np.square(self.axes / scale))
         return np.argsort(-(between + within), kind="stable")
 
     def default_over(self) -> tuple[int, int]:
         """Return the two variables that vary most along the first axes, in standard units; fewer than two repeat."""
         scale = np.where(self.std > 0, self.std, np.inf)
-        variance = np.einsum("k,kjd->d", self.use, np.square(self.directions / scale))
+        variance = np.einsum("k,kjd->d", self.use, np.square(self.axes / scale))
         first = np.argsort(-variance, kind="stable")
         return int(first[0]), int(first[min(1, len(first) - 1)])
 
@@ -136,9 +136,9 @@ def means(view: TableView) -> Chart | None:
     return Chart("Means of the components", note, panels)
 
 
-def directions(view: TableView) -> Chart | None:
+def axes(view: TableView) -> Chart | None:
     """Return the bars of the leading variables of each principal axis, in standard units; None without axes."""
-    z = view.directions / np.where(view.std > 0, view.std, np.inf)
+    z = view.axes / np.where(view.std > 0, view.std, np.inf)
     if not z.shape[1]:
         return None
     shown = view.shown_components
@@ -146,14 +146,14 @@ def directions(view: TableView) -> Chart | None:
     for k in shown:
         for j in range(z.shape[1]):
             top = np.argsort(-np.abs(z[k, j]), kind="stable")[:LEADING]
-            title = f"{_component(view, k, use=False)}, direction {j + 1} ({view.explained[k, j]:.0%})"
+            title = f"{_component(view, k, use=False)}, axis {j + 1} ({view.explained[k, j]:.0%})"
             panels.append(Bars(title, _names(view, top), z[k, j, top], tuple(map(signed, z[k, j, top])), limit))
     note = (
         "Principal axes of each component: by how much a variable rises (right) or falls (left), in standard units, "
         "for one standard deviation along the axis. In brackets: the share of the component's variance. "
         f"The {min(LEADING, len(view.names))} leading of {len(view.names)} variables.{_components_left_out(view)}"
     )
-    return Chart("Directions of the components", note, tuple(panels))
+    return Chart("Principal axes of the components", note, tuple(panels))
 
 
 def parity(view: TableView) -> Chart | None:
@@ -264,24 +264,22 @@ def component_map(view: TableView) -> Chart | None:
 
 
 def atlas(view: TableView) -> Chart | None:
-    """Return for each component and direction what the codes decode to, -2 to +2 standard deviations along it."""
+    """Return for each component and principal axis what the codes decode to, -2 to +2 standard deviations along it."""
     ranked = view.rank_variables()
     panels = []
     for k in view.shown_components:
-        for j in range(max(1, view.directions.shape[1])):
-            steps = STEPS if view.directions.shape[1] else (0,)
-            walk = np.stack([view.centres[k] + (s * view.directions[k, j] if s else 0.0) for s in steps], 1)
-            strength = (
-                np.abs(view.directions[k, j] / np.where(view.std > 0, view.std, np.inf)) if len(steps) > 1 else None
-            )
+        for j in range(max(1, view.axes.shape[1])):
+            steps = STEPS if view.axes.shape[1] else (0,)
+            walk = np.stack([view.centres[k] + (s * view.axes[k, j] if s else 0.0) for s in steps], 1)
+            strength = np.abs(view.axes[k, j] / np.where(view.std > 0, view.std, np.inf)) if len(steps) > 1 else None
             rows = ranked[:LEADING] if strength is None else np.argsort(-strength, kind="stable")[:LEADING]
             columns = tuple("mean" if s == 0 else f"{signed(s)[:2]} sd" for s in steps)
-            title = _component(view, k, use=False) + (f", direction {j + 1}" if view.directions.shape[1] else "")
+            title = _component(view, k, use=False) + (f", axis {j + 1}" if view.axes.shape[1] else "")
             panels.append(_values(view, title, rows, walk, columns))
     if not panels:
         return None
     note = (
-        "What codes at −2 to +2 standard deviations along each direction decode to, in the variables' own units; "
+        "What codes at −2 to +2 standard deviations along each principal axis decode to, in the variables' own units; "
         "colour: above (blue) or below (red) the mean of all rows. The "
         f"{min(LEADING, len(view.names))} leading of {len(view.names)} variables.{_components_left_out(view)}"
     )
@@ -303,7 +301,7 @@ def samples(view: TableView) -> Chart | None:
 
 CHARTS: dict[str, Callable[[TableView], Chart | None]] = {
     "means": means,
-    "directions": directions,
+    "axes": axes,
     "parity": parity,
     "codes": codes,
     "residuals": residuals,

@@ -40,7 +40,7 @@ def test_rows_and_walks_are_in_the_variables_units(evaluated: Evaluated) -> None
     assert view.v_hat == pytest.approx(evaluated.reconstructions(rows), abs=1e-5)
     for k in range(3):
         assert view.centres[k] == pytest.approx(evaluated.decode(k, evaluated.axes.mean[k][None])[0], abs=1e-5)
-        squared = np.square(view.directions[k]).sum(1)
+        squared = np.square(view.axes[k]).sum(1)
         assert squared == pytest.approx(evaluated.axes.variance[k].numpy(), rel=1e-3)
 
 

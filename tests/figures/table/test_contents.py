@@ -20,15 +20,15 @@ def make_view(D: int = 8, K: int = 3, J: int = 2, N: int = 60, names: tuple[str,
     r2 = np.linspace(0.2, 0.99, D)
     centres = np.tile(mean, (K, 1))
     centres[0, min(1, D - 1)] += 2 * std[min(1, D - 1)]
-    directions = np.zeros((K, J, D))
+    axes = np.zeros((K, J, D))
     if J and D > 2:
-        directions[:, 0, D - 1], directions[:, 0, 2] = -std[D - 1], 0.5 * std[2]
+        axes[:, 0, D - 1], axes[:, 0, 2] = -std[D - 1], 0.5 * std[2]
     rmse = std * np.sqrt(1 - r2)
     return TableView(
         names=names or tuple(f"v{d + 1}" for d in range(D)), v=v, v_hat=v + 0.1 * std, k=np.arange(N) % K,
         a=generator.normal(size=(N, min(J, 2))), labels=None, classes=None, N=10 * N, mean=mean, std=std, r2=r2,
         rmse=rmse, rmse_in=np.tile(rmse, (K, 1)), order=np.arange(K), use=np.full(K, 1 / K), centres=centres,
-        directions=directions, explained=np.full((K, J), 0.4), drawn=v[:4],
+        axes=axes, explained=np.full((K, J), 0.4), drawn=v[:4],
     )  # fmt: skip
 
 
@@ -43,12 +43,12 @@ def test_bars_of_a_mean_are_in_standard_units() -> None:
 
 
 @pytest.mark.numeric
-def test_a_direction_lists_its_leading_variables_with_signs() -> None:
-    chart = CHARTS["directions"](make_view(D=400))
+def test_an_axis_lists_its_leading_variables_with_signs() -> None:
+    chart = CHARTS["axes"](make_view(D=400))
     assert chart is not None and len(chart.panels) == 3 * 2
     bars = chart.panels[0]
     assert isinstance(bars, Bars) and bars.names[:2] == ("v400", "v3") and len(bars.names) == 8
-    assert bars.texts[:2] == ("−1.00", "+0.50") and bars.title == "Component 0, direction 1 (40%)"
+    assert bars.texts[:2] == ("−1.00", "+0.50") and bars.title == "Component 0, axis 1 (40%)"
 
 
 def test_parity_shows_worst_and_best_variables() -> None:
@@ -111,7 +111,7 @@ def test_the_map_is_over_the_chosen_variables_or_the_leading_ones() -> None:
     assert CHARTS["map"](make_view(D=1)) is None
 
 
-def test_the_atlas_has_every_direction_up_to_three_in_own_units() -> None:
+def test_the_atlas_has_every_axis_up_to_three_in_own_units() -> None:
     chart = CHARTS["atlas"](make_view(J=3))
     assert chart is not None and len(chart.panels) == 3 * 3
     matrix = chart.panels[0]
@@ -125,7 +125,7 @@ def test_the_atlas_has_every_direction_up_to_three_in_own_units() -> None:
     )
     without = CHARTS["atlas"](make_view(J=0))
     assert without is not None and [panel.title for panel in without.panels] == [f"Component {k}" for k in range(3)]
-    assert CHARTS["directions"](make_view(J=0)) is None and CHARTS["codes"](make_view(J=0)) is None
+    assert CHARTS["axes"](make_view(J=0)) is None and CHARTS["codes"](make_view(J=0)) is None
 
 
 def test_numbers_show_a_hundredth_of_the_standard_deviation() -> None:
