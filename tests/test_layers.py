@@ -80,7 +80,7 @@ def test_a_leaf_imports_nothing_of_ours_but_errors(name: str) -> None:
 
 
 def test_figures_take_arrays_and_the_album_alone_an_evaluated_checkpoint() -> None:
-    for path in (PACKAGE / "figures").glob("*.py"):
+    for path in (PACKAGE / "figures").rglob("*.py"):
         if path.stem not in ("__init__", "album"):
             outside = {name for name in imported(path) if name.startswith("llgae_cli.") and ".figures" not in name}
             modules = {".".join(name.split(".")[1:3]) for name in outside if len(name.split(".")) > 2}

@@ -86,7 +86,8 @@ app.command(
 )(score.score)
 app.command(
     "figures",
-    help="Draw figures of a checkpoint: training curve, reconstructions, atlas, usage, classes, spectrum.\n\n"
+    help="Draw figures of a checkpoint: training curve, reconstructions, atlas, usage, classes, spectrum; of a table "
+    "also means, principal axes, parity, codes, residuals, a map of the components and samples.\n\n"
     "Several checkpoints give one figure, comparison: the same test images as each reconstructs them.",
 )(figures.figures)
 app.command(

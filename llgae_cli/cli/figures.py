@@ -22,6 +22,14 @@ class Theme(StrEnum):
 
 
 Kinds = Annotated[list[str] | None, typer.Option(help="File type: png, svg or pdf; repeatable. Default: png, svg.")]
+Colour = Annotated[
+    str | None,
+    typer.Option(help="Variable of a table whose value colours the codes. Default: the labels.", metavar="NAME"),
+]
+Over = Annotated[
+    list[str] | None,
+    typer.Option(help="Variable of a table that the map of components is over; give two.", metavar="NAME"),
+]
 ThemeOption = Annotated[Theme, typer.Option(help="Colours for light or dark pages.")]
 
 
@@ -32,6 +40,13 @@ def check_kinds(kind: list[str] | None) -> tuple[str, ...]:
         if wanted not in ("png", "svg", "pdf"):
             raise InputError(f"--kind {printable(wanted)}: png, svg or pdf")
     return tuple(kinds or ("png", "svg"))
+
+
+def check_over(over: list[str] | None) -> tuple[str, ...]:
+    """Return the two variables of the map, or none; InputError for another number."""
+    if over and len(over) != 2:
+        raise InputError(f"--over: given {len(over)} times; a map is over two variables")
+    return tuple(over or ())
 
 
 def figures(
@@ -45,22 +60,25 @@ def figures(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="training, reconstructions, atlas, usage, classes, spectrum, rate or bits; repeatable. Default: all.",
+            help="training, reconstructions (images), atlas, usage, classes, spectrum, rate, bits; of tables also "
+            "means, axes, parity, codes, residuals, map, samples; repeatable. Default: all.",
             metavar="NAME",
         ),
     ] = None,
     kind: Kinds = None,
     theme: ThemeOption = Theme.light,
+    colour: Colour = None,
+    over: Over = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
     """Run `llgae figures`; `app` has its help."""
-    kinds = check_kinds(kind)
+    kinds, axes = check_kinds(kind), check_over(over)
     from llgae_cli import figures as drawing
 
     for name in only or []:
-        if name not in drawing.FIGURES:
-            near = nearest(name, drawing.FIGURES) or f"; there are {', '.join(drawing.FIGURES)}"
+        if name not in drawing.NAMES:
+            near = nearest(name, drawing.NAMES) or f"; there are {', '.join(drawing.NAMES)}"
             raise InputError(f"--only {printable(name)}: no such figure{near}")
     from llgae_cli.evaluation import evaluate_checkpoints
 
@@ -68,11 +86,14 @@ def figures(
     first = checkpoints[0]
     folder = output or first.parent / f"{first.name.removesuffix('.pkl')}.figures"
     if len(evaluated) > 1:
+        if colour is not None or axes:
+            raise InputError("--colour and --over: for a single checkpoint; several make one picture, the comparison")
         if only:
             raise InputError("--only: for a single checkpoint; several make one picture, the comparison")
         written = drawing.write_comparison(evaluated, folder, kinds, theme.value)
     else:
-        written = drawing.write_figures(evaluated[0], folder, tuple(only or drawing.FIGURES), kinds, theme.value)
+        chosen = tuple(only or drawing.NAMES)
+        written = drawing.write_figures(evaluated[0], folder, chosen, kinds, theme.value, colour=colour, over=axes)
         for name in only or []:
             if not any(path.stem == name for path in written):
                 logger.warning("%s: this checkpoint and its data have nothing to show there", name)

@@ -7,6 +7,7 @@ import typer
 
 from llgae_cli.cli.console import print_json, print_lines
 from llgae_cli.cli.eval import choose_checkpoints
+from llgae_cli.cli.figures import Colour, Over, check_over
 from llgae_cli.cli.options import DataDir, Json, NewestOf
 from llgae_cli.errors import InputError, printable
 
@@ -22,16 +23,19 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.", metavar="FILE")] = Path(
         "report.html"
     ),
+    colour: Colour = None,
+    over: Over = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
     """Run `llgae report`; `app` has its help."""
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"-o {printable(output, 200)}: an .html file is expected")
+    axes = check_over(over)
     chosen = choose_checkpoints(sources or [], config)
     from llgae_cli.report import write_report
 
-    write_report(chosen, output, data_dir)
+    write_report(chosen, output, data_dir, colour, axes)
     size = output.stat().st_size
     if json:
         print_json({"report": str(output), "bytes": size})

@@ -2,6 +2,9 @@
 
 from llgae_cli.figures.album import (
     FIGURES,
+    NAMES,
+    OF_IMAGES,
+    draw_charts,
     write_after_training,
     write_comparison,
     write_figures,
@@ -11,6 +14,9 @@ from llgae_cli.figures.album import (
 
 __all__ = [
     "FIGURES",
+    "NAMES",
+    "OF_IMAGES",
+    "draw_charts",
     "write_after_training",
     "write_comparison",
     "write_figures",

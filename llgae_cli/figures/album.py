@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from llgae_cli.errors import InputError, printable
 from llgae_cli.evaluation import Evaluated, name_models
 from llgae_cli.figures import sweep
 from llgae_cli.figures.atlas import MAX_COMPONENTS, STEPS, Component, atlas
@@ -20,6 +21,8 @@ from llgae_cli.figures.components import class_matrix, spectrum, usage
 from llgae_cli.figures.rate import bit_matrix, rate_curve
 from llgae_cli.figures.reconstructions import Group, name_class, pick_by_class, rank_samples, reconstructions
 from llgae_cli.figures.style import Theme, save
+from llgae_cli.figures.table import CHARTS, Chart, draw_chart
+from llgae_cli.figures.table.album import find_error_unit, is_table, view_table
 from llgae_cli.figures.tradeoffs import tradeoffs
 from llgae_cli.figures.training_curve import training_curve
 
@@ -35,7 +38,7 @@ def _looks(evaluated: Evaluated) -> Looks:
 
 
 def _training(evaluated: Evaluated, theme: Theme) -> Figure:
-    return training_curve(evaluated.checkpoint.history, theme=theme)
+    return training_curve(evaluated.checkpoint.history, unit=find_error_unit(evaluated), theme=theme)
 
 
 def _reconstructions(evaluated: Evaluated, theme: Theme) -> Figure:
@@ -87,12 +90,16 @@ def _classes(evaluated: Evaluated, theme: Theme) -> Figure | None:
 
 def _spectrum(evaluated: Evaluated, theme: Theme) -> Figure:
     model, variance = evaluated.model, evaluated.axes.variance.numpy()
-    return spectrum(variance, evaluated.by_use(), model.D, suffix=model.k_suffix, theme=theme)
+    unit = find_error_unit(evaluated)
+    return spectrum(variance, evaluated.by_use(), model.D, suffix=model.k_suffix, unit=unit, theme=theme)
 
 
 def _rate(evaluated: Evaluated, theme: Theme) -> Figure | None:
     points = [(point.step, point.bits, point.mean_squared_error) for point in evaluated.rate_curve]
-    return rate_curve(points, evaluated.rate.step, evaluated.rate_curve[0].n, theme=theme) if points else None
+    if not points:
+        return None
+    n, unit = evaluated.rate_curve[0].n, find_error_unit(evaluated)
+    return rate_curve(points, evaluated.rate.step, n, unit=unit, theme=theme)
 
 
 def _bits(evaluated: Evaluated, theme: Theme) -> Figure | None:
@@ -110,31 +117,57 @@ FIGURES: dict[str, Callable[[Evaluated, Theme], Figure | None]] = {
     "rate": _rate,
     "bits": _bits,
 }
-AFTER_TRAINING = ("training", "reconstructions")
+OF_IMAGES = ("reconstructions", "atlas")  # figures of images; a table has CHARTS in their place
+NAMES = tuple(dict.fromkeys([*FIGURES, *CHARTS]))
+AFTER_TRAINING = ("training", "reconstructions", "parity")  # the second of images, the third of tables
 
 
 def write_figures(
     evaluated: Evaluated,
     folder: Path,
-    names: Sequence[str] = tuple(FIGURES),
+    names: Sequence[str] = NAMES,
     kinds: Sequence[str] = ("png", "svg"),
     theme: Theme = "light",
     prefix: str = "",
+    colour: str | None = None,
+    over: Sequence[str] = (),
 ) -> list[Path]:
     """Write figures as `folder/PREFIXname.kind` and return the paths; what model or data cannot show is left out.
 
-    Raises RunError when the folder cannot be written.
+    `colour` and `over`: variables of a table, see `table.TableView`. Raises InputError for a variable that the data
+    does not have, RunError when the folder cannot be written.
     """
     written = []
+    charts = draw_charts(evaluated, [name for name in names if name in CHARTS], colour, over)
     for name in names:
-        figure = FIGURES[name](evaluated, theme)
+        figure: Figure | None = None
+        if name in charts:
+            figure = draw_chart(charts[name], theme=theme)
+        elif name in FIGURES and not (name in OF_IMAGES and is_table(evaluated)):
+            figure = FIGURES[name](evaluated, theme)
         if figure is not None:
             written += [save(figure, folder / f"{prefix}{name}.{kind}") for kind in kinds]
     return written
 
 
+def draw_charts(
+    evaluated: Evaluated, names: Sequence[str] = tuple(CHARTS), colour: str | None = None, over: Sequence[str] = ()
+) -> dict[str, Chart]:
+    """Return the charts of a table by name, those that it has; none for images.
+
+    Raises InputError for a variable that the data does not have, and for variables of images.
+    """
+    if not is_table(evaluated):
+        if colour is not None or over:
+            raise InputError(f"{printable(evaluated.task.name, 60)}: images have no variables to colour by or map over")
+        return {}
+    view = view_table(evaluated, colour, over) if names else None
+    found = {name: CHARTS[name](view) for name in names if view is not None}
+    return {name: chart for name, chart in found.items() if chart is not None}
+
+
 def write_after_training(evaluated: Evaluated) -> list[Path]:
-    """Write the training curve and the reconstructions next to the checkpoint, as PNG; return their paths."""
+    """Write the training curve and the reconstructions (of tables: parity) next to the checkpoint, as PNG."""
     path = evaluated.path
     return write_figures(evaluated, path.parent, AFTER_TRAINING, ("png",), prefix=f"{path.name.removesuffix('.pkl')}.")
 

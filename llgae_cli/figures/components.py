@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 
 from llgae_cli.figures.style import BLUE, CYCLE, MARKERS, RED, SHARE, Theme, label, new_figure, styled
+from llgae_cli.figures.units import GREY_LEVELS
 
 MAX_BARS = 60
 MAX_LINES = 5
@@ -82,11 +83,19 @@ def class_matrix(
 
 
 @styled
-def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, suffix: str = "", theme: Theme = "light") -> Figure:
-    """Draw the variance along each principal axis of each component, in squared grey levels per pixel (variance / D).
+def spectrum(
+    variance: np.ndarray,
+    order: np.ndarray,
+    D: int,
+    *,
+    suffix: str = "",
+    unit: str = GREY_LEVELS,
+    theme: Theme = "light",
+) -> Figure:
+    """Draw the variance along each principal axis of each component, in `unit` (variance / D).
 
-    `variance` (K, E) sums over pixels; `order`: components by use. The five most used have a colour, the others are
-    grey lines.
+    `variance` (K, E) sums over the D values; `order`: components by use. The five most used have a colour, the others
+    are grey lines.
     """
     figure = new_figure(9.2, 3.6)
     axes = figure.subplots()
@@ -115,9 +124,7 @@ def spectrum(variance: np.ndarray, order: np.ndarray, D: int, *, suffix: str = "
             axes.legend(handles[::-1], labels[::-1], title="" if K <= MAX_LINES else "most used; others grey")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     whose = "component" if K > 1 else "code"
-    axes.set(
-        xlabel=f"principal axis of the {whose}, largest variance first", ylabel="variance (grey levels² per pixel)"
-    )
+    axes.set(xlabel=f"principal axis of the {whose}, largest variance first", ylabel=f"variance ({unit})")
     axes.set_title(f"Variance by principal axis of each component{suffix}" if K > 1 else "Variance by principal axis")
     return figure
 

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from llgae_cli.figures.style import BLUE, RED, SHARE, Theme, new_figure, styled
+from llgae_cli.figures.units import GREY_LEVELS
 
 MAX_ROWS = 40  # components in a matrix
 MAX_LEVELS = 4  # matrices side by side
@@ -15,9 +16,14 @@ TICKS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)  # on the axis of errors, within a 
 
 @styled
 def rate_curve(
-    points: Sequence[tuple[float, float, float]], own_step: float, n: int, *, theme: Theme = "light"
+    points: Sequence[tuple[float, float, float]],
+    own_step: float,
+    n: int,
+    *,
+    unit: str = GREY_LEVELS,
+    theme: Theme = "light",
 ) -> Figure:
-    """Draw the mean squared error of decoded samples (squared grey levels per pixel) against bits a sample.
+    """Draw the mean squared error of decoded samples (in `unit`) against bits a sample.
 
     `points` are (step, bits, error), means over n samples; that at `own_step` is marked. The error is on a logarithmic
     axis where all errors are above zero.
@@ -30,7 +36,7 @@ def rate_curve(
         if step == own_step:
             axes.plot(x, y, ls="", marker="s", ms=8, color=RED, label="the model's own step", zorder=3)
         axes.annotate(f"step {step:.4g}", (x, y), (6, 5), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="bits a sample, without the file's framing", ylabel="mean squared error (grey levels² per pixel)")
+    axes.set(xlabel="bits a sample, without the file's framing", ylabel=f"mean squared error ({unit})")
     axes.set_xlim(0, 1.12 * max(bits) or 1)
     low, high = min(error), max(error)
     if low > 0:

@@ -4,22 +4,28 @@ Figures are built on `matplotlib.figure.Figure` without pyplot, so nothing is ke
 """
 
 import io
+import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
 from cycler import cycler
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from llgae_cli.formatting import format_value
 from llgae_cli.storage.atomic import write_atomically
+
+logger = logging.getLogger(__name__)
 
 # Paul Tol's "bright" scheme (personal.sron.nl/~pault): distinct for all common kinds of colour blindness.
 BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = (
@@ -28,7 +34,11 @@ BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY = (
 CYCLE = (BLUE, RED, GREEN, YELLOW, CYAN, PURPLE, GREY)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # a series is marked by shape as well as by colour
 
-SQUARED = "mean L2 (squared grey levels per pixel)"
+# Families with Chinese, Japanese and Korean characters, which DejaVu Sans lacks; those that are installed are used.
+WIDE = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS",
+)  # fmt: skip
 DPI = 100  # inches are pixels / DPI: cells of pictures are laid out in pixels
 
 Theme = Literal["light", "dark"]
@@ -68,11 +78,24 @@ SHARE = {
 }
 
 
+@cache
+def find_families() -> list[str]:
+    """Return the font families of figures: DejaVu Sans, which comes with matplotlib, then what is there of `WIDE`."""
+    return ["DejaVu Sans", *sorted(set(font_manager.get_font_names()) & set(WIDE), key=WIDE.index)]
+
+
+def find_missing(figure: Figure) -> str:
+    """Return the characters of the figure's texts that no font here has, without repeats."""
+    characters = {c for text in figure.findobj(Text) for c in text.get_text() if c.isprintable()}
+    fonts = [font_manager.get_font(font_manager.findfont(family)) for family in find_families()]
+    return "".join(sorted(c for c in characters if not any(font.get_char_index(ord(c)) for font in fonts)))
+
+
 def rc(theme: Theme) -> dict[str, Any]:
     """Return the matplotlib settings of a theme."""
     ink = INKS[theme]
     return {
-        "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+        "font.family": find_families(),
         "font.size": 10,
         "axes.titlesize": 11,
         "axes.titleweight": "bold",
@@ -139,7 +162,19 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def encode(figure: Figure, kind: str) -> bytes:
-    """Return the figure as a file of this kind: png, svg or pdf, without a date: equal figures give equal files."""
+    """Return the figure as a file of this kind: png, svg or pdf, without a date: equal figures give equal files.
+
+    Texts of an SVG are outlines; where the fonts here lack characters they stay texts, which the viewer's fonts draw.
+    """
+    missing = find_missing(figure)
+    if missing and kind != "svg":
+        logger.warning("no font here has '%s'; the figure as .svg keeps them as text", missing[:20])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        return _encode(figure, kind, "none" if missing else "path")
+
+
+def _encode(figure: Figure, kind: str, fonttype: str) -> bytes:
     buffer = io.BytesIO()
     if kind == "png":  # without the alpha channel
         canvas = FigureCanvasAgg(figure)
@@ -148,6 +183,6 @@ def encode(figure: Figure, kind: str) -> bytes:
         image.save(buffer, "png", dpi=(DPI, DPI))  # optimize=True: 2 % smaller, seven times as long
     else:
         undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-        with matplotlib.rc_context({"svg.hashsalt": "llgae"}):
+        with matplotlib.rc_context({"svg.hashsalt": "llgae", "svg.fonttype": fonttype}):
             figure.savefig(buffer, format=kind, facecolor=figure.get_facecolor(), metadata=undated)
     return buffer.getvalue()

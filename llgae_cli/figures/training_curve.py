@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from llgae_cli.figures.style import BLUE, GREEN, RED, SQUARED, Theme, new_figure, styled
+from llgae_cli.figures.style import BLUE, GREEN, RED, Theme, new_figure, styled
+from llgae_cli.figures.units import GREY_LEVELS
 from llgae_cli.formatting import five_digits
 
 SERIES = {
@@ -17,8 +18,8 @@ SERIES = {
 
 
 @styled
-def training_curve(history: Sequence[dict[str, float]], *, theme: Theme = "light") -> Figure:
-    """Draw mean L2 (squared grey levels per pixel) of train, validation and test against epochs and seconds.
+def training_curve(history: Sequence[dict[str, float]], *, unit: str = GREY_LEVELS, theme: Theme = "light") -> Figure:
+    """Draw mean L2 (in `unit`) of train, validation and test against epochs and seconds.
 
     `history`: a checkpoint's; a mapping for each epoch with `epoch`, `seconds`, `train_mean_l2`, and the others where
     they were measured. The train value is measured during the epoch, before its update is complete.
@@ -31,7 +32,7 @@ def training_curve(history: Sequence[dict[str, float]], *, theme: Theme = "light
             if points:
                 x, y = zip(*points, strict=True)
                 axes.plot(x, y, color=colour, marker=mark if len(points) <= 60 else "", label=label)
-    by_epoch.set(xlabel="epochs (passes over the training samples)", ylabel="mean L2 (grey levels² per pixel)")
+    by_epoch.set(xlabel="epochs (passes over the training samples)", ylabel=f"mean L2 ({unit})")
     by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True))
     by_time.set(xlabel="training time (seconds)")
     if history:
@@ -43,7 +44,7 @@ def training_curve(history: Sequence[dict[str, float]], *, theme: Theme = "light
                          ha="center", va="center", fontsize=9)  # fmt: skip
         by_time.legend(loc="upper left")
         _set_scale(by_epoch, history)
-        title = SQUARED
+        title = f"Mean L2 ({unit})"
         if "test_mean_l2" in last:
             title = f"Mean L2 {five_digits(last['test_mean_l2'])} on test after {last['epoch']:.0f} epochs"
         by_epoch.set_title(title)

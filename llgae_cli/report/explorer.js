@@ -1,5 +1,4 @@
-// The explorer: x_hat = mu_k + W_k b in the browser, on the numbers that the page brings along.
-"use strict";
+// The explorer: x_hat = mu_k + W_k b in the browser, on the numbers that the page brings along. Follows variables.js.
 
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -7,7 +6,6 @@
   const REACH = 4; // standard deviations a slider goes to either side
   const MAX_SLIDERS = 40;
   const OFF = -13, LARGEST = 12; // places of the step's slider: not rounded; else the model's own step times 2^(place/4)
-  const LINE = [112, 56]; // pixels of a sample that is no image, (width, height)
 
   // ---- numbers out of base64 -------------------------------------------------------------------------------------
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
@@ -137,9 +135,9 @@
   }
 
   function draw(canvas, model, values, level, residual = false) {
-    canvas.classList.toggle("line", !model.image);
+    canvas.hidden = !model.image; // rows of a table are shown as numbers
+    if (!model.image) return;
     const context = canvas.getContext("2d", { willReadFrequently: true });
-    if (!model.image) return drawLine(canvas, context, model, values, level, residual);
     const [height, width, channels = 1] = model.shape;
     if (canvas.width !== width) canvas.width = width;
     if (canvas.height !== height) canvas.height = height;
@@ -154,22 +152,6 @@
     context.putImageData(image, 0, 0);
   }
 
-  function drawLine(canvas, context, model, values, level, residual) {
-    [canvas.width, canvas.height] = LINE.map((side) => side * 3);
-    const half = (model.high - model.low) / 2 || 1;
-    const [low, high] = residual ? [-half, half] : [model.low, model.high];
-    if (!values) return;
-    context.strokeStyle = residual ? "#d0604f" : dark.matches ? "#7fb2e5" : "#2f6299";
-    context.lineWidth = 3;
-    context.beginPath();
-    values.forEach((value, d) => {
-      const share = (value + (residual ? 0 : level) - low) / (high - low || 1);
-      const x = 6 + (canvas.width - 12) * (d / Math.max(1, values.length - 1));
-      context.lineTo(x, canvas.height - 6 - (canvas.height - 12) * Math.min(1, Math.max(0, share)));
-    });
-    context.stroke();
-  }
-
   // ---- state and what follows from it ----------------------------------------------------------------------------
   const state = { model: data.checkpoints[0], at: 0, b: null, level: 0, image: null, path: null, t: null, x: null, step: OFF };
   let climbing = 0;
@@ -177,7 +159,10 @@
   const number = (value) => (Math.abs(value) >= 100 ? value.toFixed(1) : Math.abs(value) >= 0.1 || value === 0 ? value.toFixed(2) : value.toPrecision(3));
   const percent = (value) => (value * 100).toFixed(value < 0.1 ? 1 : 0) + "%";
   const pressed = (parent, chosen) => [...parent.children].forEach((button, i) => button.setAttribute("aria-pressed", i === chosen));
-  const called = (set, i) => (set.names[i] ? `${set.names[i]}, test sample ${set.rows[i]}` : `Test sample ${set.rows[i]}`);
+  const called = (set, i) => {
+    const noun = state.model.table ? "row" : "sample";
+    return set.names[i] ? `${set.names[i]}, test ${noun} ${set.rows[i]}` : `Test ${noun} ${set.rows[i]}`;
+  };
   const component = () => state.model.components[state.at];
 
   function button(parent, label, action) {
@@ -203,17 +188,21 @@
     const set = data.images[model.images];
     $("images").replaceChildren();
     set.rows.forEach((_, i) => {
-      const [, canvas] = button($("images"), called(set, i), () => useImage(i));
+      const [made, canvas] = button($("images"), called(set, i), () => useImage(i));
+      if (model.table) caption(made, set.names[i] ? `${set.rows[i]} · ${set.names[i]}` : String(set.rows[i]));
       draw(canvas, model, sample(model, i), set.means[i]);
     });
     $("components").replaceChildren();
     model.components.forEach((one, at) => {
       const [made, canvas] = button($("components"), `Component ${one.k}, ${percent(one.use)} of the samples`, () => useComponent(at));
       draw(canvas, model, decode(model, at, centre(model, at)), model.centred ? one.level : 0);
-      caption(made, String(one.k));
+      caption(made, model.table ? `${one.k} · ${percent(one.use)}` : String(one.k));
     });
     const less = model.components.length < model.K;
     $("components-note").textContent = less ? `The ${model.components.length} most used of ${model.K} components; the others would make the page too large.` : "";
+    for (const name of ["images", "components", "runners", "others"]) $(name).classList.toggle("chips", Boolean(model.table));
+    $("panels").hidden = Boolean(model.table);
+    $("variables-part").hidden = !model.table;
     const level = $("level"), span = model.high - model.low;
     [level.min, level.max] = model.image ? [model.low, model.high] : [-span, span];
     $("step-control").hidden = $("step-note").hidden = !model.codec;
@@ -297,20 +286,21 @@
     const { model, at, b, x, image } = state, step = currentStep();
     const shown = step === null ? { b, level: state.level } : round(model, at, b, state.level, step);
     const x_hat = decode(model, at, shown.b), shift = shown.level - state.level;
+    if (model.table) variables.show($("variables"), $("variables-note"), model, x, x_hat, shown.level);
     draw($("x-hat"), model, x_hat, shown.level);
     if (shift) x_hat.forEach((value, d) => { x_hat[d] = value + shift; }); // the error of the mean is in the residual
     draw($("x"), model, x, state.level);
     draw($("residual"), model, x && x.map((value, d) => value - x_hat[d]), 0, true);
     showStep(step);
     const set = data.images[model.images], name = image === null ? "" : called(set, image);
-    $("x").setAttribute("aria-label", x ? `Original: ${name}` : "No test image is chosen");
+    $("x").setAttribute("aria-label", x ? `Original: ${name}` : `No ${model.words.one} is chosen`);
     $("x-hat").setAttribute("aria-label", `Decoded by component ${component().k}`);
-    $("residual").setAttribute("aria-label", x ? `Residual, mean L2 ${number(meanL2(x, x_hat))}` : "No residual without a test image");
+    $("residual").setAttribute("aria-label", x ? `Residual, mean L2 ${number(meanL2(x, x_hat))}` : `No residual without a ${model.words.one}`);
     const where = `Component ${component().k}, ${percent(component().use)} of the samples.`;
     const size = step === null ? "" : ` About ${shown.bits.toFixed(shown.bits < 10 ? 1 : 0)} bits at step ${number(step)}.`;
     $("said").textContent = x
-      ? `${name}. ${where} Mean L2 ${number(meanL2(x, x_hat))} grey levels² per pixel.${size}`
-      : `${where} Choose a test image to see a residual.${size}`;
+      ? `${name}. ${where} Mean L2 ${number(meanL2(x, x_hat))} ${model.words.unit}.${size}`
+      : `${where} Choose a ${model.words.one} to see a residual.${size}`;
     $("level").value = state.level;
     $("level-value").textContent = number(state.level);
     const a = coordinates(model, at, b);

@@ -16,6 +16,10 @@ from llgae_cli.codec.exact import SCALES
 from llgae_cli.evaluation import Evaluated
 from llgae_cli.factory import ALPHA
 from llgae_cli.figures.cells import Looks
+from llgae_cli.figures.table import TableView
+from llgae_cli.figures.table.album import is_table, read_units
+from llgae_cli.figures.table.contents import SHOWN, name_class
+from llgae_cli.figures.table.drawing import one_line
 from llgae_cli.models import LLGAE
 
 IMAGES = 60
@@ -108,6 +112,27 @@ def pack_codec(codec: Codec, model: LLGAE, order: np.ndarray, centred: bool) -> 
     }
 
 
+def pack_table(evaluated: Evaluated, view: TableView) -> dict[str, Any]:
+    """Return names, scaling and order of the variables, with mean and std of each in its own units.
+
+    The browser shows v = centre + scale u of the variables that come first in `order`, the most important ones.
+    """
+    units = read_units(evaluated)
+    order = view.rank_variables()[:SHOWN]
+
+    def plain(values: np.ndarray) -> list[float]:
+        return [float(value) for value in values[order]]
+
+    return {
+        "order": order.tolist(),
+        "names": [one_line(view.names[d]) for d in order],
+        "centre": plain(units.centre),
+        "scale": plain(units.scale),
+        "mean": plain(view.mean),
+        "std": plain(view.std),
+    }
+
+
 def choose_samples(evaluated: Evaluated, n: int = IMAGES) -> np.ndarray:
     """Return the rows of about n test samples: equally many of each class, from the least to the largest mean L2."""
     N = len(evaluated.residual)
@@ -123,17 +148,18 @@ def choose_samples(evaluated: Evaluated, n: int = IMAGES) -> np.ndarray:
 
 
 def pack_samples(evaluated: Evaluated, rows: np.ndarray) -> dict[str, Any]:
-    """Return these test samples as stored, with their means and class names."""
+    """Return these test samples before centring (stored values, or scaled ones), with their means and class names."""
     index = torch.as_tensor(rows)
     means = evaluated.task.test.means(index)
-    v = evaluated.originals(rows)
+    v = (evaluated.task.test.rows(index) + means[:, None]).numpy()  # as the model gets them: scaled, if they are
     classes = evaluated.task.classes
     names = []
     for row in rows:
         label = None if evaluated.labels is None else int(evaluated.labels[row])
         named = classes is not None and label is not None and label < len(classes)
-        names.append((classes[label] if named else f"class {label}") if label is not None else "")  # type: ignore[index]
-    eight_bit = evaluated.task.test.stored == "uint8"
+        name = (classes[label] if named else f"class {label}") if label is not None else ""  # type: ignore[index]
+        names.append(name_class(classes, label) if label is not None and is_table(evaluated) else name)
+    eight_bit = evaluated.task.test.stored == "uint8" and not is_table(evaluated)
     return {
         "rows": rows.tolist(),
         "names": names,

@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,17 @@ from llgae_cli import __version__
 from llgae_cli.errors import InputError, printable
 from llgae_cli.evaluation import Evaluated, evaluate_checkpoints, name_models
 from llgae_cli.evaluation.evaluated import hide_folders
-from llgae_cli.figures import FIGURES
+from llgae_cli.figures import FIGURES, OF_IMAGES
 from llgae_cli.figures.style import Theme, encode
 from llgae_cli.figures.sweep import panels_by_key
-from llgae_cli.formatting import five_digits, format_value, percent
+from llgae_cli.figures.table import CHARTS, Chart, TableView
+from llgae_cli.figures.table.album import is_table, view_table
+from llgae_cli.formatting import five_digits, format_value
 from llgae_cli.regular_files import read_bytes
 from llgae_cli.report import explorer
+from llgae_cli.report.charts import prepare_charts
+from llgae_cli.report.numbers import tabulate
+from llgae_cli.report.words import choose_words
 from llgae_cli.storage.atomic import write_atomically
 from llgae_cli.sweep import Leaderboard
 
@@ -54,14 +59,6 @@ TITLES = {
     "rate": "Rate and distortion",
     "bits": "Where the bits go",
 }
-PARTS = {
-    "k": "… of k",
-    "shifts": "… of the shift",
-    "latents": "… of the latents",
-    "mean": "… of the sample's mean",
-    "raw": "… of samples stored as they are",
-    "framing": "Framing of a file of all samples",
-}
 NOTES = {
     "rate": "Each point is the codec with another step of its quantiser: a finer step takes more bits a sample and "
     "leaves less error, down to what the components cannot represent.",
@@ -83,11 +80,18 @@ class Picture:
     note: str = ""
 
 
-def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = None) -> None:
+def write_report(
+    sources: Sequence[Path],
+    output: Path,
+    data_dir: Path | None = None,
+    colour: str | None = None,
+    over: Sequence[str] = (),
+) -> None:
     """Write the page about checkpoints, or about a sweep's folder, to `output`.
 
-    A sweep's page has the leaderboard and its first three checkpoints. Raises InputError for sources that are
-    neither, for unsound checkpoints and missing data; RunError when the page cannot be written.
+    A sweep's page has the leaderboard and its first three checkpoints. `colour` and `over`: variables of a table, see
+    `figures.table.TableView`. Raises InputError for sources that are
+    neither, for unsound checkpoints, missing data and unknown variables; RunError when the page cannot be written.
     """
     board, paths = None, list(sources)
     if len(paths) == 1 and os.path.isdir(paths[0]):  # unlike Path.is_dir, it raises for no name
@@ -101,22 +105,40 @@ def write_report(sources: Sequence[Path], output: Path, data_dir: Path | None = 
     if folders:
         raise InputError(f"{printable(folders[0], 200)}: a folder among other sources; a sweep needs a page of its own")
     checkpoints = evaluate_checkpoints(paths, data_dir)
-    html = render(checkpoints, board, sources[0])
+    html = render(checkpoints, board, sources[0], view_tables(checkpoints, colour, over))
     with write_atomically(output) as temporary:
         temporary.write_text(html, encoding="utf-8", newline="\n")
 
 
-def render(checkpoints: Sequence[Evaluated], board: Leaderboard | None = None, folder: Path = Path()) -> str:
-    """Return the page as text. `folder`: the sweep's, which gives its name and may hold its pictures."""
+def view_tables(
+    checkpoints: Sequence[Evaluated], colour: str | None = None, over: Sequence[str] = ()
+) -> list[TableView | None]:
+    """Return the arrays of each checkpoint's charts, None for images. Raises InputError for an unknown variable."""
+    if (colour is not None or over) and not any(map(is_table, checkpoints)):
+        raise InputError("--colour and --over: images have no variables to colour by or map over")
+    return [view_table(one, colour, over) if is_table(one) else None for one in checkpoints]
+
+
+def render(
+    checkpoints: Sequence[Evaluated],
+    board: Leaderboard | None = None,
+    folder: Path = Path(),
+    views: Sequence[TableView | None] | None = None,
+) -> str:
+    """Return the page as text.
+
+    `folder`: the sweep's, which gives its name and may hold its pictures. `views`: see `view_tables`.
+    """
+    views = view_tables(checkpoints) if views is None else views
     environment = Environment(
         loader=PackageLoader("llgae_cli.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     if board is not None:
         board = replace(board, rows=_hide_folders(board.rows), failed=_hide_folders(board.failed))
-    script, style = (_asset(name) for name in ("explorer.js", "page.css"))
+    script, style = _asset("variables.js") + _asset("explorer.js"), _asset("page.css")
     called = name_models(checkpoints)
-    data = pack_explorer(checkpoints, called)
+    data = pack_explorer(checkpoints, called, views)
     heading = f"Sweep {folder.resolve().name}" if board is not None else _heading(checkpoints)
     return environment.get_template("page.html.j2").render(
         heading=heading,
@@ -131,17 +153,19 @@ def render(checkpoints: Sequence[Evaluated], board: Leaderboard | None = None, f
         listed=[] if board is None else [*board.rows, *board.failed][:MAX_ROWS],
         sweep_pictures=[] if board is None else _sweep_pictures(board, folder),
         names=called,
-        numbers=tabulate(checkpoints),
+        numbers=tabulate(checkpoints, views),
+        words=choose_words(checkpoints),
         checkpoints=[
             {
                 "name": name,
                 "file": evaluated.path.name,
                 "warnings": evaluated.warnings,
+                "charts": prepare_charts(_draw_charts(view)),
                 "pictures": draw_pictures(evaluated),
                 "config": _plain(evaluated.config.plain()),
                 "provenance": _plain(evaluated.checkpoint.provenance) | _plain(evaluated.checkpoint.data, "data "),
             }
-            for name, evaluated in zip(called, checkpoints, strict=True)
+            for name, evaluated, view in zip(called, checkpoints, views, strict=True)
         ],
         format_cell=format_value,
         five_digits=five_digits,
@@ -186,12 +210,14 @@ def dump_for_script(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def pack_explorer(checkpoints: Sequence[Evaluated], names: Sequence[str]) -> dict[str, Any]:
+def pack_explorer(
+    checkpoints: Sequence[Evaluated], names: Sequence[str], views: Sequence[TableView | None]
+) -> dict[str, Any]:
     """Return models and test samples for the explorer; checkpoints of the same data share the samples."""
     images: dict[str, dict[str, Any]] = {}
     rows: dict[str, np.ndarray] = {}
     packed = []
-    for at, (name, evaluated) in enumerate(zip(names, checkpoints, strict=True)):
+    for at, (name, evaluated, view) in enumerate(zip(names, checkpoints, views, strict=True)):
         model = explorer.pack_model(evaluated, explorer.BUDGET // len(checkpoints))
         if model is None:
             continue
@@ -201,59 +227,23 @@ def pack_explorer(checkpoints: Sequence[Evaluated], names: Sequence[str]) -> dic
             images[key] = explorer.pack_samples(evaluated, rows[key])
         embedded = [component["k"] for component in model["components"]]
         codes = explorer.pack_codes(evaluated, rows[key], embedded)
-        packed.append({"at": at, "name": name, "images": key, "codes": codes, **model})
+        words = asdict(choose_words([evaluated]))
+        table = None if view is None else explorer.pack_table(evaluated, view)
+        packed.append({"at": at, "name": name, "images": key, "codes": codes, "words": words, "table": table, **model})
     return {"checkpoints": packed, "images": images}
 
 
-def tabulate(checkpoints: Sequence[Evaluated]) -> list[tuple[str, str, list[str]]]:
-    """Return the rows of the table of numbers: name, unit, and one text a checkpoint; the classes' mean L2 last."""
-    e = [evaluated.metrics for evaluated in checkpoints]
-    trained = [evaluated.checkpoint.train_mean_l2 for evaluated in checkpoints]
-    used = [f"{len(one.usage) - one.empty} of {len(one.usage)}" if len(one.usage) > 1 else "—" for one in e]
-    perplexity = [f"{one.perplexity:.2f}" if len(one.usage) > 1 else "—" for one in e]
-    of_components = [("Components in use", "", used), ("Perplexity of use", "components", perplexity)]
-    symbols = "k and further symbols" if any(evaluated.model.symbols for evaluated in checkpoints) else "k"
-    table = [
-        ("Mean L2, test", "grey levels² per pixel", [five_digits(one.mean_l2) for one in e]),
-        ("Mean L2, train", "grey levels² per pixel", [five_digits(t) for t in trained]),
-        ("Explained variance", "", [percent(one.explained_variance) for one in e]),
-        ("PSNR", "dB", [f"{one.psnr:.2f}" for one in e]),
-        *(of_components if any(len(one.usage) > 1 for one in e) else []),
-        *(
-            [(f"Entropy of {symbols}", "bit a sample", [f"{one.bits:.2f}" for one in e])]
-            if any(one.bits for one in e)
-            else []
-        ),
-        *_tabulate_rates(checkpoints),
-        ("Epochs", "", [str(evaluated.checkpoint.epoch) for evaluated in checkpoints]),
-        ("Training time", "s", [f"{evaluated.checkpoint.seconds:.1f}" for evaluated in checkpoints]),
-        ("Test samples", "", [f"{one.n}" for one in e]),
-    ]
-    for label in sorted({label for one in e for label in one.per_class or {}})[:40]:
-        values = [(one.per_class or {}).get(label) for one in e]
-        table.append((f"Mean L2, {_class(checkpoints, label)}", "", [five_digits(v) for v in values]))
-    return table
-
-
-def _tabulate_rates(checkpoints: Sequence[Evaluated]) -> list[tuple[str, str, list[str]]]:
-    """Return the rows about rates; those about parts of the bits only where a checkpoint has a codec."""
-    rates, splits = [one.rate for one in checkpoints], [one.bit_split for one in checkpoints]
-    bits = [f"{rate.bits_coded:.2f}{' (estimate)' if rate.bits_estimated else ''}" for rate in rates]
-    table = [
-        ("Mean L2, as coded", "grey levels² per pixel", [five_digits(rate.mean_l2_coded) for rate in rates]),
-        ("Bits of a code", "bit a sample", bits),
-    ]
-    for part, name in PARTS.items():
-        values = [None if split is None else split.parts()[part] for split in splits]
-        if any(value is not None and value > 0.005 for value in values):
-            table.append((name, "bit a sample", ["—" if value is None else f"{value:.2f}" for value in values]))
-    return table
+def _draw_charts(view: TableView | None) -> dict[str, Chart]:
+    found = {} if view is None else {name: draw(view) for name, draw in CHARTS.items()}
+    return {name: chart for name, chart in found.items() if chart is not None}
 
 
 def draw_pictures(evaluated: Evaluated) -> list[Picture]:
     """Draw all figures of a checkpoint in both themes."""
     found = []
     for name, draw in FIGURES.items():
+        if name in OF_IMAGES and is_table(evaluated):
+            continue  # charts are drawn in their place
         light = draw(evaluated, "light")
         dark = draw(evaluated, "dark")
         if light is not None and dark is not None:
@@ -348,13 +338,6 @@ def _alt(name: str, evaluated: Evaluated) -> str:
 def _heading(checkpoints: Sequence[Evaluated]) -> str:
     tasks = list(dict.fromkeys(str(hide_folders(evaluated.task.name)) for evaluated in checkpoints))
     return tasks[0] if len(tasks) == 1 else " and ".join(tasks[:3])
-
-
-def _class(checkpoints: Sequence[Evaluated], label: int) -> str:
-    for evaluated in checkpoints:
-        if evaluated.task.classes and label < len(evaluated.task.classes):
-            return evaluated.task.classes[label]
-    return f"class {label}"
 
 
 def _asset(name: str) -> str:

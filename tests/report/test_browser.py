@@ -16,7 +16,7 @@ import torch
 
 from llgae_cli.codec import Settings
 from llgae_cli.codec.exact import Step
-from llgae_cli.evaluation import evaluate_checkpoint
+from llgae_cli.evaluation import Evaluated, evaluate_checkpoint
 from llgae_cli.evaluation.rate import compute_costs
 from llgae_cli.models import Code
 from llgae_cli.report import write_report
@@ -222,6 +222,63 @@ def test_nothing_is_wider_than_the_screen(page: Any, width: int) -> None:
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluated, Path]:
+    """The report of a table of 40 variables with long and hostile names."""
+    from llgae_cli.report import page as assembly
+
+    folder = tmp_path_factory.mktemp("table")
+    task = pictured.vectors(folder, D=40)
+    evaluated = evaluate_checkpoint(pictured.train(folder, task=task, K=3, embed_dim=2, centring="none"))
+    names = (HOSTILE, "温度" * 40, "a name," * 30, *(f"channel {d} of a sensor with a long name" for d in range(37)))
+    evaluated.split_samples.names = names  # type: ignore[attr-defined,unused-ignore]
+    path = folder / "table.html"
+    path.write_text(assembly.render([evaluated]), encoding="utf-8")
+    return evaluated, path
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_table_fits_the_screen(browser: Any, table: tuple[Evaluated, Path], width: int, theme: str) -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    scheme = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
+    browser.get(table[1].as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    wide = (
+        "return [...document.querySelectorAll('.panel .bars, .panel svg.points')]"
+        ".filter(e => e.scrollWidth > e.parentElement.clientWidth + 1).length"
+    )
+    assert browser.execute_script(wide) == 0
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_sliders_of_a_table_show_variables_in_their_own_units(browser: Any, table: tuple[Evaluated, Path]) -> None:
+    evaluated, path = table
+    browser.get(path.as_uri())
+    click(browser, "components", 1)
+    set_range(browser, "b-0", 1.5)
+    k = int(evaluated.by_use()[1])
+    b = evaluated.axes.mean[k] + evaluated.axes.B[k] @ torch.tensor([1.5, 0.0], dtype=torch.float64)
+    decoded = evaluated.decode(k, b[None])[0]
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('#variables tbody tr')]"
+        ".map(r => [r.cells[0].title, r.cells[2].textContent])"
+    )
+    names = list(evaluated.split_samples.names)  # type: ignore[attr-defined,unused-ignore,arg-type]
+    assert len(shown) == 20
+    for name, value in shown:
+        assert float(value.replace("−", "-")) == pytest.approx(decoded[names.index(name)], abs=6e-3)
+    assert "20 are left out" in browser.execute_script("return document.getElementById('variables-note').textContent")
+    click(browser, "images", 3)
+    assert "est row" in said(browser) and "units" in said(browser) and "grey" not in said(browser)
+    assert browser.execute_script("return document.querySelector('#variables thead').textContent").endswith("residual")
+    assert browser.execute_script("return document.getElementById('panels').hidden")
 
 
 def test_hostile_names_are_text(browser: Any, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
