@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from llgae_cli.config.keys import UNSET, KeyNotes, key, when
+from llgae_cli.config.model_rules import MODEL_RULES, ModelRules
 
 AFFINE = ("llgae", "pca", "residual", "shift", "soft-llgae")  # models whose ascent on b collapses into a matrix
 ASCENDING = ("gae", "deep-llgae")  # models whose ascent on b is a loop through a decoder network
@@ -19,35 +19,6 @@ SEVERAL = ("llgae", "kmeans", "residual", "shift")  # models of several componen
 RATED = ("llgae", "pca", "kmeans")  # models that closed form also trains for a bit rate
 DENSE = ("mlp", "conv")  # decoders with dense layers
 
-
-@dataclass(frozen=True)
-class ModelRules:
-    """Config keys that follow from the model: `fixed` to one value, and `defaults` that replace the general ones."""
-
-    fixed: dict[str, Any] = field(default_factory=dict)
-    defaults: dict[str, Any] = field(default_factory=dict)
-
-
-NETWORK_TRAINING = {
-    "optimizer": "adamw", "lr": 2e-3, "weight-decay": 0.01, "schedule": "one-cycle", "average": 0.998,
-    "batch-size": 128, "epochs": 20,
-}  # fmt: skip
-
-MODEL_RULES: dict[str, ModelRules] = {
-    "llgae": ModelRules(),
-    "pca": ModelRules({"K": 1}, {"inference": "least-squares", "tol": 1e-7}),
-    "kmeans": ModelRules({"embed-dim": 0}),
-    "soft-llgae": ModelRules({"trainer": "gradient"}, {"start": "closed-form", "optimizer": "adam"}),
-    "gae": ModelRules({"trainer": "gradient"}, {"optimizer": "adam"}),
-    "deep-llgae": ModelRules(
-        {"trainer": "gradient"},
-        {"latent-start": "learnt", "ascent": "later", "beta": 4e-6, "n-step": 5, **NETWORK_TRAINING},
-    ),
-    "residual": ModelRules(),
-    "shift": ModelRules(),
-    "autoencoder": ModelRules({"trainer": "gradient", "K": 1}, {"n-step": 0, **NETWORK_TRAINING}),
-    "denoising-autoencoder": ModelRules({"trainer": "gradient", "K": 1}, {"n-step": 0, **NETWORK_TRAINING}),
-}
 
 # Names of data sets that are accepted in place of the ones that checkpoints' names carry.
 TASK_ALIASES = {"fashion-mnist": "fashion-mnist-compress"}

@@ -50,6 +50,11 @@ class Variables:
         ]
 
 
+def name_variables(samples: Samples) -> tuple[str, ...]:
+    """Return the names of the columns; v0, v1, ... where they have none."""
+    return samples.names or tuple(f"v{d}" for d in range(samples.D))
+
+
 @torch.no_grad()
 def measure_variables(model: Coder, samples: Samples) -> Variables:
     """Return the figures of all variables in one streamed pass, with sums in float64."""
@@ -78,8 +83,7 @@ def measure_variables(model: Coder, samples: Samples) -> Variables:
         r2 = np.where(total > 0, 1 - squared.sum(0) / total, np.nan)
         nrmse = np.where(total > 0, rmse / np.sqrt(total / N), np.nan)
         by_component = np.where(scatter > 0, 1 - squared / scatter, np.nan)
-    names = samples.names or tuple(f"v{d}" for d in range(D))
-    return Variables(names, r2, rmse * unit, nrmse, by_component)
+    return Variables(name_variables(samples), r2, rmse * unit, nrmse, by_component)
 
 
 def _plain(value: float) -> float | None:

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from llgae_cli.config import KEYS, Config, parse_config, parse_key, parse_override, read_stored, schema
-from llgae_cli.config.schema import MODEL_RULES
+from llgae_cli.config.model_rules import MODEL_RULES
 from llgae_cli.errors import InputError
 
 MODELS = get_args(Config.model_fields["model"].annotation)

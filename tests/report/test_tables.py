@@ -52,7 +52,7 @@ def words_of(text: str) -> str:
 def test_a_table_has_no_grey_levels_and_no_images(text: str) -> None:
     found = words_of(text)
     assert [word for word in ("grey level", "image", "pixel", "psnr") if word in found] == []
-    assert "test rows" in found and "squared units of the data" in found
+    assert "test rows" in found and "scaled units" in found
 
 
 def test_names_are_text(text: str) -> None:
@@ -81,7 +81,7 @@ def test_the_explorer_has_the_variables_in_their_own_units(text: str, evaluated:
     assert sorted(table["order"]) == list(range(8)) and table["names"][table["order"].index(0)] == HOSTILE[0]
     assert table["mean"] == pytest.approx(v.mean(0)[table["order"]], abs=1e-5)
     assert table["std"] == pytest.approx(v.std(0)[table["order"]], rel=1e-4)
-    assert data["checkpoints"][0]["words"]["unit"] == "squared units of the data"
+    assert data["checkpoints"][0]["words"]["unit"] == "scaled units²"
 
 
 def test_variables_that_the_data_lacks_are_an_input_error(evaluated: Evaluated, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ to the variables' own units, v = centre + scale u. Where the task has no scaling
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from llgae_cli.errors import InputError, nearest, printable
 from llgae_cli.evaluation import Evaluated
 from llgae_cli.evaluation.encoding import encode
 from llgae_cli.evaluation.latents import draw_codes
+from llgae_cli.evaluation.variables import name_variables
 from llgae_cli.figures.table.contents import AXES, TableView
 from llgae_cli.figures.units import error_unit
 
@@ -42,13 +42,12 @@ def is_table(evaluated: Evaluated) -> bool:
 
 
 def read_units(evaluated: Evaluated) -> Units:
-    """Return names and scaling of the variables: v1, v2, ... where the data has no names."""
-    samples: Any = evaluated.split_samples
-    D, scaling = evaluated.model.D, getattr(samples, "scaling", None)
-    names = getattr(samples, "names", None) or [f"v{d + 1}" for d in range(D)]
+    """Return names and scaling of the variables."""
+    samples = evaluated.split_samples
+    names, scaling = name_variables(samples), samples.scaling
     if scaling is None:
-        return Units(tuple(map(str, names)), np.zeros(D), np.ones(D))
-    return Units(tuple(map(str, names)), np.asarray(scaling.centre), np.asarray(scaling.scale))
+        return Units(names, np.zeros(samples.D), np.ones(samples.D))
+    return Units(names, scaling.centre, scaling.scale)
 
 
 def find_variable(names: Sequence[str], wanted: str) -> int:
@@ -61,7 +60,7 @@ def find_variable(names: Sequence[str], wanted: str) -> int:
 
 def find_error_unit(evaluated: Evaluated) -> str:
     """Return the unit of the checkpoint's mean L2."""
-    return error_unit(is_table(evaluated), getattr(evaluated.split_samples, "scaling", None) is not None)
+    return error_unit(is_table(evaluated), evaluated.split_samples.scaling is not None)
 
 
 @torch.no_grad()

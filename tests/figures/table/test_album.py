@@ -11,7 +11,7 @@ from llgae_cli import figures
 from llgae_cli.cli.app import app
 from llgae_cli.errors import InputError
 from llgae_cli.evaluation import Evaluated, evaluate_checkpoint
-from llgae_cli.figures.table.album import find_error_unit, view_table
+from llgae_cli.figures.table.album import find_error_unit, read_units, view_table
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +40,13 @@ def test_rows_and_walks_are_in_the_variables_units(evaluated: Evaluated) -> None
     assert view.v_hat == pytest.approx(evaluated.reconstructions(rows), abs=1e-5)
     for k in range(3):
         assert view.centres[k] == pytest.approx(evaluated.decode(k, evaluated.axes.mean[k][None])[0], abs=1e-5)
-        squared = np.square(view.axes[k]).sum(1)
+        squared = np.square(view.axes[k] / read_units(evaluated).scale).sum(1)
         assert squared == pytest.approx(evaluated.axes.variance[k].numpy(), rel=1e-3)
 
 
 def test_choices_of_variables(evaluated: Evaluated) -> None:
-    view = view_table(evaluated, colour="v2", over=("v6", "v1"))
-    assert view.colour == 1 and view.over == (5, 0)
+    view = view_table(evaluated, colour="v2", over=("v5", "v0"))
+    assert view.colour == 2 and view.over == (5, 0)
     with pytest.raises(InputError, match="no variable is called 'v22'; did you mean 'v2'"):
         view_table(evaluated, colour="v22")
 
