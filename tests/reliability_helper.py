@@ -245,7 +245,7 @@ def soak(configs: list[str], folder: str, runs: int, warm: int, drawn: int) -> d
             both(configs[i % len(configs)], seed=str(first + i), **more)
 
     story: dict[str, Any] = {}
-    for name, warming, number, more in (("plain", warm, runs, {}), ("drawn", 2, drawn, {"figures": "true"})):
+    for name, warming, number, more in (("plain", warm, runs, {}), ("drawn", 5, drawn, {"figures": "true"})):
         series(warming, 0, **more)
         before = measure_resources()
         series(number // 2, warming, **more)

@@ -34,7 +34,16 @@ NOISE = np.random.default_rng(0).normal(size=(40, 6))
 
 
 def settings(task: str, folder: Path, **keys: Any) -> Config:
-    fixed = {"K": 3, "embed_dim": 2, "epochs": 3, "restarts": 2, "moves": 1, "batch_size": 16, "centring": "none"}
+    fixed = {
+        "K": 3,
+        "embed_dim": 2,
+        "epochs": 3,
+        "restarts": 2,
+        "moves": 1,
+        "batch_size": 16,
+        "centring": "none",
+        "scaling": "none",
+    }
     where = {"task": task, "checkpoint_dir": folder, "device": "cpu", "threads": 1, "figures": False}
     return Config.model_validate({**fixed, **where, **keys})
 
