@@ -23,7 +23,7 @@ DENSE = ("mlp", "conv")  # decoders with dense layers
 # Names of data sets that are accepted in place of the ones that checkpoints' names carry.
 TASK_ALIASES = {"fashion-mnist": "fashion-mnist-compress"}
 
-# Data sets for which centring auto is sample, as older configs say.
+# Data sets for which centring auto is sample, as older configs say. It is for images:FOLDER, too.
 PUBLISHED = (
     "fashion-mnist", "fashion-mnist-compress", "mnist", "kmnist", "emnist-letters", "cifar10", "svhn", "subspaces",
 )  # fmt: skip
@@ -292,7 +292,8 @@ class Config(BaseModel):
         defaults = dict(rules.defaults)
         if given.get("optimizer", "adamw") != "adamw":
             defaults.pop("weight-decay", None)  # only adamw uses it
-        if given.get("centring", "auto") == "auto" and given.get("task", "fashion-mnist") in PUBLISHED:
+        task = str(given.get("task", "fashion-mnist"))
+        if given.get("centring", "auto") == "auto" and (task in PUBLISHED or task.startswith("images:")):
             given["centring"] = "sample"
         return {**defaults, **given}
 

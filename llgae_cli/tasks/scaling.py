@@ -8,7 +8,8 @@ the mean, sd_j the standard deviation (of N, not N - 1) and max_j, min_j the ext
     poisson  sqrt(m_j)              robust   quantile 3/4 - quantile 1/4
 
 and c_j is m_j; for robust, the median. The first seven are those of the field of reduced-order combustion models
-(Zdybal, Armstrong, Parente and Sutherland, PCAfold, SoftwareX 12, 2020, in which std is called auto).
+(Zdybal, Armstrong, Parente and Sutherland, PCAfold, SoftwareX 12, 2020). There std is called auto, and level, vast and
+max keep the sign of the mean or the maximum, which changes no squared error.
 """
 
 import logging

@@ -122,6 +122,7 @@ def test_the_schema_knows_every_published_task() -> None:
 
     assert set(PUBLISHED) == set(TASKS)
     assert parse_config({}).centring == "sample" and parse_config({"task": "npy:x.npy"}).centring == "auto"
+    assert parse_config({"task": "images:photos"}).centring == "sample"
 
 
 def test_centring_by_row_of_unlike_columns_warns(caplog: pytest.LogCaptureFixture) -> None:
@@ -132,9 +133,10 @@ def test_centring_by_row_of_unlike_columns_warns(caplog: pytest.LogCaptureFixtur
 
 @pytest.mark.slow
 def test_unlike_columns_are_all_reconstructed_without_a_key_set() -> None:
+    """The worst R^2 depends on the seed, 0.79 to 0.86 over twelve of them; centred by row it is far below zero."""
     np.save("x.npy", make_sheets())
     variables = evaluate_checkpoint(run(task="npy:x.npy", K=8)).variables
-    assert variables is not None and variables.r2.min() >= 0.85 and np.median(variables.r2) >= 0.93
+    assert variables is not None and variables.r2.min() >= 0.75 and np.median(variables.r2) >= 0.93
 
 
 def test_commands_use_the_scaling_of_the_checkpoint() -> None:
@@ -161,9 +163,9 @@ def test_figures_of_variables_are_those_of_their_formulas() -> None:
     x_hat = evaluated.reconstructions(np.arange(len(rows)))
     squared, spread = np.square(rows - x_hat), np.square(rows - rows.mean(0))
     some = np.arange(50) != 3
-    np.testing.assert_allclose(v.r2[some], 1 - squared.sum(0)[some] / spread.sum(0)[some], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(v.r2[some], 1 - squared.sum(0)[some] / spread.sum(0)[some], rtol=0, atol=1e-6)
     np.testing.assert_allclose(v.rmse[some], np.sqrt(squared.mean(0))[some], rtol=1e-5)
-    np.testing.assert_allclose(v.nrmse[some], np.sqrt(squared.mean(0))[some] / rows.std(0)[some], rtol=1e-5)
+    np.testing.assert_allclose(v.nrmse[some], np.sqrt(squared.mean(0))[some] / rows.std(0)[some], rtol=0, atol=1e-6)
     assert np.isnan(v.r2[3]) and v.plain()[3]["r2"] is None and v.sort_worst()[-1] == 3
     for j in range(4):
         own = evaluated.k == j
