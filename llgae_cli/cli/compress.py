@@ -43,7 +43,8 @@ def compress(
     ] = None,
     step: Annotated[float | None, typer.Option(help="Step of the quantiser.")] = None,
     max_l2: Annotated[
-        float | None, typer.Option("--max-l2", help="Bound on every row's squared error, the mean over its values.")
+        float | None,
+        typer.Option("--max-l2", help="Bound on every row's squared error, the mean over its (scaled) values."),
     ] = None,
     max_abs: Annotated[
         str | None,

@@ -27,6 +27,7 @@ Method = Literal["auto", "none", "std", "range", "pareto", "vast", "level", "max
 QUANTILE_ROWS = 1_000_000  # evenly spaced rows from which quantiles are taken, and at most
 QUANTILE_VALUES = 1 << 26  # so many values
 NAMED = 5  # columns that a message names
+NEARLY_ZERO = 1e-12  # of a mean, over the column's range: rounding of a sum that is zero
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,10 @@ def fit_scaling(samples: Samples, method: str) -> Scaling:
     if constant.any():
         names = name_columns(samples.names, np.flatnonzero(constant))
         logger.info("%d constant columns are not scaled: %s", int(constant.sum()), names)
-    wrong = ~constant & ~(np.isfinite(scale) & (scale > 0))
+    nearly_zero = (
+        np.abs(mean) <= NEARLY_ZERO * (high - low) if method in ("vast", "level") else np.zeros(samples.D, bool)
+    )
+    wrong = ~constant & (nearly_zero | ~(np.isfinite(scale) & (scale > 0)))
     if wrong.any():
         names = name_columns(samples.names, np.flatnonzero(wrong))
         raise InputError(

@@ -88,6 +88,7 @@ def test_a_constant_column_is_named_and_centred_only(caplog: pytest.LogCaptureFi
     ("column", "method", "message"),
     [
         ([-1.0, 1.0, -1.0, 1.0], "level", "level has no scale for b: the mean is zero; std and range always work"),
+        ([0.1, 0.2, -0.1, -0.2], "level", "level has no scale for b: the mean is zero"),
         ([-2.0, 1.0, -1.0, 1.0], "poisson", "poisson has no scale for b: the mean is not positive"),
         ([3.0, 3.0, 3.0, 3.0, 9.0], "robust", "robust has no scale for b: half of the values are equal"),
     ],
