@@ -35,8 +35,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 CHECKPOINTS: tuple[tuple[str, str, tuple[str, ...], tuple[float, ...]], ...] = (
     (OURS, "codec.yaml", ("K=400", "embed-dim=24", "bits=40", "epochs=8"), (20, 40)),
     (OURS, "codec.yaml", (), (80,)),
-    (OURS, "codec.yaml", ("K=80", "embed-dim=160", "bits=290", "shrinkage=60", "epochs=8"), (120, 160, 230, 290, 400)),
-    (OURS, "codec.yaml", ("K=30", "embed-dim=300", "bits=630", "epochs=8"), (500, 630, 800)),
+    (OURS, "codec.yaml", ("K=80", "embed-dim=160", "bits=290", "shrinkage=60", "epochs=8"), (120, 160)),
+    (OURS, "codec.yaml", ("K=30", "embed-dim=300", "bits=630", "epochs=8"), (230, 290, 400, 500, 630, 800)),
     (PCA, "pca.yaml", ("embed-dim=300", "centring=none", "epochs=8"), (40, 80, 160, 320, 640)),
 )
 KINDS: dict[str, Kind] = {
