@@ -250,6 +250,7 @@ BENCHES: dict[str, Callable[[Task], Iterator[Row]]] = {
     "novelty": measure_novelty,
     "tables": measure_tables,
 }
+COMPARISONS = ("rate", "novelty", "tables")  # of results more than of speed; each trains many models
 
 
 def run_benches(names: list[str], task: Task) -> Iterator[Row]:

@@ -32,7 +32,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             help="iteration, steps, gradient, growth, candidates, peers, steady, rate, novelty or tables. "
-            "Default: all.",
+            "Default: the first seven; each of the others takes a quarter of an hour or more.",
             metavar="NAME",
         ),
     ] = None,
@@ -49,7 +49,7 @@ def bench(
     """Run `llgae bench`; `app` has its help."""
     import torch
 
-    from llgae_cli.bench import BENCHES, run_benches
+    from llgae_cli.bench import BENCHES, COMPARISONS, run_benches
     from llgae_cli.bench.output import save
     from llgae_cli.bench.timing import machine
     from llgae_cli.factory import choose_device
@@ -64,7 +64,7 @@ def bench(
     where = choose_device(device)
     loaded = load_task(task, data_dir).to(where)
     rows = []
-    for row in run_benches(only or list(BENCHES), loaded):
+    for row in run_benches(only or [name for name in BENCHES if name not in COMPARISONS], loaded):
         rows.append(row)
         if not quiet and not json:
             ERRORS.print(f"{row.what}: {row.value:.4g} {row.unit}", highlight=False)
