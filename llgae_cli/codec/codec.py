@@ -87,7 +87,9 @@ class Codec:
     @classmethod
     def unpack(cls, data: bytes) -> "Codec":
         """Return the codec in the bytes of `pack`. Raises InputError where they are damaged."""
-        return cls(CodecModel.unpack(data))
+        codec = cls(CodecModel.unpack(data))
+        codec._packed = data  # packing takes seconds for a large model
+        return codec
 
     def pack(self) -> bytes:
         """Return the model as bytes, for files that hold it."""
@@ -100,7 +102,7 @@ class Codec:
 
     @cached_property
     def _packed(self) -> bytes:
-        return self.model.pack()  # takes seconds for a large model
+        return self.model.pack()
 
     # -- choice of the settings ---------------------------------------------------------------------------------------
 
