@@ -33,6 +33,7 @@ from llgae_cli.evaluation import mean_l2
 from llgae_cli.models import LLGAE
 from llgae_cli.storage.atomic import write_atomically
 from llgae_cli.tasks import Samples, Task
+from llgae_cli.tasks.scaling import fit_scaling
 from llgae_cli.training import ClosedForm
 from llgae_cli.training.components import Components
 
@@ -73,7 +74,8 @@ def measure_tables(task: Task) -> Iterator[Row]:
         torch.set_num_threads(1)
         with threadpool_limits(1):
             for name in MIXTURES:
-                x = standardise(load_states(name))
+                states = load_states(name)
+                x = fit_scaling(Samples(states), "std").apply(states)
                 for k, e in SETTINGS:
                     yield from compare(name, x, k, e)
     finally:
@@ -140,12 +142,6 @@ def continue_fit(samples: Samples, peer: Fit) -> float:
     while not trainer.finished:
         record = trainer.epoch()
     return record["train_mean_l2"]
-
-
-def standardise(x: Array) -> Array:
-    """Return the columns of x (N, D) with mean 0 and standard deviation 1; constant columns are only centred."""
-    spread = x.std(0)
-    return (x - x.mean(0)) / np.where(spread > 0, spread, 1.0)
 
 
 def load_states(name: str) -> Array:

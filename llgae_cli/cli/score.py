@@ -152,7 +152,9 @@ def collect_scores(novelty: "Novelty", samples: "Samples") -> dict[str, "np.ndar
     """
     import numpy as np
 
-    columns: dict[str, np.ndarray] = {name: np.empty(samples.N) for name in ("nll", "spe", "t2")}
+    from llgae_cli.evaluation.novelty import SCORES
+
+    columns: dict[str, np.ndarray] = {name: np.empty(samples.N) for name in SCORES}
     columns["k"] = np.empty(samples.N, np.int64)
     for rows, chunk in novelty.score(samples):
         for name, column in columns.items():

@@ -90,8 +90,8 @@ def write_report(
     """Write the page about checkpoints, or about a sweep's folder, to `output`.
 
     A sweep's page has the leaderboard and its first three checkpoints. `colour` and `over`: variables of a table, see
-    `figures.table.TableView`. Raises InputError for sources that are
-    neither, for unsound checkpoints, missing data and unknown variables; RunError when the page cannot be written.
+    `figures.table.TableView`. Raises InputError for sources that are neither, for unsound checkpoints, missing data and
+    unknown variables; RunError when the page cannot be written.
     """
     board, paths = None, list(sources)
     if len(paths) == 1 and os.path.isdir(paths[0]):  # unlike Path.is_dir, it raises for no name

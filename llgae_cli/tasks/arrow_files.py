@@ -116,10 +116,6 @@ def open_parquet(path: Path, options: TableOptions) -> Stream:
     return Stream(where, dtype, (len(used),), tuple(used), blocks)
 
 
-def _kind_name(kind: Any) -> str:
-    return str(kind)
-
-
 def _extra_columns(names: list[str], options: TableOptions) -> list[str]:
     return list(dict.fromkeys(str(name) for name in (options.labels, options.test) if name in names))
 

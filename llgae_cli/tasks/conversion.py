@@ -12,11 +12,11 @@ from typing import IO
 import numpy as np
 
 from llgae_cli.errors import InputError, RunError, explain, show_path
+from llgae_cli.tasks import npy
 from llgae_cli.tasks.npy_file import NpyFile
 from llgae_cli.tasks.row_source import RowSource
 from llgae_cli.tasks.streams import Block, Stream
 
-IN_MEMORY_BYTES = 1 << 28  # smaller data is read into memory once: faster, and it can be moved to a GPU
 FOLDER = "converted"  # in data-dir
 FORMAT = "1"  # of what is converted: a change of how formats are read takes another number
 
@@ -31,7 +31,7 @@ class Rows:
 
 
 def collect(stream: Stream, drop: bool, folder: Path, made_from: tuple[str, ...], content: tuple[str, ...]) -> Rows:
-    """Return the rows of a stream; more than IN_MEMORY_BYTES are written to `folder`, row by row in C order.
+    """Return the rows of a stream; more than `npy.IN_MEMORY_BYTES` are written to `folder`, row by row in C order.
 
     Formats that are compressed or text cannot be read by row at a bearable cost, and an .npy file can. The file is
     named by `made_from` (path and options) and `content` (size and time of the original): later runs use it as it is,
@@ -51,11 +51,11 @@ def collect(stream: Stream, drop: bool, folder: Path, made_from: tuple[str, ...]
     for block in blocks:
         held.append(block)
         size += block.values.nbytes
-        if size > IN_MEMORY_BYTES:
+        if size > npy.IN_MEMORY_BYTES:
             break
     if not held:
         raise InputError(f"{stream.where}: holds no rows" + (" without missing values" if drop else ""))
-    if size > IN_MEMORY_BYTES:
+    if size > npy.IN_MEMORY_BYTES:
         labels, test = _write(stream, held, blocks, path)
         for old in path.parent.glob(f"{origin}-*"):
             if old not in (path, side):
@@ -89,7 +89,7 @@ def _write(
         labels, test = _join(marks, "labels"), _join(marks, "test")
         buffer = io.BytesIO()
         found = {"labels": labels, "test": test}
-        np.savez(buffer, **{name: _plain(values) for name, values in found.items() if values is not None})  # type: ignore[arg-type]
+        np.savez(buffer, **{name: values for name, values in found.items() if values is not None})  # type: ignore[arg-type]
         os.replace(temporary, path)
         part = path.with_suffix(f".part-{os.getpid()}")
         part.write_bytes(buffer.getvalue())

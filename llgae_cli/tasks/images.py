@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from llgae_cli.errors import InputError, explain, show_path
 from llgae_cli.tasks.npy import missing_path, split
-from llgae_cli.tasks.samples import Centring, Samples
+from llgae_cli.tasks.samples import Samples
 from llgae_cli.tasks.task import Task, fingerprint
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
@@ -20,7 +20,7 @@ MAX_PIXELS = 1 << 24  # 4096 x 4096
 MAX_BYTES = 1 << 32
 
 
-def load_images(folder: Path, name: str, centring: Centring) -> Task:
+def load_images(folder: Path, name: str) -> Task:
     """Load all images under `folder`, in the order of their paths: 8-bit greyscale (H, W) or colour (H, W, 3).
 
     All must have one size and one of the two kinds. Transparency is dropped; of an animation the first frame is used.
@@ -48,7 +48,7 @@ def load_images(folder: Path, name: str, centring: Centring) -> Task:
         )
     values = _decode([path for files in paths for path in files])
     classes, labels = _classes(roots, paths)
-    whole = Samples(values, labels, centring, show_path(folder))
+    whole = Samples(values, labels, origin=show_path(folder))
     if divided:
         train, test = whole.part(0, len(paths[0])), whole.part(len(paths[0]), whole.N)
         how = "train/ and test/"

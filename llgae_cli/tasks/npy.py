@@ -7,7 +7,7 @@ import numpy as np
 from llgae_cli.errors import InputError, show_path
 from llgae_cli.tasks.labels import MAX_LABEL
 from llgae_cli.tasks.npy_file import NpyFile, nearest_in_folder
-from llgae_cli.tasks.samples import Centring, Samples
+from llgae_cli.tasks.samples import Samples
 from llgae_cli.tasks.task import Task, fingerprint
 
 IN_MEMORY_BYTES = 1 << 28  # smaller arrays are read into memory once: faster, and they can be moved to a GPU
@@ -23,15 +23,15 @@ def split(whole: Samples) -> tuple[Samples, Samples]:
     return whole.subset(rows[rows % HELD_OUT != HELD_OUT - 1]), whole.every(HELD_OUT, HELD_OUT - 1)
 
 
-def load_folder(path: Path, name: str, centring: Centring) -> Task:
+def load_folder(path: Path, name: str) -> Task:
     """Load train.npy and test.npy in a folder, with train_labels.npy and test_labels.npy (N integers from 0).
 
     Arrays are N x D, N x H x W or N x H x W x 3, of any type in `npy_file.DTYPES`; more than 256 MiB stay on disk and
     are streamed. Raises InputError for any other file, for NaN and infinities, and for values too large or too small
     to be squared.
     """
-    train, shape = _samples(path / "train.npy", centring, read_labels(path / "train_labels.npy"))
-    test, other = _samples(path / "test.npy", centring, read_labels(path / "test_labels.npy"))
+    train, shape = _samples(path / "train.npy", read_labels(path / "train_labels.npy"))
+    test, other = _samples(path / "test.npy", read_labels(path / "test_labels.npy"))
     if shape != other:
         raise InputError(
             f"{show_path(path / 'test.npy')}: its rows have shape {'x'.join(map(str, other))}, "
@@ -45,7 +45,7 @@ def load_folder(path: Path, name: str, centring: Centring) -> Task:
     return Task(name, train, test, shape, classes, peak, source, fingerprint(train, test, shape), show_path(path))
 
 
-def _samples(path: Path, centring: Centring, labels: np.ndarray | None = None) -> tuple[Samples, tuple[int, ...]]:
+def _samples(path: Path, labels: np.ndarray | None = None) -> tuple[Samples, tuple[int, ...]]:
     file = NpyFile(path)
     check_shape(file.shape, show_path(path))
     shape = file.shape[1:3] if len(file.shape) == 4 and file.shape[3] == 1 else file.shape[1:]
@@ -53,7 +53,7 @@ def _samples(path: Path, centring: Centring, labels: np.ndarray | None = None) -
         raise InputError(f"{show_path(path)}: {file.N} rows, but its labels file holds {len(labels)}")
     small = file.N * file.D * file.dtype.itemsize <= IN_MEMORY_BYTES
     values = file.read(range(file.N)) if small else path
-    return Samples(values, labels, centring, show_path(path)), shape
+    return Samples(values, labels, origin=show_path(path)), shape
 
 
 def check_shape(shape: tuple[int, ...], where: str) -> None:

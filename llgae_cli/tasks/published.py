@@ -12,7 +12,7 @@ import numpy as np
 from llgae_cli.errors import InputError, show_path
 from llgae_cli.tasks.download import download, load
 from llgae_cli.tasks.idx import read_idx
-from llgae_cli.tasks.samples import Centring, Samples
+from llgae_cli.tasks.samples import Samples
 from llgae_cli.tasks.task import Task, fingerprint
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -69,13 +69,13 @@ EMNIST_LETTERS = IdxSet(
 )
 
 
-def load_fashion_mnist(data_dir: Path, centring: Centring, seed: int) -> Task:
+def load_fashion_mnist(data_dir: Path, seed: int) -> Task:
     """Load Fashion-MNIST, 60,000 and 10,000 images: from data-dir, Debian's package, or torchvision's download."""
     place = _find(FASHION_MNIST, data_dir, DEBIAN_FASHION_MNIST)
     if place == DEBIAN_FASHION_MNIST:
-        return _read(FASHION_MNIST, place, "Debian's package dataset-fashion-mnist,", centring)
+        return _read(FASHION_MNIST, place, "Debian's package dataset-fashion-mnist,")
     advice = f"Put its four idx files into {show_path(data_dir)}, or run apt-get install dataset-fashion-mnist"
-    task = _load(FASHION_MNIST, data_dir, centring, advice)
+    task = _load(FASHION_MNIST, data_dir, advice)
     if place == data_dir and task.train.N == 60_000 and task.fingerprint != FASHION_MNIST_FINGERPRINT:
         raise InputError(
             f"{show_path(data_dir)}: the idx files in it are not Fashion-MNIST (checksum {task.fingerprint}); "
@@ -84,27 +84,26 @@ def load_fashion_mnist(data_dir: Path, centring: Centring, seed: int) -> Task:
     return task
 
 
-def load_mnist(data_dir: Path, centring: Centring, seed: int) -> Task:
+def load_mnist(data_dir: Path, seed: int) -> Task:
     """Load MNIST, 60,000 and 10,000 images of digits: from data-dir, or torchvision's download."""
-    return _load(MNIST, data_dir, centring)
+    return _load(MNIST, data_dir)
 
 
-def load_kmnist(data_dir: Path, centring: Centring, seed: int) -> Task:
+def load_kmnist(data_dir: Path, seed: int) -> Task:
     """Load Kuzushiji-MNIST, 60,000 and 10,000 images of cursive kana: from data-dir, or torchvision's download."""
-    return _load(KMNIST, data_dir, centring)
+    return _load(KMNIST, data_dir)
 
 
-def load_emnist_letters(data_dir: Path, centring: Centring, seed: int) -> Task:
+def load_emnist_letters(data_dir: Path, seed: int) -> Task:
     """Load EMNIST letters, 26 classes, transposed to upright: from data-dir, or torchvision's download (0.5 GB)."""
-    return _load(EMNIST_LETTERS, data_dir, centring)
+    return _load(EMNIST_LETTERS, data_dir)
 
 
-def load_cifar10(data_dir: Path, centring: Centring, seed: int) -> Task:
+def load_cifar10(data_dir: Path, seed: int) -> Task:
     """Load CIFAR-10, 50,000 and 10,000 colour images of 32x32, by torchvision, which checks each file's checksum."""
     return _load_colour(
         "cifar10",
         data_dir,
-        centring,
         lambda train, download: lambda datasets, root: datasets.CIFAR10(root, train=train, download=download),
         lambda part: (part.data, part.targets),
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -112,12 +111,11 @@ def load_cifar10(data_dir: Path, centring: Centring, seed: int) -> Task:
     )
 
 
-def load_svhn(data_dir: Path, centring: Centring, seed: int) -> Task:
+def load_svhn(data_dir: Path, seed: int) -> Task:
     """Load Street View House Numbers, 73,257 and 26,032 colour images of 32x32, by torchvision; needs scipy."""
     return _load_colour(
         "svhn",
         data_dir,
-        centring,
         lambda train, download: (
             lambda datasets, root: datasets.SVHN(root, split="train" if train else "test", download=download)
         ),
@@ -127,16 +125,16 @@ def load_svhn(data_dir: Path, centring: Centring, seed: int) -> Task:
     )
 
 
-def _load(what: IdxSet, data_dir: Path, centring: Centring, advice: str = "") -> Task:
+def _load(what: IdxSet, data_dir: Path, advice: str = "") -> Task:
     place = _find(what, data_dir)
     if place is not None:
-        return _read(what, place, "idx files in", centring)
+        return _read(what, place, "idx files in")
     folder = show_path(data_dir / what.name)
     _download(what.name, what.get, data_dir, advice or f"Put {', '.join(what.parts)}, gzipped or not, into {folder}")
     place = _find(what, data_dir)
     if place is None:
         raise InputError(f"{show_path(data_dir)}: the download of {what.name} has no complete set of idx files")
-    return _read(what, place, "downloaded by torchvision into", centring)
+    return _read(what, place, "downloaded by torchvision into")
 
 
 def _download(name: str, get: Callable[[Any, Path], Any], data_dir: Path, advice: str) -> None:
@@ -149,7 +147,6 @@ def _download(name: str, get: Callable[[Any, Path], Any], data_dir: Path, advice
 def _load_colour(
     name: str,
     data_dir: Path,
-    centring: Centring,
     get: Callable[[bool, bool], Callable[[Any, Path], Any]],
     unpack: Callable[[Any], tuple[np.ndarray, Any]],
     classes: tuple[str, ...],
@@ -165,7 +162,7 @@ def _load_colour(
         if half is None:
             raise InputError(f"{show_path(data_dir)}: {files}: damaged; remove it and try again")
         images, labels = unpack(half)
-        halves.append(Samples(np.ascontiguousarray(images), np.asarray(labels), centring, name))
+        halves.append(Samples(np.ascontiguousarray(images), np.asarray(labels), origin=name))
     return _images(name, halves[0], halves[1], (32, 32, 3), classes, how, data_dir)
 
 
@@ -179,7 +176,7 @@ def _file(place: Path, part: str) -> Path | None:
     return next((path for path in (place / part, place / f"{part}.gz") if os.path.isfile(path)), None)
 
 
-def _read(what: IdxSet, place: Path, how: str, centring: Centring) -> Task:
+def _read(what: IdxSet, place: Path, how: str) -> Task:
     halves = []
     for images_part, labels_part in (what.parts[:2], what.parts[2:]):
         images_path, labels_path = _file(place, images_part), _file(place, labels_part)
@@ -202,7 +199,7 @@ def _read(what: IdxSet, place: Path, how: str, centring: Centring) -> Task:
             )
         if what.transposed:
             images = np.ascontiguousarray(images.transpose(0, 2, 1))
-        halves.append(Samples(images, labels.astype(np.int64) - what.first_label, centring, what.name))
+        halves.append(Samples(images, labels.astype(np.int64) - what.first_label, origin=what.name))
     return _images(what.name, halves[0], halves[1], (28, 28), what.classes, how, place)
 
 

@@ -23,7 +23,7 @@ from llgae_cli.tasks.table import KINDS, find_path, load_rows, load_table, recog
 from llgae_cli.tasks.table_options import TableOptions
 from llgae_cli.tasks.task import Task
 
-TASKS: dict[str, Callable[[Path, Centring, int], Task]] = {
+TASKS: dict[str, Callable[[Path, int], Task]] = {
     "fashion-mnist": load_fashion_mnist,
     "fashion-mnist-compress": load_fashion_mnist,  # the name in the source document and in checkpoints
     "mnist": load_mnist,
@@ -63,18 +63,18 @@ def load_task(
     kind, where = parse_task(name)
     folder = Path(where).expanduser() if kind == "npy" and where and "\0" not in where else None
     if kind in KINDS and not (folder is not None and (folder / "train.npy").exists()):
-        task = load_table(kind, where, name, data_dir, "none", options)
+        task = load_table(kind, where, name, data_dir, options)
     else:
         if options.given and not options.stored:
             raise InputError(
                 f"{options.given[0]}: has no effect with task {printable(name)}; it is for {KNOWN.partition(' and')[0]}"
             )
         if kind == "npy" and folder is not None:
-            task = load_folder(folder, name, "none")
+            task = load_folder(folder, name)
         elif kind == "images":
-            task = load_images(_own_path(kind, where), name, "none")
+            task = load_images(_own_path(kind, where), name)
         else:
-            task = TASKS[name](data_dir, "none", seed)
+            task = TASKS[name](data_dir, seed)
     return _prepare(task, kind in KINDS and len(task.shape) == 1, centring, scaling)
 
 
@@ -135,7 +135,7 @@ def load_whole(
     options: TableOptions = TableOptions(),  # noqa: B008 (frozen)
 ) -> tuple[Samples, tuple[int, ...]]:
     """Load all rows of a task that `is_one_file`, in their order and units, and return them with the shape of a row."""
-    rows = load_rows(*parse_task(task), data_dir, "none", options)
+    rows = load_rows(*parse_task(task), data_dir, options)
     rows.samples.check_finite()
     return rows.samples, rows.shape
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llgae_cli.tasks.samples import Centring, Samples
+from llgae_cli.tasks.samples import Samples
 from llgae_cli.tasks.task import Task, fingerprint
 
 SUBSPACES_K = 4
@@ -23,7 +23,7 @@ SIGMA = 8.0  # standard deviation of the noise along each direction of the compl
 SUBSPACES_OPTIMUM = SIGMA**2 * (D - 1 - SUBSPACES_E) / D  # = 60
 
 
-def load_subspaces(data_dir: Path, centring: Centring, seed: int) -> Task:
+def load_subspaces(data_dir: Path, seed: int) -> Task:
     """Draw x = mu_k + W_k b + noise, with k uniform in 0..K-1 (the label) and b ~ N(0, diag(SPREAD^2)), 8x8 values.
 
     W_k (D, E) has orthonormal columns, orthogonal to mu_k; noise ~ N(0, sigma^2) in the complement of W_k. Everything
@@ -42,7 +42,7 @@ def load_subspaces(data_dir: Path, centring: Centring, seed: int) -> Task:
         noise -= noise.mean(1, keepdim=True)
         noise -= torch.einsum("nde,ne->nd", W[k], torch.einsum("nde,nd->ne", W[k], noise))
         x = mu[k] + torch.einsum("nde,ne->nd", W[k], b) + noise
-        sets.append(Samples(x.to(torch.float32), k, centring, "subspaces"))
+        sets.append(Samples(x.to(torch.float32), k, origin="subspaces"))
     train, test = sets
     low, high = train.extent()
     classes = tuple(f"component {k}" for k in range(SUBSPACES_K))

@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from llgae_cli.tasks.conversion import collect
 from llgae_cli.tasks.labels import mark_test, number_labels
 from llgae_cli.tasks.npy_file import NpyFile, nearest_in_folder
 from llgae_cli.tasks.row_source import Shards
-from llgae_cli.tasks.samples import Centring, Samples
+from llgae_cli.tasks.samples import Samples
 from llgae_cli.tasks.streams import Stream
 from llgae_cli.tasks.table_options import TableOptions, find_column
 from llgae_cli.tasks.task import Task, fingerprint
@@ -37,9 +38,7 @@ def recognise(where: str) -> str | None:
     return next((kind for ending, kind in ENDINGS.items() if path.lower().endswith(ending)), None)
 
 
-def load_table(
-    kind: str, where: str, name: str, data_dir: Path, centring: Centring = "none", options: TableOptions | None = None
-) -> Task:
+def load_table(kind: str, where: str, name: str, data_dir: Path, options: TableOptions) -> Task:
     """Load the task `kind:where`: a file whose rows are split into train and test, as `options.test` says.
 
     test: a share t: rows i with floor((i + 1) t) > floor(i t) are the test set, spread evenly (by default t = 0.1:
@@ -47,18 +46,18 @@ def load_table(
     a file: all rows of the file, and this one has the training rows.
     Raises InputError as the readers do, and for labels or marks that do not fit.
     """
-    options = options or TableOptions()
-    rows = load_rows(kind, where, data_dir, centring, options)
+    rows = load_rows(kind, where, data_dir, options)
     whole, marks = rows.samples, rows.test
-    if whole.N < 2 and not _names_file(options, rows):
+    names_file = isinstance(rows.options.test, str) and marks is None
+    if whole.N < 2 and not names_file:
         raise InputError(f"{rows.where}: holds 1 row; at least 2 are needed, one to train on and one to test on")
     peak = npy.find_peak(whole)
     classes = rows.classes
     if marks is not None:
         train, test = whole.subset(np.flatnonzero(~marks)), whole.subset(np.flatnonzero(marks))
         how = f"rows with {printable(options.test)} = 1 held out as test set"
-    elif _names_file(options, rows):
-        other = _load_test_file(str(options.test), rows, data_dir, centring, options)
+    elif names_file:
+        other = _load_test_file(str(options.test), rows, data_dir, options)
         train, test = whole, other.samples
         how = f"test rows from {other.where}"
     elif isinstance(options.test, float):
@@ -73,24 +72,27 @@ def load_table(
     return Task(name, train, test, rows.shape, classes, peak, source, print_of, rows.where)
 
 
+@dataclass(frozen=True)
 class LoadedRows:
-    """All rows of a file: `samples`, `shape` of a row, `classes`, `test` marks (N,) or None, `where` for messages."""
+    """All rows of a file.
 
-    def __init__(
-        self,
-        samples: Samples,
-        shape: tuple[int, ...],
-        classes: tuple[str, ...] | None,
-        test: np.ndarray | None,
-        where: str,
-        options: TableOptions,
-    ) -> None:
-        """Keep the parts."""
-        self.samples, self.shape, self.classes = samples, shape, classes
-        self.test, self.where, self.options = test, where, options
+    samples  the rows, with their labels
+    shape    of a row
+    classes  names of the labels, or None
+    test     which rows are the test set, (N,), where a column says so; else None
+    where    the file, for messages
+    options  as far as the file has what they name
+    """
+
+    samples: Samples
+    shape: tuple[int, ...]
+    classes: tuple[str, ...] | None
+    test: np.ndarray | None
+    where: str
+    options: TableOptions
 
 
-def load_rows(kind: str, where: str, data_dir: Path, centring: Centring, options: TableOptions) -> LoadedRows:
+def load_rows(kind: str, where: str, data_dir: Path, options: TableOptions) -> LoadedRows:
     """Load all rows of `kind:where`, with their labels, in the order of the file."""
     path, member = find_path(kind, where)
     shown = show_path(where)
@@ -135,7 +137,7 @@ def load_rows(kind: str, where: str, data_dir: Path, centring: Centring, options
             raise InputError(f"{shown}: {N} rows, but its labels file holds {len(raw_labels)}{dropped}")
         labels, classes = number_labels(raw_labels, shown)
     marks = None if raw_test is None else mark_test(raw_test, str(options.test), shown)
-    samples = Samples(values, labels, centring, shown, None if names is None else tuple(names))
+    samples = Samples(values, labels, origin=shown, names=None if names is None else tuple(names))
     shape = values.shape[1:3] if len(values.shape) == 4 and values.shape[3] == 1 else values.shape[1:]
     return LoadedRows(samples, tuple(shape), classes, marks, shown, options)
 
@@ -205,25 +207,21 @@ def _fit_options(options: TableOptions, names: list[str] | None, where: str) -> 
     )
 
 
-def _names_file(options: TableOptions, rows: LoadedRows) -> bool:
-    return isinstance(rows.options.test, str) and rows.test is None
-
-
-def _load_test_file(
-    where: str, rows: LoadedRows, data_dir: Path, centring: Centring, options: TableOptions
-) -> LoadedRows:
+def _load_test_file(where: str, rows: LoadedRows, data_dir: Path, options: TableOptions) -> LoadedRows:
     kind, colon, rest = where.partition(":")
     if not colon or kind not in KINDS:
         kind, rest = recognise(where) or "", where
     if not kind:
         raise InputError(f"test: '{printable(where)}' is no column of {rows.where} and no data file")
-    names = rows.samples.names
-    same = TableOptions(names or (), options.labels, None, options.missing)
-    if kind not in TABLES:
-        same = TableOptions((), None, None, options.missing)
-    elif options.labels is not None and rows.options.labels is not None and not Path(options.labels).exists():
-        same = TableOptions(names or (), options.labels, None, options.missing)
-    other = load_rows(kind, rest, data_dir, centring, same)
+    # A file of labels is the training rows'; a column of labels is in both files.
+    labels = None if options.labels is None or _expand(options.labels).exists() else options.labels
+    columns = rows.samples.names or ()
+    same = (
+        TableOptions(columns, labels, None, options.missing)
+        if kind in TABLES
+        else TableOptions(missing=options.missing)
+    )
+    other = load_rows(kind, rest, data_dir, same)
     if other.shape != rows.shape:
         raise InputError(
             f"{other.where}: its rows have shape {'x'.join(map(str, other.shape))}, those of {rows.where} "

@@ -16,7 +16,7 @@ import zarr
 
 from llgae_cli.errors import InputError
 from llgae_cli.storage import load
-from llgae_cli.tasks import TableOptions, Task, conversion, load_task, load_whole, npy
+from llgae_cli.tasks import TableOptions, Task, load_task, load_whole, npy
 from llgae_cli.tasks.table import hold_out_evenly
 
 pytestmark = pytest.mark.numeric
@@ -76,7 +76,6 @@ def refused(task: str, *words: str, **options: Any) -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_all_formats_give_the_same_rows(data: np.ndarray, monkeypatch: pytest.MonkeyPatch, streamed: bool) -> None:
     if streamed:
-        monkeypatch.setattr(conversion, "IN_MEMORY_BYTES", 100)
         monkeypatch.setattr(npy, "IN_MEMORY_BYTES", 0)
     prints = set()
     for name in TASKS * 2:  # the second time from what was converted
@@ -256,3 +255,11 @@ def test_parquet_is_streamed_within_bounded_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "x.parquet"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 360_000  # KiB: up to 256 MiB are collected before the file is written
+
+
+def test_a_file_of_labels_is_the_training_rows_alone(data: np.ndarray) -> None:
+    np.save("own.npy", np.arange(300) % 3)
+    pa.csv.write_csv(columns(data[:20]).select(NAMES), "other.csv")
+    task = read("x.csv", labels="own.npy", test="other.csv", columns=tuple(NAMES))
+    assert task.train.labels is not None and task.train.labels.tolist() == (np.arange(300) % 3).tolist()
+    assert task.test.N == 20 and task.test.labels is None
