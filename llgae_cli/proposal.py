@@ -24,14 +24,15 @@ ROWS_PER_COMPONENT = 40
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first look finds in `rows` evenly spaced training rows.
+    """What the first look finds in evenly spaced training rows.
 
-    spread      standard deviation of each column, (D,)
+    samples     these rows, prepared as the training rows are
+    spread      standard deviation of each column in its own units, (D,)
     constant    indices of the columns with one value
     duplicates  number of rows that repeat another
     """
 
-    rows: np.ndarray
+    samples: Samples
     spread: np.ndarray
     constant: tuple[int, ...]
     duplicates: int
@@ -58,26 +59,25 @@ class Proposal:
 
 
 def survey(train: Samples) -> Survey:
-    """Look at up to 20,000 evenly spaced rows of the training samples, in their stored units."""
-    at = np.unique(np.linspace(0, train.N - 1, min(train.N, ROWS)).astype(np.int64))
-    rows = train.stored_array(at).astype(np.float64)  # (n, D)
+    """Look at up to 20,000 evenly spaced rows of the training samples."""
+    some = train.subset(np.unique(np.linspace(0, train.N - 1, min(train.N, ROWS)).astype(np.int64)))
+    rows = some.stored_array().astype(np.float64)  # (n, D)
     constant = np.flatnonzero((rows == rows[0]).all(axis=0))
     duplicates = len(rows) - len(np.unique(rows, axis=0))
-    return Survey(rows, rows.std(axis=0), tuple(constant.tolist()), duplicates)
+    return Survey(some, rows.std(axis=0), tuple(constant.tolist()), duplicates)
 
 
-def propose(x: np.ndarray, seed: int = 28, seconds: float = SECONDS) -> Proposal:
-    """Fit a grid of K and E to four fifths of the rows x (n, D), measure the others, and choose.
+def propose(samples: Samples, seed: int = 28, seconds: float = SECONDS) -> Proposal:
+    """Fit a grid of K and E to four fifths of the samples, measure the others, and choose.
 
     The residual variance s^2 = |x - x_hat|^2 / (D - E), averaged over held-out rows, falls with E only while another
     latent explains more than noise; the error itself always falls. Of the trials with s^2 within 10 % of the smallest,
     or within 0.1 % of the total variance of it, the one with the smallest E and then the smallest K is chosen. After
     `seconds` no further fit is begun.
     """
-    held = np.arange(len(x)) % HELD_OUT == HELD_OUT - 1
-    train = Samples(x[~held].astype(np.float32), centring="none")
-    test = Samples(x[held].astype(np.float32), centring="none")
-    D = x.shape[1]
+    held = np.arange(samples.N) % HELD_OUT == HELD_OUT - 1
+    train, test = samples.subset(np.flatnonzero(~held)), samples.subset(np.flatnonzero(held))
+    D, total = samples.D, float(samples.rows(slice(None)).double().var(0, correction=0).mean())
     largest = max(1, train.N // ROWS_PER_COMPONENT)
     grid = [(K, E) for E in E_TRIED if E < D for K in K_TRIED if largest >= K] or [(1, 0)]
     trials: list[Trial] = []
@@ -88,21 +88,9 @@ def propose(x: np.ndarray, seed: int = 28, seconds: float = SECONDS) -> Proposal
         error = mean_l2(_fit(train, K, E, seed), test)
         trials.append(Trial(K, E, error, error * D / (D - E)))
     least = min(trial.variance for trial in trials)
-    bound = least + max(TOLERANCE * least, SHARE * float(x.var(axis=0).mean()))
+    bound = least + max(TOLERANCE * least, SHARE * total)
     best = min((trial for trial in trials if trial.variance <= bound), key=lambda trial: (trial.E, trial.K))
     return Proposal(best.K, best.E, tuple(trials), len(trials) == len(grid))
-
-
-def standardise(rows: np.ndarray) -> np.ndarray:
-    """Return the columns that vary, less their mean and divided by their standard deviation."""
-    spread = rows.std(axis=0)
-    kept = spread > 0
-    return (rows[:, kept] - rows[:, kept].mean(axis=0)) / spread[kept]
-
-
-def centre_rows(rows: np.ndarray) -> np.ndarray:
-    """Return the rows less their own mean."""
-    return rows - rows.mean(axis=1, keepdims=True)
 
 
 def _fit(train: Samples, K: int, E: int, seed: int) -> LLGAE:

@@ -8,7 +8,6 @@ import yaml
 
 from llgae_cli.cli.console import print_lines, set_up_logging, write_stdout
 from llgae_cli.cli.table_arguments import Columns, Labels, Missing, Test, parse_options
-from llgae_cli.config.schema import KEYS
 from llgae_cli.errors import InputError, RunError, explain, printable, show_path
 
 if TYPE_CHECKING:
@@ -39,13 +38,9 @@ def init(
     from llgae_cli import proposal
     from llgae_cli.tasks import load_task
 
-    loaded = load_task(task, data_dir, "none", options=options)
+    loaded = load_task(task, data_dir, "auto", scaling="auto", options=options)
     found = proposal.survey(loaded.train)
-    table = len(loaded.shape) < 2
-    if len(found.constant) == loaded.train.D:
-        raise InputError(f"{printable(task)}: every column is constant; there is nothing to model")
-    rows = proposal.standardise(found.rows) if table else proposal.centre_rows(found.rows)
-    text = write_config(loaded, options, found, proposal.propose(rows), data_dir)
+    text = write_config(loaded, options, found, proposal.propose(found.samples), data_dir)
     if printed:
         write_stdout(text)
         return
@@ -59,9 +54,9 @@ def init(
 
 def write_config(task: "Task", options: "TableOptions", found: "Survey", chosen: "Proposal", data_dir: Path) -> str:
     """Return the commented YAML config for a data set, what was found in it, and the K and E that were chosen."""
-    table = len(task.shape) < 2
+    table = task.train.scaling is not None
     names = task.train.names or tuple(f"column {j}" for j in range(task.train.D))
-    seen = len(found.rows)
+    seen = found.samples.N
     spread = found.spread[found.spread > 0]
     lines = [
         f"# {task.train.N} training and {task.test.N} test rows of {' x '.join(map(str, task.shape))} values, "
@@ -105,21 +100,20 @@ def write_config(task: "Task", options: "TableOptions", found: "Survey", chosen:
 
 
 def _centring(table: bool) -> list[str]:
-    lines = [
-        "",
-        "# A row of a table has values of different units: their mean says nothing, so it is not subtracted."
-        if table
-        else "# Images: each one's mean brightness is stored apart.",
-        _pair("centring", "none" if table else "sample"),
-    ]
-    if "scaling" in KEYS:
-        lines += [
-            "# Columns of different scales: each is divided by its standard deviation."
-            if table
-            else "# All pixels have one unit.",
-            _pair("scaling", "std" if table else "none"),
+    if table:
+        return [
+            "",
+            "# A row of a table has values of different units: their mean says nothing, so it is not subtracted.",
+            _pair("centring", "none"),
+            "# Columns of different scales: each is divided by its standard deviation.",
+            _pair("scaling", "std"),
         ]
-    return lines
+    return [
+        "",
+        "# Images: each one's mean brightness is coded apart. All pixels have one unit.",
+        _pair("centring", "sample"),
+        _pair("scaling", "none"),
+    ]
 
 
 def _pair(key: str, value: object) -> str:

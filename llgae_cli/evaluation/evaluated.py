@@ -22,7 +22,7 @@ from llgae_cli.evaluation.rate_estimate import count_float_bits, estimate_rate
 from llgae_cli.evaluation.variables import Variables, measure_variables
 from llgae_cli.factory import choose_device, describe_loading, restore, set_up_torch
 from llgae_cli.formatting import format_value
-from llgae_cli.models import Model
+from llgae_cli.models import Code, Model
 from llgae_cli.storage import Checkpoint, compare_name
 from llgae_cli.tasks import Samples, Task, load_task
 from llgae_cli.threads import limit_threads
@@ -176,8 +176,13 @@ class Evaluated:
     @torch.no_grad()
     def decode(self, k: int, b: torch.Tensor) -> np.ndarray:
         """Return what component k decodes the latents b (n, E) to, plus the mean grey level of its samples, (n, D)."""
-        x_hat = self.model.decode(self.latents.code(k, b).to(self.model.device))
-        return self._to_units((x_hat.cpu().double() + self.grey_levels[k]).numpy())
+        return self.decode_code(self.latents.code(k, b))
+
+    @torch.no_grad()
+    def decode_code(self, code: Code) -> np.ndarray:
+        """Return what codes decode to in the data's units, plus the mean grey level of their components, (n, D)."""
+        x_hat = self.model.decode(code.to(self.model.device)).cpu().double().numpy()
+        return self._to_units(x_hat + self.grey_levels[code.k.cpu().numpy()][:, None])
 
     def explained(self, k: int) -> np.ndarray:
         """Return the share (E,) of component k's variance along each axis; the rest is residual."""

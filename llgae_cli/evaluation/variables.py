@@ -12,6 +12,8 @@ from llgae_cli.tasks import Samples
 
 Floats = NDArray[np.float64]
 
+ROUNDING = 1e-12  # of a mean square: a smaller variance is zero
+
 
 @dataclass(frozen=True, eq=False)
 class Variables:
@@ -21,16 +23,21 @@ class Variables:
         RMSE  = sqrt(mean_i (v_i - v_hat_i)^2), in the variable's own units
         NRMSE = RMSE / std v, with the standard deviation of N values
 
-    names              of the variables, v0, v1, ... where the data has none
-    r2, rmse, nrmse    (D,); R^2 and NRMSE are NaN for a constant variable
-    r2_by_component    (K, D), of the rows of each component about their own mean; NaN without rows
+    names               of the variables, v0, v1, ... where the data has none
+    mean, std           of the rows, in the variables' own units, (D,)
+    r2, rmse, nrmse     (D,); R^2 and NRMSE are NaN for a constant variable
+    r2_by_component     (K, D), of the rows of each component about their own mean; NaN without rows
+    rmse_by_component   (K, D), likewise
     """
 
     names: tuple[str, ...]
+    mean: Floats
+    std: Floats
     r2: Floats
     rmse: Floats
     nrmse: Floats
     r2_by_component: Floats
+    rmse_by_component: Floats
 
     def sort_worst(self) -> NDArray[np.int64]:
         """Return the variables, the lowest R^2 first and constant ones last."""
@@ -45,6 +52,7 @@ class Variables:
                 "rmse": _plain(self.rmse[d]),
                 "nrmse": _plain(self.nrmse[d]),
                 "r2_by_component": [_plain(value) for value in self.r2_by_component[:, d]],
+                "rmse_by_component": [_plain(value) for value in self.rmse_by_component[:, d]],
             }
             for d, name in enumerate(self.names)
         ]
@@ -74,16 +82,26 @@ def measure_variables(model: Coder, samples: Samples) -> Variables:
             squared[j] += np.square(error[own]).sum(0)
             first[j] += v[own].sum(0)
             second[j] += np.square(v[own]).sum(0)
-    N = samples.N
-    scatter = second - first**2 / np.maximum(count, 1)[:, None]  # (K, D)
-    total = second.sum(0) - first.sum(0) ** 2 / N
+    assert centre is not None
+    N, n = samples.N, np.where(count > 0, count, np.nan)[:, None]
+    scatter = second - first**2 / n  # (K, D)
+    mean = first.sum(0) / N
+    variance = np.maximum(second.sum(0) / N - mean**2, 0.0)
+    variance[variance < ROUNDING * second.sum(0) / N] = 0.0  # of a constant variable
     unit = np.ones(D) if samples.scaling is None else samples.scaling.scale
-    rmse = np.sqrt(squared.sum(0) / N)
+    error = squared.sum(0) / N
+    std, rmse = np.sqrt(variance), np.sqrt(error)
     with np.errstate(divide="ignore", invalid="ignore"):
-        r2 = np.where(total > 0, 1 - squared.sum(0) / total, np.nan)
-        nrmse = np.where(total > 0, rmse / np.sqrt(total / N), np.nan)
-        by_component = np.where(scatter > 0, 1 - squared / scatter, np.nan)
-    return Variables(name_variables(samples), r2, rmse * unit, nrmse, by_component)
+        return Variables(
+            names=name_variables(samples),
+            mean=centre + mean if samples.scaling is None else samples.scaling.undo(centre + mean),
+            std=unit * std,
+            r2=np.where(variance > 0, 1 - error / variance, np.nan),
+            rmse=unit * rmse,
+            nrmse=np.where(variance > 0, rmse / std, np.nan),
+            r2_by_component=np.where(scatter > 0, 1 - squared / scatter, np.nan),
+            rmse_by_component=unit * np.sqrt(squared / n),
+        )
 
 
 def _plain(value: float) -> float | None:

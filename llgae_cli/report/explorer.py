@@ -17,7 +17,7 @@ from llgae_cli.evaluation import Evaluated
 from llgae_cli.factory import ALPHA
 from llgae_cli.figures.cells import Looks
 from llgae_cli.figures.table import TableView
-from llgae_cli.figures.table.album import is_table, read_units
+from llgae_cli.figures.table.album import is_table
 from llgae_cli.figures.table.contents import SHOWN, name_class
 from llgae_cli.figures.table.drawing import one_line
 from llgae_cli.models import LLGAE
@@ -117,7 +117,7 @@ def pack_table(evaluated: Evaluated, view: TableView) -> dict[str, Any]:
 
     The browser shows v = centre + scale u of the variables that come first in `order`, the most important ones.
     """
-    units = read_units(evaluated)
+    scaling, D = evaluated.split_samples.scaling, evaluated.model.D
     order = view.rank_variables()[:SHOWN]
 
     def plain(values: np.ndarray) -> list[float]:
@@ -126,8 +126,8 @@ def pack_table(evaluated: Evaluated, view: TableView) -> dict[str, Any]:
     return {
         "order": order.tolist(),
         "names": [one_line(view.names[d]) for d in order],
-        "centre": plain(units.centre),
-        "scale": plain(units.scale),
+        "centre": plain(np.zeros(D) if scaling is None else scaling.centre),
+        "scale": plain(np.ones(D) if scaling is None else scaling.scale),
         "mean": plain(view.mean),
         "std": plain(view.std),
     }

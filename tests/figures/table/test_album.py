@@ -11,7 +11,7 @@ from llgae_cli import figures
 from llgae_cli.cli.app import app
 from llgae_cli.errors import InputError
 from llgae_cli.evaluation import Evaluated, evaluate_checkpoint
-from llgae_cli.figures.table.album import find_error_unit, read_units, view_table
+from llgae_cli.figures.table.album import find_error_unit, view_table
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,14 @@ def test_statistics_are_those_of_all_rows(evaluated: Evaluated) -> None:
 
 @pytest.mark.numeric
 def test_rows_and_walks_are_in_the_variables_units(evaluated: Evaluated) -> None:
-    view = view_table(evaluated)
+    view, scaling = view_table(evaluated), evaluated.split_samples.scaling
+    assert scaling is not None
     rows = np.arange(len(view.v))
     assert view.v == pytest.approx(evaluated.originals(rows), abs=1e-5)
     assert view.v_hat == pytest.approx(evaluated.reconstructions(rows), abs=1e-5)
     for k in range(3):
         assert view.centres[k] == pytest.approx(evaluated.decode(k, evaluated.axes.mean[k][None])[0], abs=1e-5)
-        squared = np.square(view.axes[k] / read_units(evaluated).scale).sum(1)
+        squared = np.square(view.axes[k] / scaling.scale).sum(1)
         assert squared == pytest.approx(evaluated.axes.variance[k].numpy(), rel=1e-3)
 
 
