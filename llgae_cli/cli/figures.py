@@ -45,7 +45,7 @@ def check_kinds(kind: list[str] | None) -> tuple[str, ...]:
 def check_over(over: list[str] | None) -> tuple[str, ...]:
     """Return the two variables of the map, or none; InputError for another number."""
     if over and len(over) != 2:
-        raise InputError(f"--over: given {len(over)} times; a map is over two variables")
+        raise InputError(f"--over: a map is over two variables, not {len(over)}: give --over twice")
     return tuple(over or ())
 
 
