@@ -130,8 +130,9 @@ def train(
             "%s: %d training samples of %d values, %s", run.task.name, run.train.N, run.train.D, run.task.source
         )
         try:
-            run_epochs(run, on_epoch)
-            return finish(run, on_epoch)
+            with interrupts.unmask():
+                run_epochs(run, on_epoch)
+                return finish(run, on_epoch)
         except Interrupted as interrupt:
             interrupt.saved = save_interrupted(run)
             raise

@@ -38,6 +38,19 @@ def postpone() -> Iterator[None]:
             receive(signum)
 
 
+@contextmanager
+def unmask() -> Iterator[None]:
+    """Raise Interrupted where the block raises another exception after a signal.
+
+    C++ code that calls Python turns what a signal handler raises there into an exception of its own.
+    """
+    try:
+        yield
+    except Exception:
+        check()
+        raise
+
+
 def check() -> None:
     """Raise Interrupted again for a signal that a library swallowed. Long work calls this between its steps.
 

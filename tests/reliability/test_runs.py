@@ -239,6 +239,18 @@ def test_an_interrupt_that_is_swallowed_ends_the_run_after_the_next_epoch(tmp_pa
     assert caught.value.saved is not None and load(caught.value.saved).epoch == 2
 
 
+def test_an_interrupt_that_becomes_another_error_still_saves(tmp_path: Path) -> None:
+    def replace(record: dict[str, float], epochs: int) -> None:
+        try:
+            interrupts.receive(signal.SIGINT)
+        except Interrupted:  # as C++ code does that calls Python
+            raise RuntimeError("error in a callback") from None
+
+    with pytest.raises(Interrupted) as caught:
+        experiment.train(a_config(tmp_path, text=BY_GRADIENT), on_epoch=replace)
+    assert caught.value.saved is not None and load(caught.value.saved).epoch == 1
+
+
 def test_a_run_saved_at_its_last_epoch_is_completed_on_resuming(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
