@@ -27,7 +27,7 @@ from llgae_cli.threads import run_parallel
 
 CHUNK = 1024
 MEASURED_BYTES = 1 << 27  # of latents that the search for a step keeps
-TRIAL_ROWS = 2048  # rows that the search for a step codes each time
+TRIAL_ROWS = 1024  # rows that the search for a step codes each time
 BOUND_ROWS = 512  # rows that the search for a step codes under a bound
 SMALLEST = 2.0**-12  # of the steps that are tried, over the model's own
 LARGEST = 2.0**6
@@ -35,12 +35,38 @@ FINEST, COARSEST = 2.0**-24, 2.0**16  # of the steps that are allowed, over the 
 ANS_BITS = 24.0  # that a block costs beside its symbols
 MARGIN_BITS = 0.02  # a row; candidates for components change a little with the step
 FAR = 1.5  # the search for a bound ends with a step that takes so many times the bytes of the best
+SECANTS = 12
+TOLERANCE = 0.005  # of the rate, where the search on a few rows ends
 TRIES = 4  # files that are written until one keeps the rate
 
 
 def mean_bits(codes: Codes) -> float:
     """Return the mean bits of codes."""
     return float(codes.cost.mean()) / COST_UNIT
+
+
+def find_value(
+    rate: Callable[[float], float], bits: float, value: float, low: float, high: float
+) -> tuple[float, float]:
+    """Return the value in [low, high] at which `rate` is about `bits`, and the slope there, in bits an e-fold.
+
+    rate falls with the value. Secants in the logarithm of the value, from `value` on; where one leaves the bracket that
+    is known, its middle is tried.
+    """
+    tried: list[tuple[float, float]] = []  # logarithm of the value, rate less bits
+    place, least, most = math.log(value), math.log(low), math.log(high)
+    slope = math.inf
+    for _ in range(SECANTS):
+        excess = rate(math.exp(place)) - bits
+        if tried and place != tried[-1][0]:
+            slope = (tried[-1][1] - excess) / (place - tried[-1][0])
+        tried.append((place, excess))
+        if math.isfinite(slope) and abs(excess) <= TOLERANCE * bits:
+            break
+        least, most = (place, most) if excess > 0 else (least, place)
+        following = place + (excess / slope if slope > 0 and math.isfinite(slope) else math.copysign(0.1, excess))
+        place = following if least < following < most else (least + most) / 2
+    return math.exp(min(tried, key=lambda one: abs(one[1]))[0]), slope if math.isfinite(slope) else 0.0
 
 
 class Codec:
@@ -135,7 +161,9 @@ class Codec:
             if not own * FINEST <= step <= own * COARSEST:
                 allowed = f"{own * FINEST:.3g} to {own * COARSEST:.3g}"
                 raise InputError(f"step {step:g}: {allowed} are allowed; the model's own is {own:.4g}")
-            return self._choose_shift(sample, Step.nearest(step))
+            y = self._to_grid(sample[:: max(1, len(sample) // TRIAL_ROWS)][:TRIAL_ROWS])[0]
+            nearest = Step.nearest(step)
+            return Settings(nearest, self._choose_shift(y, nearest, self._measure(y, nearest)))
         bound = Settings(self.model.step, max_l2=max_l2, max_abs=None if max_abs is None else np.atleast_1d(max_abs))
         if lossless:
             if not np.issubdtype(sample.dtype, np.integer) and sample.dtype != np.bool_:
@@ -153,44 +181,30 @@ class Codec:
         def rate(value: float, shift: int = 0) -> float:
             return mean_bits(self._choose(few, Step.nearest(value), shift, measured))
 
-        def narrow(low: float, high: float, shift: int, ratio: float) -> float:
-            while high / low > ratio:
-                middle = (low * high) ** 0.5
-                low, high = (middle, high) if rate(middle, shift) > bits else (low, middle)
-            return high
-
-        low = high = self.model.step.value
-        while rate(high) > bits:
-            low, high = high, high * 1.5
-            if high > LARGEST * self.model.step.value:
-                raise InputError(f"bits {bits:.4g}: this model's codes take at least {rate(high):.4g} bits a row")
-        while low > SMALLEST * self.model.step.value and rate(low) <= bits:
-            low, high = low / 1.5, low
-        value = narrow(low, high, 0, 1.05)
-        shift = self._choose_shift(few, Step.nearest(value), on_grid=True).scale_shift
-        value = narrow(value / 1.15, value * 1.1, shift, 1.02)
-        slope = (rate(value / 1.05, shift) - rate(value * 1.05, shift)) / (2 * math.log(1.05))  # bits an e-fold
-        measured_all = self._measure(y, Step.nearest(value))
+        value = self.model.step.value
+        lowest = rate(value * LARGEST)
+        if lowest > bits:
+            raise InputError(f"bits {bits:.4g}: this model's codes take at least {lowest:.4g} bits a row")
+        value = find_value(rate, bits, value, SMALLEST * value, LARGEST * value)[0]
+        shift = self._choose_shift(few, Step.nearest(value), measured)
+        value, slope = find_value(partial(rate, shift=shift), bits, value, value / 2, value * 2)
+        measured = self._measure(y, Step.nearest(value))
 
         def rate_of_all(value: float) -> float:
-            return mean_bits(self._choose(y, Step.nearest(value), shift, measured_all))
+            return mean_bits(self._choose(y, Step.nearest(value), shift, measured))
 
         for _ in range(2):  # Newton's steps
             value *= math.exp(min(max((rate_of_all(value) - bits) / max(slope, 0.1), -0.2), 0.2))
         while rate_of_all(value) > bits:
             value *= 1.002
-        step = Step.nearest(value)
-        return Settings(step, shift)
+        return Settings(Step.nearest(value), shift)
 
-    def _choose_shift(self, sample: NDArray[Any], step: Step, on_grid: bool = False) -> Settings:
-        """Return the settings with the shift of the densities' scales that gives the sample the least J.
+    def _choose_shift(self, y: Floats, step: Step, measured: list[Measured | None]) -> int:
+        """Return the shift of the densities' scales that gives rows y (m, D) the least J.
 
         Densities are those of the training rows' latents. Rounding toward zero makes values smaller, and those of other
         rows may be larger.
         """
-        y = sample if on_grid else self._to_grid(sample)[0]
-        y = y[:: max(1, len(y) // TRIAL_ROWS)][:TRIAL_ROWS]
-        measured = self._measure(y, step)
         costs: dict[int, float] = {}
 
         def cost(shift: int) -> float:
@@ -202,7 +216,7 @@ class Codec:
         for direction in (-1, 1):
             while abs(best + direction) <= 16 and cost(best + direction) < cost(best):
                 best += direction
-        return Settings(step, best)
+        return best
 
     def _find_bounded(self, sample: NDArray[Any], bound: Settings) -> Settings:
         """Return the settings that hold a bound with the fewest bytes.

@@ -159,7 +159,7 @@ def _assign(model: Model, samples: Samples, places: Integers | None, provisional
     prepared = provisional.encoder.prepare(provisional.step, 0)
     for _, rows in _rows(samples):
         y, fits = provisional.grid.round(rows)
-        yield rows[fits], prepared[0].find_candidates(torch.from_numpy(y[fits]))[:, :1].numpy(), None
+        yield rows[fits], prepared[0].measure(torch.from_numpy(y[fits])).candidates[:, :1].numpy(), None
 
 
 def _project(bases: list[Bases], rows: Floats, k: Integers) -> tuple[list[Floats], Floats]:

@@ -6,7 +6,7 @@ import torch
 from coded import make_codec  # tests/coded.py
 
 from llgae_cli.codec.density import COST_UNIT
-from llgae_cli.codec.encoder import PLAIN_COSTS, Codes, Grid, place_costs
+from llgae_cli.codec.encoder import FIRST_LATENTS, PLAIN_COSTS, SHORT_LIST, Codes, Grid, Measured, place_costs
 from llgae_cli.codec.exact import SCALES, ExactDecoder, Level, Step, find_table
 from llgae_cli.codec.model import CodecModel
 
@@ -50,14 +50,17 @@ def test_costs_and_errors_are_those_of_the_codes(delta: float) -> None:
 
 
 @pytest.mark.parametrize("delta", [1.0, 0.1, 0.003, 0.0003])
-def test_no_component_is_much_better_than_the_chosen_one(delta: float) -> None:
-    x = rows_of(300, 5, 2)
-    model, step = make_codec(x, 12, 4).model, Step.nearest(delta)
+@pytest.mark.parametrize(("D", "E", "K"), [(5, 4, 12), (5, 4, SHORT_LIST + 8), (24, FIRST_LATENTS + 4, SHORT_LIST + 4)])
+def test_no_component_is_much_better_than_the_chosen_one(delta: float, D: int, E: int, K: int) -> None:
+    x = rows_of(300, D, 2)
+    model, step = make_codec(x, K, E).model, Step.nearest(delta)
     y, _ = model.grid.round(x)
     prepared = model.encoder.prepare(step, 0)
     chosen = model.encoder.choose(y, prepared)
     rows, level = torch.from_numpy(y), model.encoder.levels[0]
-    alone = [level.measure(rows, torch.full((len(y), 1), j)) for j in range(12)]
+    each = [torch.full((len(y), 1), j) for j in range(K)]
+    distances = level.distances(rows)
+    alone = [Measured(j, level.project_pairs(rows, j), distances.gather(1, j)) for j in each]
     every = [model.encoder.choose(y, prepared, measured).J for measured in alone]
     excess = chosen.J - np.min(every, 0)
     assert excess.min() > -1e-9 and (excess > 1e-9).mean() < 0.05
