@@ -43,7 +43,11 @@ app.command(
     "eval",
     help="Evaluate a checkpoint: mean L2 (total and per class), explained variance, PSNR, use of components, bits.",
 )(eval.evaluate)
-app.command("runs", help="List the checkpoints in a folder; only file names are read.")(runs.runs)
+app.command(
+    "runs",
+    help="List the checkpoints in a folder, each task ranked by its mean L2.\n\n"
+    "Every command that takes a checkpoint also takes its id, or the beginning of one.",
+)(runs.runs)
 app.command("data", help=data.HELP)(data.data)
 app.command(
     "init",

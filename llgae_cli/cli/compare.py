@@ -10,6 +10,7 @@ from llgae_cli.cli.console import print_json, print_table
 from llgae_cli.cli.figures import Kinds, Theme, ThemeOption, check_kinds
 from llgae_cli.cli.options import DataDir, Json
 from llgae_cli.formatting import five_digits
+from llgae_cli.storage import find_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,12 @@ COLUMNS = [
 
 def compare(
     checkpoints: Annotated[
-        list[Path], typer.Argument(help="Checkpoints of one task; their models may differ.", metavar="CHECKPOINT...")
+        list[Path],
+        typer.Argument(
+            help="Checkpoints of one task, files or ids; their models may differ.",
+            metavar="CHECKPOINT...",
+            parser=find_checkpoint,
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the figures.", metavar="FOLDER")] = Path(
         "compare"

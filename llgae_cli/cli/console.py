@@ -108,13 +108,16 @@ def silence(stream: TextIO) -> None:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on stdout: drawn to the terminal's width, or tab-separated lines in a pipe."""
+    """Print a table on stdout: drawn to the terminal's width, or tab-separated lines in a pipe.
+
+    A row of empty cells is a gap.
+    """
     if not RESULTS.is_terminal:
         print_lines(*("\t".join(row) for row in [headers, *rows]))
         return
     drawn = Table(box=None, header_style="bold", pad_edge=False)
     for i, header in enumerate(headers):
-        numeric = all(_is_number(row[i]) for row in rows)
+        numeric = all(_is_number(row[i]) for row in rows if any(row))
         drawn.add_column(header, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(printable(cell, LONGEST)) for cell in row))

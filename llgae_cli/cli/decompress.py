@@ -14,6 +14,7 @@ from llgae_cli.cli.binary_streams import STANDARD, RowCounter, check_output, ope
 from llgae_cli.cli.console import print_json
 from llgae_cli.cli.options import Json
 from llgae_cli.errors import InputError, printable, show_path
+from llgae_cli.storage import find_checkpoint
 
 if TYPE_CHECKING:
     from llgae_cli.codec.codec import Codec
@@ -50,7 +51,7 @@ def decompress(
     """Run `llgae decompress`; `app` has its help."""
     if len(files) > 2:
         raise InputError(f"{len(files)} files: a checkpoint and a compressed file are expected, or only the latter")
-    checkpoint, path = files[0] if len(files) == 2 else None, files[-1]
+    checkpoint, path = find_checkpoint(files[0]) if len(files) == 2 else None, files[-1]
     check_output(output, ".npy", json)
     if salvage and path == STANDARD:
         raise InputError("--salvage: nothing can be searched in standard input: write it to a file first")

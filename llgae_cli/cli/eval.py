@@ -13,6 +13,7 @@ from llgae_cli.cli.options import DataDir, Device, Json, NewestOf
 from llgae_cli.config import read_config
 from llgae_cli.errors import InputError, printable
 from llgae_cli.formatting import five_digits, percent
+from llgae_cli.storage import find_checkpoint
 
 if TYPE_CHECKING:
     from llgae_cli.evaluation import Evaluated
@@ -40,7 +41,10 @@ class Split(StrEnum):
 
 def evaluate(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="A checkpoint file (.pkl); or use --config.", metavar="[CHECKPOINT]")
+        Path | None,
+        typer.Argument(
+            help="A checkpoint file (.pkl) or its id; or use --config.", metavar="[CHECKPOINT]", parser=find_checkpoint
+        ),
     ] = None,
     config: NewestOf = None,
     split: Annotated[Split, typer.Option(help="Split to evaluate on.")] = Split.test,

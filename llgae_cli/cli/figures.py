@@ -10,6 +10,7 @@ import typer
 from llgae_cli.cli.console import print_json, print_lines
 from llgae_cli.cli.options import DataDir, Json
 from llgae_cli.errors import InputError, nearest, printable
+from llgae_cli.storage import find_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,12 @@ def check_over(over: list[str] | None) -> tuple[str, ...]:
 
 def figures(
     checkpoints: Annotated[
-        list[Path], typer.Argument(help="One checkpoint; or several, for a comparison.", metavar="CHECKPOINT...")
+        list[Path],
+        typer.Argument(
+            help="One checkpoint (file or id); or several, for a comparison.",
+            metavar="CHECKPOINT...",
+            parser=find_checkpoint,
+        ),
     ],
     output: Annotated[
         Path | None,

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from llgae_cli.storage import find_checkpoint
+
 ConfigFiles = Annotated[
-    list[Path],
+    list[Path] | None,
     typer.Option("--config", "-c", help="YAML config; repeatable, later files override earlier ones.", metavar="FILE"),
 ]
 Overrides = Annotated[
@@ -23,6 +25,13 @@ NewestOf = Annotated[
         metavar="FILE",
     ),
 ]
-CheckpointFile = Annotated[Path, typer.Argument(help="A checkpoint file (.pkl).", metavar="CHECKPOINT")]
+CheckpointFile = Annotated[
+    Path,
+    typer.Argument(
+        help="A checkpoint file (.pkl), or its id as `llgae runs` shows it.",
+        metavar="CHECKPOINT",
+        parser=find_checkpoint,
+    ),
+]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder with the data sets; downloads go there.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]

@@ -10,13 +10,16 @@ from llgae_cli.cli.eval import choose_checkpoints
 from llgae_cli.cli.figures import Colour, Over, check_over
 from llgae_cli.cli.options import DataDir, Json, NewestOf
 from llgae_cli.errors import InputError, printable
+from llgae_cli.storage import find_checkpoint
 
 
 def report(
     sources: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Checkpoints, or the folder of one sweep; or use --config.", metavar="[CHECKPOINT...|SWEEP]"
+            help="Checkpoints (files or ids), or the folder of one sweep; or use --config.",
+            metavar="[CHECKPOINT...|SWEEP]",
+            parser=find_checkpoint,
         ),
     ] = None,
     config: NewestOf = None,

@@ -10,8 +10,9 @@ import typer
 from llgae_cli.cli.console import TrainingBar, print_json, print_lines, set_up_logging
 from llgae_cli.cli.options import ConfigFiles, Json, Overrides, Quiet
 from llgae_cli.config import read_config
-from llgae_cli.errors import Interrupted, RunError
+from llgae_cli.errors import InputError, Interrupted, RunError
 from llgae_cli.formatting import five_digits
+from llgae_cli.storage import find_checkpoint
 
 if TYPE_CHECKING:
     from llgae_cli.experiment import Outcome
@@ -20,11 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: ConfigFiles,
+    config: ConfigFiles = None,
     overrides: Overrides = None,
     resume: Annotated[
         str | None,
-        typer.Option(help="Continue from a checkpoint: the `last` one of this config, or a file.", metavar="last|FILE"),
+        typer.Option(
+            help="Continue from a checkpoint: the `last` one of this config, a file or an id.", metavar="last|FILE"
+        ),
     ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="If another run of this config holds the folder, wait until it ends.")
@@ -34,7 +37,11 @@ def train(
 ) -> None:
     """Run `llgae train`; `app` has its help."""
     set_up_logging(quiet)
-    settings = read_config(config, overrides or [])
+    if not config and not overrides:
+        raise InputError("give a config, as in --config FILE, or keys, as in -S task=mnist -S K=20, or both")
+    settings = read_config(config or [], overrides or [])
+    if resume not in (None, "last"):
+        resume = str(find_checkpoint(resume))
     from llgae_cli import experiment  # torch takes a second to import; a wrong config is reported before
 
     with TrainingBar() as bar:

@@ -6,8 +6,8 @@ from llgae_cli.storage.checkpoint_file import compare_name, load, save
 from llgae_cli.storage.locks import Lock, clean_locks
 from llgae_cli.storage.names import CheckpointName, name_of, slug
 from llgae_cli.storage.run_folder import RunFolder, export_config
-from llgae_cli.storage.run_table import count_others, filter_rows, list_runs, sort_rows
-from llgae_cli.storage.search import changed_keys, find_finished, find_last, list_named
+from llgae_cli.storage.run_table import count_others, filter_rows, list_runs, rank_rows, sort_rows
+from llgae_cli.storage.search import changed_keys, find_checkpoint, find_finished, find_last, list_named, shorten_ids
 
 __all__ = [
     "FORMAT_VERSION",
@@ -23,6 +23,7 @@ __all__ = [
     "count_others",
     "export_config",
     "filter_rows",
+    "find_checkpoint",
     "find_finished",
     "find_last",
     "list_named",
@@ -31,7 +32,9 @@ __all__ = [
     "make_folder",
     "name_of",
     "provenance",
+    "rank_rows",
     "save",
+    "shorten_ids",
     "slug",
     "sort_rows",
 ]

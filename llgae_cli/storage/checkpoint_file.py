@@ -22,6 +22,7 @@ from llgae_cli.storage.names import SUFFIX, CheckpointName, slug
 MAX_MEMBERS = 10_000  # of the zip: one per tensor and six more
 MAX_DIRECTORY = 4_000_000  # bytes of the zip's table of contents
 MAX_PICKLE = 64_000_000  # bytes of data.pkl: a history of some 500,000 epochs
+MAX_PEEK = 4_000_000  # bytes of data.pkl that `is_finished` reads: a listing must not take seconds a file
 
 _LABEL = b"llgae sha256 "
 _SIGNATURE = re.compile(re.escape(_LABEL) + rb"([0-9a-f]{64})\Z")
@@ -105,6 +106,35 @@ def compare_name(path: Path, checkpoint: Checkpoint) -> str | None:
     if not wrong:
         return None
     return f"{path.name}: the name disagrees with the content, which is used: {', '.join(wrong)}"
+
+
+def is_finished(path: Path) -> bool | None:
+    """Return whether a checkpoint is that of a complete run; None where the file does not say.
+
+    Only `train_mean_l2` is searched, which an unfinished run has as None. Nothing in the file is run or checked, and
+    torch is not imported: this is for listings, which `load` would make slow.
+    """
+    key, before, known = "train_mean_l2", None, False
+    slots: set[Any] = set()  # numbers under which the pickle keeps the key
+    try:
+        with _open(path) as file, zipfile.ZipFile(file) as archive:
+            member = next(member for member in archive.infolist() if member.filename.endswith("/data.pkl"))
+            if member.file_size > MAX_PEEK:
+                return None
+            for operation, argument, _ in pickletools.genops(archive.read(member)):
+                if operation.name == "BINUNICODE":
+                    before = argument
+                elif operation.name in ("BINPUT", "LONG_BINPUT"):  # the text before gets a number, see the next case
+                    slots.update({argument} if before == key else ())
+                elif operation.name in ("BINGET", "LONG_BINGET"):
+                    before = key if argument in slots else None
+                else:
+                    if before == key and operation.name == "NONE":
+                        return False
+                    known, before = known or before == key, None
+    except Exception:  # any of the errors of zipfile and pickletools for a damaged file
+        return None
+    return True if known else None
 
 
 def inspect(file: IO[bytes]) -> None:

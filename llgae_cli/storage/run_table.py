@@ -1,4 +1,4 @@
-"""The runs of a folder as a table, read only from file names. Does not import torch."""
+"""The runs of a folder as a table, from file names, times and states. Does not import torch."""
 
 import math
 import operator
@@ -6,17 +6,20 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from llgae_cli.errors import InputError, explain, nearest, printable, show_path
+from llgae_cli.storage.checkpoint_file import is_finished
 from llgae_cli.storage.names import SUFFIX, CheckpointName, slug
 
-TEXTS = ("checkpoint", "task", "model", "trainer", "config_id")
+TEXTS = ("checkpoint", "task", "model", "trainer", "config_id", "saved", "state")
 COLUMNS = (
     "checkpoint", "seed", "task", "model", "K", "embed_dim", "beta", "n_step", "lr",
-    "trainer", "config_id", "epoch", "mean_l2",
+    "trainer", "config_id", "epoch", "mean_l2", "saved", "state",
 )  # fmt: skip
+STATES = {True: "finished", False: "unfinished", None: "unknown"}
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -32,20 +35,34 @@ _LR_TOLERANCE = 1e-5  # relative: a name has the logarithm of lr, rounded
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """Return one row per checkpoint in `folder` and its sub-folders, by ascending mean L2; see COLUMNS.
+    """Return one row per checkpoint in `folder` and its sub-folders, ranked by `rank_rows`; see COLUMNS.
 
     Sub-folders down to DEPTH levels: in a folder of sweeps the checkpoints of a cell are in NAME/cells/ID/.
 
-    `checkpoint` is the path, `mean_l2` in squared grey levels per pixel. Files with other names are omitted
+    `checkpoint` is the path, `mean_l2` in squared grey levels per pixel, `saved` the UTC time at which the file was
+    written, and `state` one of STATES. The others come from the file's name. Files with other names are omitted
     (`count_others` counts them). Raises InputError when the folder is missing or cannot be read.
     """
+    return rank_rows([_row(path, name) for path, name in list_named_files(folder)])
+
+
+def list_named_files(folder: Path) -> list[tuple[Path, CheckpointName]]:
+    """Return the checkpoints that `list_runs` lists with their names, without a look into the files."""
     named = ((path, _name(path)) for path in _files(folder))
-    return sort_rows([_row(path, name) for path, name in named if name is not None])
+    return [(path, name) for path, name in named if name is not None]
 
 
 def count_others(folder: Path) -> int:
     """Return how many .pkl files that `list_runs` omits. Raises as `list_runs`."""
     return sum(_name(path) is None for path in _files(folder))
+
+
+def rank_rows(rows: Sequence[dict[str, Any]], reverse: bool = False) -> list[dict[str, Any]]:
+    """Return the rows by ascending mean L2 (descending with `reverse`) within each task, tasks in alphabetical order.
+
+    Mean L2 of two tasks cannot be compared.
+    """
+    return sorted(sort_rows(rows, reverse=reverse), key=lambda row: row["task"])
 
 
 def sort_rows(rows: Sequence[dict[str, Any]], key: str = "mean_l2", reverse: bool = False) -> list[dict[str, Any]]:
@@ -100,7 +117,12 @@ def _name(path: Path) -> CheckpointName | None:
 
 
 def _row(path: Path, name: CheckpointName) -> dict[str, Any]:
-    return {key: str(path) if key == "checkpoint" else getattr(name, key) for key in COLUMNS}
+    try:
+        saved = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    except (OSError, ValueError, OverflowError):  # removed since it was listed, or a time beyond the year 9999
+        saved = ""
+    own = {"checkpoint": str(path), "saved": saved, "state": STATES[is_finished(path)]}
+    return {key: own[key] if key in own else getattr(name, key) for key in COLUMNS}
 
 
 def _column(key: str) -> str:

@@ -1,6 +1,7 @@
-"""Search for the checkpoints of a config in a folder."""
+"""Search for checkpoints: those of a config in a folder, and the one that a short id names."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,57 @@ from llgae_cli.config import Config, parse_config
 from llgae_cli.errors import InputError, printable, show_path
 from llgae_cli.storage.checkpoint_file import load
 from llgae_cli.storage.names import SUFFIX, CheckpointName, name_of
+from llgae_cli.storage.run_table import list_named_files
+
+FOLDERS = (Path("checkpoints"), Path("sweeps"))  # searched for an id that has no folder before it
+MAX_CANDIDATES = 6  # that an error lists
+SHORTEST = 6  # digits of a short id
+
+
+def find_checkpoint(text: str | Path) -> Path:
+    """Return the checkpoint that an argument names: a path, an id as `llgae runs` shows it, or FOLDER/ID.
+
+    An id is the config's digest or the beginning of it, and is searched in FOLDER, or in FOLDERS, with all sub-folders.
+    Of several checkpoints of one config it is the one with most epochs, and of these the newest. A text that is no id,
+    and an existing path, are returned as they are.
+
+    Raises InputError, with the candidates, for an id of no run or of several.
+    """
+    path = Path(text)
+    if not re.fullmatch("[0-9a-f]{1,10}", path.name) or path.exists():
+        return path
+    own = path.parent != Path()
+    if own and not path.parent.is_dir():
+        return path
+    folders = [path.parent] if own else [folder for folder in FOLDERS if folder.is_dir()]
+    named = [(file, name) for folder in folders for file, name in list_named_files(folder) if name.config_id]
+    ids = sorted({name.config_id for _, name in named})
+    found = [id for id in ids if id.startswith(path.name)]
+    found = [path.name] if path.name in found else found
+    if len(found) != 1:
+        where = " or ".join(map(show_path, folders)) or "checkpoints: there is no such folder"
+        problem = "begins the ids of several runs" if found else f"no such file, and no run with this id in {where}"
+        shown = describe_candidates(found or ids, {name.config_id: name for _, name in named})
+        raise InputError(f"{show_path(path)}: {problem}{shown}")
+    return max(((name.epoch, file.stat().st_mtime, file) for file, name in named if name.config_id == found[0]))[2]
+
+
+def describe_candidates(ids: Sequence[str], names: Mapping[str, CheckpointName]) -> str:
+    """Return the first ids with what they stand for, to end an error with; nothing without ids."""
+    short = shorten_ids(ids)
+    parts = [
+        f"{short[id]} ({names[id].task} {names[id].model} K {names[id].K} E {names[id].embed_dim})"
+        for id in ids[:MAX_CANDIDATES]
+    ]
+    more = f" and {len(ids) - len(parts)} more; llgae runs lists them" if len(ids) > len(parts) else ""
+    return f": {', '.join(parts)}{more}" if parts else ""
+
+
+def shorten_ids(ids: Sequence[str]) -> dict[str, str]:
+    """Return the beginning of each id that no other id shares, all of one length, of at least SHORTEST digits."""
+    distinct = set(ids)
+    length = next((n for n in range(SHORTEST, 10) if len({id[:n] for id in distinct}) == len(distinct)), 10)
+    return {id: id[:length] for id in distinct}
 
 
 def find_last(folder: Path, config: Config) -> Path:

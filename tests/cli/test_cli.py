@@ -517,7 +517,7 @@ def test_a_reader_that_leaves_ends_a_listing_in_silence(tmp_path: Path, trained:
         script = f"{sys.executable} -m llgae_cli runs . {option} | head -1; echo ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
         first, code = done.stdout.splitlines()
-        assert code == "0" and done.stderr == "" and first.startswith("[" if option else "mean_l2")
+        assert code == "0" and done.stderr == "" and first.startswith("[" if option else "id\t")
 
 
 @pytest.mark.slow
