@@ -5,10 +5,10 @@ float64 holds exactly, or by single operations that IEEE 754 defines to the last
 grid 2^-g such that |y| <= 2^25 for y = (x - origin) 2^g; bases have 20 fraction bits; so the products U^T y stay below
 2^53 and are exact in any order.
 
-1. Short list: the score of a component is J_k of `training.mixture`, in which a latent of variance v costs
+1. Shortlist: the score of a component is J_k of `training.mixture`, in which a latent of variance v costs
    theta z^2 / v + theta ln(v / theta) or z^2. The components with the least scores from their first latents alone,
-   those of the largest variances, are on the short list, the lower index first among equals.
-2. Candidates: those of the short list with the least scores from all latents.
+   those of the largest variances, are on the shortlist, the lower index first among equals.
+2. Candidates: those of the shortlist with the least scores from all latents.
 3. Choice: for each candidate every latent is rounded to the nearest q or the one next to it toward zero, whichever
    costs less by the densities' tables, in each activity class; the candidate and class with the least J are used.
 
@@ -31,9 +31,9 @@ from llgae_cli.training.expected_rate import TRADE_OFF
 
 LOG2_THETA = -223783  # 2^16 log2(TRADE_OFF / (2 ln 2)): theta = lambda / (2 ln 2), over Delta^2
 LOG2_VARIANCE = (452650, 65536, -28662, -65536)  # 2^16 log2(v / alpha^2) of each shape: Gamma(3/s) / Gamma(1/s)
-# Fashion-MNIST, K = 30 to 400 and 40 to 630 bits: J is at most 0.01 % above that of a search without a short list.
+# Fashion-MNIST, K = 30 to 400 and 40 to 630 bits: J is at most 0.01 % above that of a search without a shortlist.
 FIRST_LATENTS = 16
-SHORT_LIST = 12
+SHORTLIST = 12
 CANDIDATES = 3
 GRID_BITS = 24  # |y| of the training rows, at most; rows up to twice as long are coded
 KEY_SHIFT = 4  # bits of the scores that keys leave out
@@ -203,13 +203,13 @@ class Prepared:
         """Return the candidates of rows y (n, D): the M = min(CANDIDATES, K) components of least score."""
         encoder, K = self.encoder, self.encoder.level.K
         distance = encoder.distances(y)
-        if K > SHORT_LIST:
+        if K > SHORTLIST:
             score = distance + self.constant
             for some, U, z0, weight in self.tiles:
                 if weight.shape[1]:
                     z = (y @ U).sub_(z0).mul_(2.0**-BASIS_BITS)
                     score[:, some] -= z.square_().unflatten(1, weight.shape).mul(weight).round_().sum(2)
-            listed = self._find_least(score, torch.arange(K).expand_as(score), SHORT_LIST)
+            listed = self._find_least(score, torch.arange(K).expand_as(score), SHORTLIST)
         else:
             listed = torch.arange(K).expand(len(y), K)
         z = encoder.project_pairs(y, listed)

@@ -6,7 +6,7 @@ import torch
 from coded import make_codec  # tests/coded.py
 
 from llgae_cli.codec.density import COST_UNIT
-from llgae_cli.codec.encoder import FIRST_LATENTS, PLAIN_COSTS, SHORT_LIST, Codes, Grid, Measured, place_costs
+from llgae_cli.codec.encoder import FIRST_LATENTS, PLAIN_COSTS, SHORTLIST, Codes, Grid, Measured, place_costs
 from llgae_cli.codec.exact import SCALES, ExactDecoder, Level, Step, find_table
 from llgae_cli.codec.model import CodecModel
 
@@ -50,7 +50,7 @@ def test_costs_and_errors_are_those_of_the_codes(delta: float) -> None:
 
 
 @pytest.mark.parametrize("delta", [1.0, 0.1, 0.003, 0.0003])
-@pytest.mark.parametrize(("D", "E", "K"), [(5, 4, 12), (5, 4, SHORT_LIST + 8), (24, FIRST_LATENTS + 4, SHORT_LIST + 4)])
+@pytest.mark.parametrize(("D", "E", "K"), [(5, 4, 12), (5, 4, SHORTLIST + 8), (24, FIRST_LATENTS + 4, SHORTLIST + 4)])
 def test_no_component_is_much_better_than_the_chosen_one(delta: float, D: int, E: int, K: int) -> None:
     x = rows_of(300, D, 2)
     model, step = make_codec(x, K, E).model, Step.nearest(delta)
