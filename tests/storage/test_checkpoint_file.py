@@ -516,16 +516,16 @@ def test_a_field_of_a_wrong_type_is_refused(saved: Path, key: str, value: Any) -
     assert key in line or "refused" in line
 
 
-def test_nests_without_end_are_refused_in_no_time(saved: Path) -> None:
+def test_nests_without_end_are_refused_without_walking_them(saved: Path) -> None:
     endless: list[Any] = []
     endless.append(endless)
     wide: Any = [0] * 10
     for _ in range(15):
         wide = [wide] * 10  # 10^16 values to walk, 150 to write
     for nest in (endless, wide):
-        start = time.perf_counter()
+        start = time.process_time()
         refusal(resaved(saved, lambda content, nest=nest: content.update(extras={"x": nest})))
-        assert time.perf_counter() - start < 8
+        assert time.process_time() - start < 8
 
 
 # Hostile files
@@ -589,9 +589,9 @@ def test_a_hostile_pickle_does_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_hostile_program_in_the_pickle_is_refused(saved: Path, program: bytes) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     refusal(rezipped(saved, lambda name, data: program if name.endswith("/data.pkl") else data))
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_declared_sizes_beyond_the_file_allocate_nothing(tmp_path: Path) -> None:
