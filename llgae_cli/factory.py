@@ -189,6 +189,7 @@ def _build_gae(config: Config, shape: tuple[int, ...]) -> GAE:
         D,
         E,
         ascent=config.ascent,
+        method=config.ascent_method,
         lower_precision=config.precision == "bfloat16",
         affine=None if config.latent_start == "zero" else LLGAE(K, D, E, inference="least-squares"),
         guide=encoder(*sizes) if config.latent_start == "learnt" else None,

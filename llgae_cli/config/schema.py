@@ -32,6 +32,11 @@ PUBLISHED = (
 GRADIENT = when(trainer="gradient")
 COLLAPSE = when(model=AFFINE)
 ASCENT = when(model=ASCENDING)
+STEPS_OF_ASCENT = (  # the ascent on b takes steps of size beta, in training or at encoding
+    when(model=ASCENDING, ascent_method="gradient")
+    | when(model=ASCENDING, ascent=("through", "given"))
+    | when(model=ASCENDING, latent_start="zero")
+)
 NETWORK = when(model=NETWORKS)
 STEPS = when(trainer="gradient", model=AFFINE, inference=("loop", "collapse"))
 AFFINE_START = when(latent_start=("linear", "learnt"))  # the ascent on b starts at the code of a closed-form LLGAE
@@ -85,7 +90,7 @@ class Config(BaseModel):
         STEPS
         | when(trainer="closed-form", model=("llgae", "pca", "residual", "shift"))
         | when(start="closed-form", model=AFFINE)
-        | ASCENT,
+        | STEPS_OF_ASCENT,
         source=True,
         gt=0,
     )
@@ -192,6 +197,13 @@ class Config(BaseModel):
         "how gradients treat the ascent: through it (unrolled), with its result detached (given), or no ascent in "
         "training (later)",
         ASCENT,
+        later=True,
+    )
+    ascent_method: Literal["gradient", "bfgs"] = key(
+        "gradient",
+        "how b ascends at encoding: T gradient steps of size beta, or at most T quasi-Newton steps from the curvature "
+        "of Gauss-Newton (bfgs), which converge in fewer",
+        when(model=ASCENDING, latent_start=("linear", "learnt")),
         later=True,
     )
     tau: float = key(

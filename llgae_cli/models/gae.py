@@ -1,5 +1,6 @@
 """GAE: any decoder; the code comes from gradient ascent on the likelihood through it."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from llgae_cli.models.base import Code, Model
 from llgae_cli.models.llgae import LLGAE
 from llgae_cli.models.networks import Network
+from llgae_cli.models.second_order import invert_curvature, minimise
 
 ASCENT_ROWS = 512  # rows of one ascent: with 2,048 it took a quarter longer
 DECODED_ROWS = 4096  # pairs of a row and a component that are decoded at once
@@ -32,6 +34,10 @@ class GAE(Model):
         given     the result of the steps is a constant in the gradient, which is exact at a maximum of l
         later     the loss is that of b(0), and only `encode` takes the steps: cheaper, for a guide
 
+    `method` is that of the ascent in `encode`, where it starts at the code of `affine` or the guide:
+        gradient  the T steps above
+        bfgs      at most T quasi-Newton steps, see `second_order`, in full precision; l never falls
+
     `lower_precision`: compute the products of the networks in bfloat16, in `loss` and `encode`, not in `decode`.
 
     decoder(k (n,), b (n, E)) -> (n, D); guide(k (n,), x (n, D)) -> (n, E). With affine pieces and no network, this is
@@ -49,6 +55,7 @@ class GAE(Model):
         n_step: int = 5,
         alpha: float = 0.0,
         ascent: str = "through",
+        method: str = "gradient",
         lower_precision: bool = False,
         affine: LLGAE | None = None,
         guide: Network | None = None,
@@ -56,7 +63,7 @@ class GAE(Model):
         super().__init__()
         self.K, self.D, self.E = K, D, E
         self.beta, self.n_step, self.alpha, self.ascent = beta, n_step, alpha, ascent
-        self.lower_precision = lower_precision
+        self.method, self.lower_precision = method, lower_precision
         self.decoder, self.guide = decoder, guide
         self.affine = affine if affine is None else affine.requires_grad_(False)
 
@@ -106,6 +113,8 @@ class GAE(Model):
         """Return the code of x (n, D): k is the best of all components, or the one that the affine model chooses."""
         with self._precision(x):
             k, b = self._initial_code(x)
+            if self.method == "bfgs" and self.affine is not None:
+                return Code(k, self._ascend_second_order(x, k, b))
             rows = zip(x.split(ASCENT_ROWS), k.split(ASCENT_ROWS), b.split(ASCENT_ROWS), strict=True)
             parts = [self.ascend(*part) for part in rows] if self.n_step else [b]
             return Code(k, torch.cat(parts) if parts else b)
@@ -146,6 +155,32 @@ class GAE(Model):
             squared = (pairs - self.decoder(k, b)).square().sum(1)
             chosen.append(squared.view(-1, self.K).argmin(1))
         return torch.cat(chosen) if chosen else each[:0]
+
+    def _ascend_second_order(self, x: Tensor, k: Tensor, b: Tensor) -> Tensor:
+        """Return the latents after at most T steps of BFGS from b (n, E) under k (n,).
+
+        The curvature of a component is first that at its origin, J^T J at b = 0: one Jacobian for all its samples.
+        """
+        if self.E == 0 or len(x) == 0:
+            return b
+        with torch.autocast(x.device.type, enabled=False):
+            origin = Code(torch.arange(self.K, device=x.device), x.new_zeros(self.K, self.E))
+            P = invert_curvature(self.jacobian(origin), self.alpha)
+
+            parts = []
+            for x_part, k_part, start in zip(*(each.split(ASCENT_ROWS) for each in (x, k, b)), strict=True):
+                energy = partial(self._energy, x_part, k_part)
+                parts.append(minimise(energy, start, P[k_part], self.n_step))
+        return torch.cat(parts)
+
+    def _energy(self, x: Tensor, k: Tensor, rows: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return -l (m,) of the given rows of x (n, D) at b (m, E) under their k (n,), and its gradient by b."""
+        with torch.enable_grad():
+            b = b.detach().requires_grad_()
+            squared = (x[rows] - self.decoder(k[rows], b)).square().sum(1)
+            value = squared / 2 + self.alpha / 2 * b.square().sum(1)
+            (slope,) = torch.autograd.grad(value.sum(), b)
+        return value.detach(), slope
 
     def ascend(self, x: Tensor, k: Tensor, b: Tensor, through: bool = False) -> Tensor:
         """Return the latents after T ascent steps from b (n, E) under k (n,); differentiable with `through`."""

@@ -89,12 +89,23 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "gae linear learnt": (
         {"model": "gae", "decoder": "linear", "latent-start": "learnt", "optimizer": "adamw"},
-        GRADIENT | CLIMBED | STARTS | {"decoder", "width", "precision", "weight-decay"},
+        GRADIENT | CLIMBED | STARTS | {"decoder", "width", "precision", "weight-decay", "ascent-method"},
     ),
-    "deep-llgae": ({"model": "deep-llgae"}, GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay"}),
+    "deep-llgae": (
+        {"model": "deep-llgae"},
+        GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay", "ascent-method"},
+    ),
     "deep-llgae zero": (
         {"model": "deep-llgae", "latent-start": "zero"},
         GRADIENT | CLIMBED | NETWORK | {"weight-decay", "start"},
+    ),
+    "deep-llgae bfgs": (
+        {"model": "deep-llgae", "ascent-method": "bfgs"},
+        GRADIENT | (CLIMBED - {"beta"}) | NETWORK | STARTS | {"weight-decay", "ascent-method"},
+    ),
+    "deep-llgae bfgs, steps in training": (
+        {"model": "deep-llgae", "ascent-method": "bfgs", "ascent": "given"},
+        GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay", "ascent-method"},
     ),
     "autoencoder": ({"model": "autoencoder"}, GRADIENT | NETWORK),
     "autoencoder mlp": ({"model": "autoencoder", "decoder": "mlp"}, GRADIENT | NETWORK - {"channels"}),
@@ -110,7 +121,7 @@ OTHER: dict[str, Any] = {
     "candidates": "off", "shrinkage": 9.0, "optimizer": "sgd", "lr": 3e-4, "batch-size": 11, "start": "closed-form",
     "schedule": "one-cycle", "weight-decay": 0.5, "average": 0.5, "precision": "bfloat16", "flip": True,
     "decoder": "mlp", "width": 9, "channels": 3, "latent-start": "linear", "ascent": "given", "tau": 1e-2,
-    "gates": "embedding", "gate-dim": 3, "levels": 3, "sweeps": 2, "window": 2, "noise": 9.0,
+    "ascent-method": "bfgs", "gates": "embedding", "gate-dim": 3, "levels": 3, "sweeps": 2, "window": 2, "noise": 9.0,
     "bits": 50.0, "step": 30.0,
 }  # fmt: skip
 SIZES = {

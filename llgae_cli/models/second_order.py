@@ -1,0 +1,68 @@
+"""Second-order ascent on the latents: BFGS, started from the curvature of a Gauss-Newton step."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+DAMPING = 0.1  # added to the initial curvature, over its mean diagonal: full steps from a far start overshoot
+TOLERANCE = 1e-4  # a row is done when a step lowers its energy by less than this fraction
+STRAIGHT = 1e-8  # least cosine of step and change of slope at which the curvature is updated
+
+# (rows (m,), b (m, E)) -> (energy (m,), slope (m, E)) of those rows at b
+Energy = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def invert_curvature(J: Tensor, alpha: float) -> Tensor:
+    """Return (J^T J + alpha I + damping)^-1, shape (K, E, E), for Jacobians J (K, D, E).
+
+    J^T J is the curvature of 1/2 |x - g(b)|^2 without its second derivatives of g (Gauss-Newton).
+    """
+    H = J.mT @ J
+    size = H.diagonal(dim1=1, dim2=2).mean(1)
+    damping = torch.where(size > 0, DAMPING * size, 1.0)  # a decoder that ignores b
+    unit = torch.eye(H.shape[1], device=H.device, dtype=H.dtype)
+    return torch.linalg.inv(H + (alpha + damping)[:, None, None] * unit)
+
+
+@torch.no_grad()
+def minimise(energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float = TOLERANCE) -> Tensor:
+    """Return latents b (n, E) after at most `steps` steps of BFGS, each row on its own.
+
+        step    b' = b - a P grad,    taken where the energy falls; else a is halved
+        update  P' = (I - s y^T / y^T s) P (I - y s^T / y^T s) + s s^T / y^T s,    s = b' - b,  y = grad' - grad
+
+    P (n, E, E) is the initial inverse curvature. The energy of a row never rises. A row whose energy falls by less than
+    `tolerance` of itself is done, and is not evaluated again. Source: Nocedal and Wright, Numerical Optimization,
+    2nd ed., equation 6.17.
+    """
+    b = b.clone()
+    if b.numel() == 0 or steps == 0:
+        return b
+    rows = torch.arange(len(b), device=b.device)  # those that are not done
+    value, slope = energy(rows, b)
+    length = torch.ones_like(value)
+    unit = torch.eye(b.shape[1], device=b.device, dtype=b.dtype)
+    for _ in range(steps):
+        at = b[rows]
+        s = -length[:, None] * (P @ slope[:, :, None])[:, :, 0]
+        new_value, new_slope = energy(rows, at + s)
+        lower = new_value < value  # False for NaN
+        b[rows] = torch.where(lower[:, None], at + s, at)
+
+        y = new_slope - slope
+        ys = (y * s).sum(1)
+        convex = ys > STRAIGHT * y.norm(dim=1) * s.norm(dim=1)  # False for NaN
+        ys = torch.where(convex, ys, 1.0)
+        rotation = unit - s[:, :, None] * (y / ys[:, None])[:, None, :]
+        updated = rotation @ P @ rotation.mT + s[:, :, None] * (s / ys[:, None])[:, None, :]
+        P = torch.where(convex[:, None, None], updated, P)
+
+        going = ~lower | (value - new_value > tolerance * value)
+        value = torch.where(lower, new_value, value)
+        slope = torch.where(lower[:, None], new_slope, slope)
+        length = torch.where(lower, 1.0, length / 2)
+        rows, value, slope, length, P = rows[going], value[going], slope[going], length[going], P[going]
+        if len(rows) == 0:
+            break
+    return b

@@ -1,0 +1,101 @@
+"""BFGS on the latents: exact for a quadratic, never worse, each row on its own."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Decoder
+from llgae_cli.models.second_order import invert_curvature, minimise
+
+pytestmark = pytest.mark.numeric
+D, E, N = 16, 4, 40
+SHAPE = (4, 4)
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs cuda"))]
+
+
+def draw(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def a_model(K: int = 3, latents: int = E, decoder: str = "conv", **options: object) -> GAE:
+    sizes = (K, latents, SHAPE, 16, 4)
+    parts = Decoder(LLGAE(K, D, latents), None if decoder == "linear" else DECODERS[decoder](*sizes))
+    affine = LLGAE(K, D, latents, inference="least-squares")
+    guide = ENCODERS["mlp"](*sizes)
+    model = GAE(parts, K, D, latents, ascent="later", method="bfgs", affine=affine, guide=guide, **options).double()  # type: ignore[arg-type]
+    model.initialise(2 * draw(N, D), torch.Generator().manual_seed(4))
+    for seed, parameter in enumerate(affine.parameters()):
+        parameter.data = draw(*parameter.shape, seed=seed) / 2
+    return model
+
+
+def negative_likelihood(model: GAE, x: Tensor) -> Tensor:
+    code = model.encode(x)
+    return (x - model.decode(code)).square().sum(1) / 2 + model.alpha / 2 * code.b.square().sum(1)
+
+
+def test_one_step_with_the_exact_curvature_is_least_squares() -> None:
+    A, x = draw(D, E), draw(N, D, seed=2)
+
+    def energy(rows: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        r = b @ A.T - x[rows]
+        return r.square().sum(1) / 2, r @ A
+
+    exact = torch.linalg.lstsq(A, x.T).solution.T
+    P = torch.linalg.inv(A.T @ A).expand(N, E, E)
+    assert torch.allclose(minimise(energy, draw(N, E, seed=3), P, 1), exact, atol=1e-10)
+    unscaled = torch.eye(E).double().expand(N, E, E) / 50  # BFGS learns the curvature
+    assert torch.allclose(minimise(energy, draw(N, E, seed=3), unscaled, 60, 0.0), exact, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_an_affine_decoder_reaches_the_exact_code(alpha: float) -> None:
+    model, x = a_model(decoder="linear", n_step=20, alpha=alpha), 2 * draw(N, D, seed=2)
+    code, pieces = model.encode(x), model.decoder.pieces
+    assert pieces is not None
+    for row in range(N):
+        W, mu = pieces.W[code.k[row]], pieces.mu[code.k[row]]
+        b = torch.linalg.solve(W.T @ W + alpha * torch.eye(E), W.T @ (x[row] - mu))
+        least = (x[row] - mu - W @ b).square().sum() / 2 + alpha / 2 * b.square().sum()
+        found = (x[row] - mu - W @ code.b[row]).square().sum() / 2 + alpha / 2 * code.b[row].square().sum()
+        assert float(found.detach()) == pytest.approx(float(least.detach()), rel=1e-3)
+
+
+@pytest.mark.parametrize("decoder", ["conv", "mlp"])
+def test_the_likelihood_of_no_row_falls(decoder: str) -> None:
+    model, x = a_model(decoder=decoder, alpha=1.0), 2 * draw(N, D, seed=2)
+    before = None
+    for steps in (0, 1, 2, 5, 20):
+        model.n_step = steps
+        now = negative_likelihood(model, x)
+        assert before is None or bool((now <= before + 1e-9).all())
+        before = now
+
+
+def test_a_code_does_not_depend_on_the_other_rows() -> None:
+    model, x = a_model(n_step=6), 2 * draw(N, D, seed=2)
+    whole = model.encode(x)
+    for rows in (slice(0, 1), slice(7, 20)):
+        part = model.encode(x[rows])
+        assert torch.equal(part.k, whole.k[rows]) and torch.allclose(part.b, whole.b[rows], atol=1e-8)
+
+
+def test_steps_without_a_number_are_not_taken() -> None:
+    def energy(rows: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(b[:, 0] == 0, 1.0, torch.nan), torch.ones_like(b)
+
+    start = torch.zeros(N, E).double()
+    assert torch.equal(minimise(energy, start, torch.eye(E).double().expand(N, E, E), 5), start)
+
+
+@pytest.mark.parametrize(("K", "latents"), [(1, E), (3, 0), (1, 0), (3, 1)])
+@pytest.mark.parametrize("device", DEVICES)
+def test_it_works_at_the_limits(K: int, latents: int, device: str) -> None:
+    model, x = a_model(K, latents, n_step=3).to(device), 2 * draw(N, D, seed=2).to(device)
+    code = model.encode(x)
+    assert code.b.shape == (N, latents) and bool(torch.isfinite(model.decode(code)).all())
+    assert model.encode(x[:0]).b.shape == (0, latents)
+
+
+def test_the_curvature_of_a_decoder_that_ignores_its_latents_can_be_inverted() -> None:
+    assert bool(torch.isfinite(invert_curvature(torch.zeros(2, D, E), 0.0)).all())
