@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llgae_cli.formatting import five_digits
+from llgae_cli.formatting import describe_time_left, five_digits
 from llgae_cli.sweep.folder import SweepFolder, last_line
 from llgae_cli.sweep.plan import Cell, Plan
 from llgae_cli.sweep.process import describe_exit
@@ -106,7 +106,4 @@ class SweepProgress:
         left = self.seconds_left()
         if left is None or self.done + self.failed == self.total:
             return ""
-        if round(left) < 100:
-            return f", about {round(left)} s left"
-        hours, minutes = divmod(round(left / 60), 60)
-        return f", about {hours} h {minutes} min left" if hours else f", about {minutes} min left"
+        return f", {describe_time_left(left)}"
