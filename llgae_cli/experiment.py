@@ -138,7 +138,7 @@ def train(
         )
         plan(run, Work(Schedule(on_progress)) if on_progress else NOBODY)
         try:
-            with interrupts.unmask():
+            with interrupts.unmask(), storage.log_epochs(config, on_epoch, distributed.rank() == 0) as on_epoch:
                 run_epochs(run, on_epoch)
                 return finish(run, on_epoch)
         except Interrupted as interrupt:
