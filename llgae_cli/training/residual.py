@@ -14,11 +14,13 @@ from llgae_cli.models import Residual
 from llgae_cli.progress import Work, expect_passes
 from llgae_cli.tasks import Samples
 from llgae_cli.training import distributed
-from llgae_cli.training.closed_form import FIRST_GAIN, ClosedForm
+from llgae_cli.training.closed_form import ClosedForm
 from llgae_cli.training.components import Components
 from llgae_cli.training.state import read_count
 from llgae_cli.training.statistics import Statistics, latent_covariance
 from llgae_cli.training.trainer import EpochRecord, Trainer
+
+UPDATE_GAIN = 1e-2  # of the first update of each level, about, by which the number of updates is first estimated
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ class ResidualClosedForm(Trainer):
                 part = work.within(f"level {i + 1} of {levels}") if levels > 1 else work
                 trainer.plan(part, epochs, begun=i < self.started)
         if levels > 1:
-            self._expect_updates(levels * (1 + expect_passes(1, FIRST_GAIN, self.tol)))
+            self._expect_updates(levels * (1 + expect_passes(1, UPDATE_GAIN, self.tol)))
 
     @property
     def row_operations(self) -> float:
