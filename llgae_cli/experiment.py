@@ -31,11 +31,10 @@ from llgae_cli.factory import (
 )
 from llgae_cli.formatting import five_digits
 from llgae_cli.models import Model
-from llgae_cli.storage import Checkpoint, Lock, RunFolder
+from llgae_cli.progress import NOBODY, OnProgress, Schedule, Work, count_evaluation_steps
+from llgae_cli.storage import Checkpoint, RunFolder
 from llgae_cli.tasks import Samples, Task, load_task
 from llgae_cli.training import EpochRecord, Trainer, distributed
-
-LOCK_POLL = 0.3  # seconds between attempts; the first refusal may be `clean_locks` of another process holding the lock
 
 OnEpoch = Callable[[dict[str, float], int], None]
 
@@ -92,6 +91,7 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     snapshot: Snapshot | None = None  # None until something is worth saving
+    work: Work = NOBODY
     checkpoint: Checkpoint | None = None  # the last one written or resumed from
 
     @property
@@ -106,12 +106,19 @@ class Run:
 
 
 def train(
-    config: Config, resume: str | None = None, patience: float = 0.0, on_epoch: OnEpoch = lambda record, epochs: None
+    config: Config,
+    resume: str | None = None,
+    patience: float = 0.0,
+    on_epoch: OnEpoch = lambda record, epochs: None,
+    on_progress: OnProgress | None = None,
 ) -> Outcome:
     """Train as the config says and write the checkpoint. `resume` is `last` or the path of a checkpoint.
 
     If another run of this config is active in the folder, wait up to `patience` seconds for its end. `on_epoch` gets
-    the history's row after each epoch, and the largest number of epochs. Raises InputError for a config that does not
+    the history's row after each epoch, and the largest number of epochs; `on_progress` what is done of what and the
+    time left, several times a second, perhaps from another thread.
+
+    Raises InputError for a config that does not
     fit the data, and RunError for a training that cannot go on. On Interrupted, and when another process of the run
     dies, the state after the last complete epoch is saved first.
     """
@@ -122,15 +129,16 @@ def train(
     try:
         if distributed.rank() == 0:
             folder.prepare()
-        acquire(folder.lock, patience)
+        distributed.acquire(folder.lock, patience)
         run = set_up(config, device, folder)
         if resume is not None:
             restore_run(run, resume)
         logger.info(
             "%s: %d training samples of %d values, %s", run.task.name, run.train.N, run.train.D, run.task.source
         )
+        plan(run, Work(Schedule(on_progress)) if on_progress else NOBODY)
         try:
-            with interrupts.unmask():
+            with interrupts.unmask(), storage.log_epochs(config, on_epoch, distributed.rank() == 0) as on_epoch:
                 run_epochs(run, on_epoch)
                 return finish(run, on_epoch)
         except Interrupted as interrupt:
@@ -145,29 +153,6 @@ def train(
             distributed.leave()
 
 
-def acquire(lock: Lock, patience: float) -> None:
-    """Take the lock of a config, waiting up to `patience` seconds for another run to end; InputError after that.
-
-    Only rank 0 takes it. The others take part in the exchange, because a process that is silent for minutes counts as
-    dead.
-    """
-    began, announced = time.monotonic(), False
-    while not distributed.any_process(distributed.rank() == 0 and lock.attempt()):
-        waited = time.monotonic() - began
-        if distributed.any_process(waited > max(patience, LOCK_POLL)):
-            who = lock.holder or "another process"
-            raise InputError(
-                f"{printable(lock.path.parent, 300)}: {who} is already training this config ({lock.subject}) here; "
-                "wait for its end with --wait, or choose another checkpoint-dir or seed"
-            )
-        if waited > LOCK_POLL and not announced:
-            logger.info("waiting for %s, which is training this config (%s) here", lock.holder, lock.subject)
-            announced = True
-        time.sleep(LOCK_POLL)
-    if not lock.supported:
-        logger.info("this folder's file system has no locks: do not start a second run of this config here")
-
-
 def set_up(config: Config, device: torch.device, folder: RunFolder) -> Run:
     """Load the data, build model and trainer; InputError where they do not fit together."""
     storage.name_of(config, 0, 0.0)  # a config that no name can hold is refused before the work, not after it
@@ -177,6 +162,21 @@ def set_up(config: Config, device: torch.device, folder: RunFolder) -> Run:
     model = build_model(config, task.shape).to(device)
     trainer = build_trainer(config, model, train, task.shape)
     return Run(config, task, train, validation, model, trainer, folder)
+
+
+def plan(run: Run, work: Work) -> None:
+    """Report the work of the run from now on, and expect all of it."""
+    run.work = work
+    epochs = 0 if run.finished else run.config.epochs - run.done
+    run.trainer.plan(work, epochs, begun=run.done > 0)
+    work.expect("evaluation", sum(count_evaluation(run).values()))
+
+
+def count_evaluation(run: Run) -> dict[str, float]:
+    """Return the operations of each step after the last epoch."""
+    sizes = run.train.N, run.task.test.N
+    row, affine = run.trainer.row_operations, run.model.as_llgae() is not None
+    return count_evaluation_steps(row, *sizes, by_gradient=run.config.trainer == "gradient", affine=affine)
 
 
 def run_epochs(run: Run, on_epoch: OnEpoch) -> None:
@@ -254,12 +254,17 @@ def check_finite(run: Run, figures: dict[str, float]) -> None:
 
 def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
     """Measure the final model on the test and training samples, once each, and write the checkpoint."""
+    operations = count_evaluation(run)
+    run.work.end()  # fewer epochs may have sufficed
+    run.work.expect("evaluation", sum(operations.values()))
     test = measure(run.model, run.task.test, run.task.peak)
     figures = {"test_mean_l2": test.metrics.mean_l2}
     if run.validation is not None:
         figures["validation_mean_l2"] = mean_l2(run.model, run.validation)
     check_finite(run, figures)
+    run.work.advance("evaluation", operations["test samples"], "test samples")
     train = measure(run.model, run.train, run.task.peak)
+    run.work.advance("evaluation", operations["training samples"], "training samples")
     train_mean_l2 = train.metrics.mean_l2
     if run.snapshot is not None:  # None: resumed from a checkpoint of a finished run; nothing is written
         run.history[-1] |= figures
@@ -272,6 +277,7 @@ def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
             )
         if distributed.rank() == 0:
             extras |= store_codec(fit_codec(run.model, run.train, run.trainer.quantisation))
+            run.work.advance("evaluation", operations.get("codec", 0.0), "codec")
             if run.model.as_llgae() is not None:
                 extras["novelty"] = fit_novelty(run.model, run.train, train).stored()
         save(run, train_mean_l2=train_mean_l2, extras=extras)

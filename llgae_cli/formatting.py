@@ -17,6 +17,14 @@ def five_digits(value: float | None, decimals: int = 2) -> str:
     return f"{value:.{decimals}f}" if decimals <= 8 else f"{value:.4e}"
 
 
+def describe_time_left(seconds: float) -> str:
+    """Return words such as `about 3 min left`."""
+    if round(seconds) < 100:
+        return f"about {round(seconds)} s left"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"about {hours} h {minutes} min left" if hours else f"about {minutes} min left"
+
+
 def percent(share: float) -> str:
     """Return a share as a percentage with two decimals; `-` for nan."""
     return "-" if math.isnan(share) else f"{share:.2%}"

@@ -11,12 +11,10 @@ from io import TextIOWrapper
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from llgae_cli.errors import RunError, printable
-from llgae_cli.formatting import five_digits
 from llgae_cli.interrupts import postpone
 
 
@@ -140,18 +138,11 @@ class _Handler(logging.Handler):
     thread that draws a progress bar would wait for it for ever.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.bar: TrainingBar | None = None
-
     @postpone()
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if record.levelno >= logging.WARNING:
             text = Text.assemble(("llgae: warning: ", "bold yellow"), printable(message, 2000))
-        elif self.bar is not None:
-            self.bar.describe(message)
-            return
         else:
             text = Text(printable(message, 300))
         ERRORS.print(text, soft_wrap=True)
@@ -171,58 +162,3 @@ def set_up_logging(quiet: bool = False) -> None:
     package.setLevel(logging.WARNING if quiet else logging.INFO)
     if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
         package.setLevel(logging.CRITICAL + 1)
-
-
-class TrainingBar:
-    """Progress of a training: a live bar on a terminal, a line an epoch in a log, nothing where messages are not shown.
-
-    On a terminal other messages of the package stay inside the bar, and warnings stand above it.
-    """
-
-    def __init__(self) -> None:
-        self.shown = logging.getLogger("llgae_cli").isEnabledFor(logging.INFO)
-        self.bar: Progress | None = None
-        if ERRORS.is_terminal and self.shown:
-            self.bar = Progress(
-                TextColumn("[bold]epoch"),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TextColumn("{task.description}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=ERRORS,
-                transient=True,
-            )
-            self.task = self.bar.add_task("starting", total=None)
-
-    def __enter__(self) -> "TrainingBar":
-        if self.bar:
-            self.bar.start()
-            _handler.bar = self
-        return self
-
-    @postpone()
-    def __exit__(self, *exception: object) -> None:
-        if self.bar:
-            self.bar.stop()
-            _handler.bar = None
-
-    def describe(self, message: str) -> None:
-        """Show a message inside the bar."""
-        if self.bar:
-            self.bar.update(self.task, description=printable(message, 70))
-
-    @postpone()
-    def show_epoch(self, record: dict[str, float], epochs: int) -> None:
-        """Show an epoch's figures; `epochs` is the largest number of epochs."""
-        figures = [f"{label} {five_digits(record[key])}" for key, label in _FIGURES.items() if key in record]
-        figures += [f"{record[key]:.0f} {key}" for key in ("empty", "repaired") if record.get(key)]
-        text = "mean L2 " + ", ".join(figures)
-        if self.bar:
-            self.bar.update(self.task, completed=record["epoch"], total=epochs, description=text)
-        elif self.shown:
-            line = f"epoch {record['epoch']:.0f}/{epochs}  {text}  {record['seconds']:.1f} s"
-            ERRORS.print(Text(line), soft_wrap=True)
-
-
-_FIGURES = {"train_mean_l2": "train", "validation_mean_l2": "validation", "test_mean_l2": "test"}

@@ -12,7 +12,7 @@ from llgae_cli.cli.console import RESULTS, print_json, print_lines, print_table
 from llgae_cli.cli.options import Json
 from llgae_cli.errors import printable
 from llgae_cli.formatting import five_digits
-from llgae_cli.storage import count_others, filter_rows, list_runs, rank_rows, shorten_ids, sort_rows
+from llgae_cli.storage import count_others, export_runs, filter_rows, list_runs, rank_rows, shorten_ids, sort_rows
 
 # Headers of the table and the keys of `storage.list_runs` behind them.
 COLUMNS = {
@@ -38,11 +38,23 @@ def runs(
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", "-r", help="Largest first.")] = False,
     paths: Annotated[bool, typer.Option("--paths", help="Print the paths of the files, one a line.")] = False,
+    export: Annotated[
+        str | None, typer.Option(help="Write the table to a file: csv or parquet.", metavar="KIND")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File of --export.", metavar="FILE", show_default="runs.KIND")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run `llgae runs`; `app` has its help."""
     rows = filter_rows(list_runs(folder), where or [])
     rows = rank_rows(rows, reverse) if sort is None else sort_rows(rows, sort, reverse)
+    if export is not None:
+        path = output or Path(f"runs.{export}")
+        export_runs(rows, export, path)
+        if not json:
+            print_lines(f"{len(rows)} rows in {path}")
+            return
     if json:
         print_json(rows)
         return

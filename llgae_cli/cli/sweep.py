@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llgae_cli.cli.console import TrainingBar, print_error, print_json, print_lines, print_table, set_up_logging
+from llgae_cli.cli.console import print_error, print_json, print_lines, print_table, set_up_logging
 from llgae_cli.cli.options import Json, Overrides, Quiet
+from llgae_cli.cli.training_progress import TrainingProgress
 from llgae_cli.errors import InputError, printable
 from llgae_cli.formatting import five_digits
 
@@ -90,8 +91,8 @@ def sweep_cell(
     limit_memory(memory)
     from llgae_cli.sweep.cell import run_cell
 
-    with TrainingBar() as bar:
-        run_cell(folder, until, keep_all, bar.show_epoch)
+    with TrainingProgress() as progress:
+        run_cell(folder, until, keep_all, progress.show_epoch, progress.show)
 
 
 def make_engine(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llgae_cli.cli.console import TrainingBar, print_json, print_lines, set_up_logging
+from llgae_cli.cli.console import print_json, print_lines, set_up_logging
 from llgae_cli.cli.options import ConfigFiles, Json, Overrides, Quiet
+from llgae_cli.cli.training_progress import TrainingProgress
 from llgae_cli.config import read_config
 from llgae_cli.errors import InputError, Interrupted, RunError
 from llgae_cli.formatting import five_digits
@@ -42,10 +43,11 @@ def train(
     settings = read_config(config or [], overrides or [])
     if resume not in (None, "last"):
         resume = str(find_checkpoint(resume))
-    from llgae_cli import experiment  # torch takes a second to import; a wrong config is reported before
+    with TrainingProgress() as progress:
+        from llgae_cli import experiment  # torch takes a second to import; a wrong config is reported before
 
-    with TrainingBar() as bar:
-        outcome = experiment.train(settings, resume, math.inf if wait else 0.0, bar.show_epoch)
+        patience = math.inf if wait else 0.0
+        outcome = experiment.train(settings, resume, patience, progress.show_epoch, progress.show)
     if outcome.checkpoint is None:  # another rank than the first
         return
     try:

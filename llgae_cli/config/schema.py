@@ -273,6 +273,12 @@ class Config(BaseModel):
         neutral=True,
         later=True,
     )
+    log: Literal["none", "jsonl", "tensorboard"] = key(
+        "none",
+        "write the figures of each epoch to checkpoint-dir/logs: as JSON lines, or as TensorBoard's event files",
+        neutral=True,
+        later=True,
+    )
     figures: bool = key(True, "draw the training curve and reconstructions next to the checkpoint", neutral=True)
 
     @field_validator("task")

@@ -3,6 +3,8 @@
 from llgae_cli.storage.atomic import check_writable, clean_temporaries, make_folder
 from llgae_cli.storage.checkpoint import FORMAT_VERSION, Checkpoint, provenance
 from llgae_cli.storage.checkpoint_file import compare_name, load, save
+from llgae_cli.storage.epoch_log import log_epochs
+from llgae_cli.storage.export import export_runs
 from llgae_cli.storage.locks import Lock, clean_locks
 from llgae_cli.storage.names import CheckpointName, name_of, slug
 from llgae_cli.storage.run_folder import RunFolder, export_config
@@ -22,6 +24,7 @@ __all__ = [
     "compare_name",
     "count_others",
     "export_config",
+    "export_runs",
     "filter_rows",
     "find_checkpoint",
     "find_finished",
@@ -29,6 +32,7 @@ __all__ = [
     "list_named",
     "list_runs",
     "load",
+    "log_epochs",
     "make_folder",
     "name_of",
     "provenance",

@@ -9,6 +9,7 @@ from pathlib import Path
 from llgae_cli import storage
 from llgae_cli.config import Config, read_stored
 from llgae_cli.errors import InputError, RunError
+from llgae_cli.progress import OnProgress
 from llgae_cli.storage import CheckpointName
 from llgae_cli.storage.atomic import write_text
 from llgae_cli.storage.json_files import validate
@@ -33,11 +34,14 @@ def run_cell(
     until: int | None = None,
     keep_all: bool = False,
     on_epoch: Callable[[dict[str, float], int], None] = lambda record, epochs: None,
+    on_progress: OnProgress | None = None,
 ) -> None:
     """Train the cell in `folder` to its end, or to `until` epochs, and write its result there.
 
     Continues from its last checkpoint where there is one, and does nothing where the result exists. `keep_all` keeps
-    earlier checkpoints; `on_epoch` is that of `experiment.train`. Raises what `experiment.train` raises.
+    earlier checkpoints; `on_epoch` and `on_progress` are those of `experiment.train`.
+
+    Raises what `experiment.train` raises.
     """
     config = read_stored(folder / "config.yaml").model_copy(update={"checkpoint_dir": folder})
     if until is not None:
@@ -53,9 +57,8 @@ def run_cell(
             if not keep_all:
                 remove_superseded(config)
 
-        outcome = experiment.train(
-            config, "last" if _has_checkpoint(folder, config) else None, PATIENCE, complete_epoch
-        )
+        resume = "last" if _has_checkpoint(folder, config) else None
+        outcome = experiment.train(config, resume, PATIENCE, complete_epoch, on_progress)
         if outcome.checkpoint is None or outcome.evaluated is None:  # only the first process of several has one
             raise RunError("a cell of a sweep is one process; do not start it by torchrun")
         if not keep_all:

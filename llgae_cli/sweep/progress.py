@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llgae_cli.formatting import five_digits
+from llgae_cli.formatting import describe_time_left, five_digits
 from llgae_cli.sweep.folder import SweepFolder, last_line
 from llgae_cli.sweep.plan import Cell, Plan
 from llgae_cli.sweep.process import describe_exit
@@ -41,7 +41,7 @@ class SweepProgress:
         self.running: dict[str, tuple[Cell, float]] = {}
         self.best: tuple[float, str] | None = None
         self._draw = draw
-        self._work = self._seconds = 0.0  # of the cells that this sweep has run, for the time left
+        self._timed: list[tuple[float, float]] = []  # work and seconds of the cells that this sweep has run
         for cell in sorted(cells, key=lambda cell: -cell.work):
             result = folder.read_result(cell.id, until)
             if result is not None:
@@ -69,7 +69,7 @@ class SweepProgress:
         _, started = self.running.pop(cell.id, (cell, time.monotonic()))
         result, label = self.folder.read_result(cell.id, self.until), self.plan.label(cell)
         if result is not None:
-            self._work, self._seconds = self._work + cell.work, self._seconds + time.monotonic() - started
+            self._timed.append((cell.work, time.monotonic() - started))
             self.add_result(cell, result)
             by = self.plan.ranked_by
             text = f"{NAMES[by]} {five_digits(result[by])}, {result['epoch']} epochs{self.describe_time_left()}"
@@ -92,13 +92,14 @@ class SweepProgress:
     def seconds_left(self) -> float | None:
         """Return an estimate of the seconds left, None while no cell is done.
 
-        Each cell is expected to take time in proportion to its `work`; a running one has its elapsed time behind it.
+        A running cell has its elapsed time behind it; the others, see `expect_seconds`.
         """
-        if not self._work:
+        if not self._timed:
             return None
-        pace, now = self._seconds / self._work, time.monotonic()
-        left = sum(pace * cell.work for cell in self.waiting.values())
-        left += sum(max(0.0, pace * cell.work - (now - started)) for cell, started in self.running.values())
+        now = time.monotonic()
+        left = sum(expect_seconds(cell.work, self._timed) for cell in self.waiting.values())
+        for cell, started in self.running.values():
+            left += max(0.0, expect_seconds(cell.work, self._timed) - (now - started))
         return left / self.jobs
 
     def describe_time_left(self) -> str:
@@ -106,7 +107,16 @@ class SweepProgress:
         left = self.seconds_left()
         if left is None or self.done + self.failed == self.total:
             return ""
-        if round(left) < 100:
-            return f", about {round(left)} s left"
-        hours, minutes = divmod(round(left / 60), 60)
-        return f", about {hours} h {minutes} min left" if hours else f", about {minutes} min left"
+        return f", {describe_time_left(left)}"
+
+
+def expect_seconds(work: float, timed: Sequence[tuple[float, float]]) -> float:
+    """Return the seconds that a cell of so much work takes, from the work and seconds of others.
+
+    The pace, seconds over work, is a mean over the others in which those of like size count most: a small cell takes
+    longer for its work than a large one, because it also has to start. The weight of a cell of work w is
+    (min(w, work) / max(w, work))^2.
+    """
+    weighted = [((min(w, work) / max(w, work, 1e-300)) ** 2, w, seconds) for w, seconds in timed]
+    total = sum(weight for weight, _, _ in weighted)
+    return work * sum(weight * seconds / max(w, 1e-300) for weight, w, seconds in weighted) / max(total, 1e-300)

@@ -12,12 +12,14 @@ from torch import Tensor
 from llgae_cli.errors import RunError
 from llgae_cli.inference import gauge
 from llgae_cli.models import LLGAE
+from llgae_cli.progress import Work, expect_passes
 from llgae_cli.tasks import Samples
 from llgae_cli.threads import run_single_threaded
 from llgae_cli.training import distributed, int8
 from llgae_cli.training.components import Components, Coordinates, align, halve
 from llgae_cli.training.initialisation import Initialisation, Restart, Restarts
 from llgae_cli.training.int8 import ByteScorer
+from llgae_cli.training.restart_work import count_operations, expect_restarts
 from llgae_cli.training.scoring import Scorer, Workspace
 from llgae_cli.training.shortlists import NEIGHBOURS, WORTHWHILE_K, Shortlists
 from llgae_cli.training.shrinkage import update_with_shrinkage
@@ -28,6 +30,8 @@ from llgae_cli.training.trainer import EpochRecord, Trainer
 SUBSET_ROWS, SUBSET_ROWS_EACH = 12_000, 100  # rows that restarts work on: so many, or so many a component
 FINAL_ROWS = 30_000  # rows of the last passes of a restart
 FAR = 100  # the origin is moved when |data mean|^2 exceeds this multiple of the variance between components
+ENCODING = 2.4  # time of encoding a row over that of a row in a pass, about
+FIRST_GAIN = 2e-3  # of the first pass after the restarts, about, by which the number of passes is first estimated
 CHUNK_VALUES = 1 << 22  # values in a chunk, at most: 16 MB
 
 # target(components): a function from samples x (n, D) to what the components are fitted to in their place.
@@ -82,6 +86,36 @@ class ClosedForm(Trainer):
         self.workspace = Workspace()
         self.finished = False
         self.repaired = self.passes = 0
+        # What passes are reported as: their stage, the step (by default, its number), and encodings of a row (`plan`).
+        self.stage, self.step, self.encodings, self.epochs = "passes", "", 0, 0
+
+    def plan(self, work: Work, epochs: int, begun: bool) -> None:
+        """Report work from now on: of the restarts, and of each pass in the stage `stage`.
+
+        Where the target of a row needs encodings by other components, `encodings` says how many, see ENCODING.
+        """
+        self.work, self.epochs = work, epochs
+        model, N = self.model, self.samples.N
+        if not begun:
+            few = min(N, max(SUBSET_ROWS, SUBSET_ROWS_EACH * model.K))
+            many = min(N, max(FINAL_ROWS, few))
+            sizes = (few, many, model.D, model.K, model.E)
+            expect_restarts(work, *sizes, self.n_restarts, self.n_moves, self.shrinkage == "auto")
+        passes = min(epochs, expect_passes(1, FIRST_GAIN, self.tol)) + (not begun)
+        work.expect(self.stage, passes * N * self.row_operations)
+
+    @property
+    def row_operations(self) -> float:
+        """Operations of a row in a pass: those of the scores, the statistics, and the row's target."""
+        return self.count_row_operations(self.encodings)
+
+    def count_row_operations(self, encodings: int) -> float:
+        """Return the operations of a row in a pass whose target takes so many encodings."""
+        model, lists = self.model, self.shortlists
+        K = model.K if lists is None else lists.neighbours + 1
+        scatter = 2.0 * self.coordinates.V.numel() if self.shrinkage != 0 else 0.0
+        operations = count_operations(1, model.D, K, model.E) + scatter
+        return operations * (1 + ENCODING * encodings)
 
     @property
     def exact(self) -> bool:
@@ -107,6 +141,7 @@ class ClosedForm(Trainer):
                 shrinkage=self.shrinkage,
                 neighbours=self.shortlists.neighbours if self.shortlists else 0,
                 generator=self.generator,
+                work=self.work,
             )
             self.restarts.run(self.restarts_done)
             initial = self.restarts.best(self.restarts_done)
@@ -163,6 +198,9 @@ class ClosedForm(Trainer):
             self.shortlists = lists
         # By rounding, an objective of zero may come out slightly negative.
         self.finished = (abs(gain) if self.strength > 0 else gain) <= self.tol * abs(before)
+        expected = expect_passes(self.passes, abs(gain) / (abs(before) or 1.0), self.tol)
+        left = 0 if self.finished else min(max(1, expected - self.passes), self.epochs - self.passes)
+        self.work.expect(self.stage, left * self.samples.N * self.row_operations)
         return EpochRecord(
             train_mean_l2=self.statistics.objective / self.model.D,
             empty=int((self.statistics.count == 0).sum()),
@@ -194,6 +232,7 @@ class ClosedForm(Trainer):
         lists, scatter = self.shortlists, self.strength > 0
         if lists is not None and lists.k is not None:
             statistics = lists.collect_statistics(components, self.coordinates, self.workspace, scatter)
+            self._count(self.samples.N)
         else:
             use_bytes = self._uses_bytes()
             statistics, k = collect_in_shards(
@@ -222,6 +261,10 @@ class ClosedForm(Trainer):
         centred_bytes = centred_bytes and samples.D <= int8.LARGEST_D
         return as_stored and centred_bytes and int8.is_faster(mu.device)
 
+    def _count(self, n: int) -> None:
+        """Report that n rows of a pass are done."""
+        self.work.advance(self.stage, n * self.row_operations, self.step or f"pass {self.passes + 1}")
+
     def _add_origin(self, components: Components) -> Components:
         """Return the components of x, given those of x - origin."""
         return components if self.origin is None else Components(components.mu + self.origin, components.U)
@@ -233,11 +276,14 @@ class ClosedForm(Trainer):
         for _, x in self.samples.chunks(size, dtype=buffer.dtype, start=low, stop=high, out=buffer):
             x = x if target is None else target(x)
             yield x if self.origin is None else x.sub_(self.origin)
+            self._count(len(x))
 
     def _byte_chunks(self, low: int, high: int) -> Iterator[Tensor]:
         size = self._chunk_size(high - low)
         for first in range(low, high, size):
-            yield self.samples.stored_rows(slice(first, min(first + size, high)))
+            last = min(first + size, high)
+            yield self.samples.stored_rows(slice(first, last))
+            self._count(last - first)
 
     def _chunk_size(self, n: int) -> int:
         return even_chunk_size(n, chunk_rows(self.model.K, self.model.D))

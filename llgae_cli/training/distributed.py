@@ -1,6 +1,8 @@
 """Reductions over the processes of a torchrun; with one process they do nothing."""
 
+import logging
 import os
+import time
 from collections.abc import Iterable
 from datetime import timedelta
 
@@ -8,9 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llgae_cli.errors import ProcessLostError
+from llgae_cli.errors import InputError, ProcessLostError, printable
+from llgae_cli.storage.locks import Lock
 
 PATIENCE = timedelta(minutes=5)  # a process that does not respond for longer counts as dead
+LOCK_POLL = 0.3  # seconds between attempts; the first refusal may be `clean_locks` of another process holding the lock
+
+logger = logging.getLogger(__name__)
 
 
 def join(device: torch.device) -> bool:
@@ -73,6 +79,29 @@ def any_process(flag: bool) -> bool:
     count = torch.tensor(float(flag), device=device)
     sum_([count])
     return bool(count > 0)
+
+
+def acquire(lock: Lock, patience: float) -> None:
+    """Take the lock of a config, waiting up to `patience` seconds for another run to end; InputError after that.
+
+    Only rank 0 takes it. The others take part in the exchange, because a process that is silent for minutes counts as
+    dead.
+    """
+    began, announced = time.monotonic(), False
+    while not any_process(rank() == 0 and lock.attempt()):
+        waited = time.monotonic() - began
+        if any_process(waited > max(patience, LOCK_POLL)):
+            who = lock.holder or "another process"
+            raise InputError(
+                f"{printable(lock.path.parent, 300)}: {who} is already training this config ({lock.subject}) here; "
+                "wait for its end with --wait, or choose another checkpoint-dir or seed"
+            )
+        if waited > LOCK_POLL and not announced:
+            logger.info("waiting for %s, which is training this config (%s) here", lock.holder, lock.subject)
+            announced = True
+        time.sleep(LOCK_POLL)
+    if not lock.supported:
+        logger.info("this folder's file system has no locks: do not start a second run of this config here")
 
 
 def _run_collective(collective, tensor: Tensor, *arguments) -> None:  # type: ignore[no-untyped-def]

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from llgae_cli.errors import RunError
 from llgae_cli.formatting import five_digits
 from llgae_cli.models import Model
+from llgae_cli.progress import Work
 from llgae_cli.tasks import Samples
 from llgae_cli.training import distributed
 from llgae_cli.training.closed_form import ClosedForm
@@ -28,6 +29,7 @@ OPTIMIZERS = {
 }
 # Runs are short, so AdamW's second moment has a shorter memory than by default.
 OPTIONS: dict[str, dict[str, Any]] = {"adamw": {"betas": (0.9, 0.99), "fused": True}}
+CLOSED_FORM_PASSES = 100  # of the initialisation, at most, as far as the time left is concerned
 INITIAL_ROWS = 10_000  # rows from which a model is initialised
 RISE, RISE_FROM = 0.15, 0.1  # one-cycle: share of the steps in which the rate rises, and its first value over its peak
 
@@ -79,6 +81,18 @@ class Gradient(Trainer):
         self.unaveraged: list[Tensor] = []  # the optimiser's parameters, while the model holds their average
         self.epochs_done = 0
 
+    def plan(self, work: Work, epochs: int, begun: bool) -> None:
+        """Report work from now on: each mini-batch, and the closed-form initialisation if there is one."""
+        self.work = work
+        if self.affine is not None and not begun:
+            self.affine.plan(work.within("initialisation"), CLOSED_FORM_PASSES, begun=False)
+        work.expect("epochs", epochs * self.samples.N * self.row_operations)
+
+    @property
+    def row_operations(self) -> float:
+        """Operations of a row's loss and its gradients; six a parameter, as in a dense layer."""
+        return 6.0 * sum(parameter.numel() for parameter in self.parameters)
+
     def initialise(self) -> None:
         """Draw the model's random parameters, the same on every process; then set mu and W in closed form, if asked."""
         rows = torch.randperm(self.samples.N, generator=self.generator)[: max(self.model.K, INITIAL_ROWS)]
@@ -121,6 +135,8 @@ class Gradient(Trainer):
             if averaged is not None:
                 averaged.update_parameters(self.model)
             total += loss.double() * len(batch)
+            step_name = f"epoch {self.epochs_done + 1}, batch {step + 1} of {self.steps_per_epoch}"
+            self.work.advance("epochs", len(batch) * self.row_operations, step_name)
         if averaged is not None:
             self._use_average(averaged)
         self.epochs_done += 1

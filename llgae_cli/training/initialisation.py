@@ -15,7 +15,7 @@ Source of the moves: Ueda, Nakano, Ghahramani and Hinton, SMEM algorithm for mix
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -24,34 +24,38 @@ import torch
 from torch import Tensor
 
 from llgae_cli.formatting import five_digits
+from llgae_cli.progress import NOBODY, Work
 from llgae_cli.threads import run_parallel, run_single_threaded
 from llgae_cli.training.components import Components, Coordinates, choose_seeds, halve, orthonormalise
-from llgae_cli.training.scoring import Scorer, Workspace
-from llgae_cli.training.shortlists import Shortlists
+from llgae_cli.training.restart_work import (
+    ANNEALED_K,
+    ANNEALING_PASSES,
+    FINAL_EXPECTED,
+    HALF_PASSES,
+    MOVE_PASSES,
+    PATIENCE,
+    PRINCIPAL_ROWS,
+    PROMISING_MOVES,
+    count_preparation,
+    count_proposal,
+    count_shrinkage_trials,
+    expect_moves,
+    n_coordinates,
+    part_of,
+)
+from llgae_cli.training.scoring import Scorer
 from llgae_cli.training.shrinkage import choose_strength, update_with_shrinkage
 from llgae_cli.training.statistics import (
-    Statistics,
-    collect_in_shards,
-    collect_soft_statistics,
-    even_chunk_size,
-    sum_over_shards,
     update_components,
 )
+from llgae_cli.training.subset import Subset
 
 logger = logging.getLogger(__name__)
 
-ANNEALING_PASSES = 12  # more give a better result, which the moves that follow reach in less time
 HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE = 0.35, 0.02  # over the mean squared residual before annealing
-ANNEALED_K = 64  # with more components annealing costs minutes and gains little: cells are small and many
 SEEDED_K = 64
-MOVE_PASSES = 12  # hard passes after a move before it is judged
-HALF_PASSES = 8  # passes of the two halves of a component over its own samples, to estimate the gain of a move
-PROMISING_MOVES = 4  # moves tried before all components are halved anew, from other seeds
-PATIENCE = 12  # moves without success in a row that end the search
 JUDGE_FROM, JUDGE_MARGIN = 2, 0.02  # a move is rejected after pass i while above the best by the share 0.02 / i
-SHARD_ROWS = 6000  # large ones: restarts run in parallel, and wait for each other at each call
 FINAL_PASSES, FINAL_TOL = 10, 1e-3
-PRINCIPAL_ROWS = 12_000  # more rows hardly change the principal directions
 SOLVED_K = 64  # with more components an eigenproblem for each costs more than the passes it saves
 
 
@@ -77,57 +81,6 @@ class Initialisation:
     def tensors(self) -> list[Tensor]:
         """Return all tensors, for a broadcast."""
         return [self.components.mu, self.components.U, self.coordinates.centre, self.coordinates.V, self.strength]
-
-
-class Subset:
-    """The rows x (n, d) that restarts work on, with the buffers that passes over them share."""
-
-    def __init__(self, x: Tensor, neighbours: int = 0):
-        """`neighbours`: length of the shortlists that passes use, 0 for full passes."""
-        self.x, self.neighbours = x, neighbours
-        self.workspace, self.coordinates = Workspace(), Coordinates.identity(x)
-        self.on_cpu = x.device.type == "cpu"
-
-    def chunks(self, low: int = 0, high: int | None = None) -> Iterator[Tensor]:
-        """Return the rows low ... high - 1 in chunks; of thousands, because smaller ones cost time in calls."""
-        x = self.x[low:high]
-        return iter(x.split(even_chunk_size(len(x), 8192)))
-
-    def make_shortlists(self) -> Shortlists | None:
-        """Return new shortlists, for a sequence of passes; None where passes are full."""
-        n = len(self.x)
-        return Shortlists(lambda index: self.x[index], 0, n, n, self.neighbours) if self.neighbours else None
-
-    def collect_statistics(
-        self, components: Components, scatter: bool = False, lists: Shortlists | None = None
-    ) -> Statistics:
-        """Return the statistics of a pass; by the shortlists `lists` from their second pass on."""
-        if lists is not None and lists.k is not None:
-            return lists.collect_statistics(components, self.coordinates, self.workspace, scatter)
-        statistics, k = collect_in_shards(
-            self.chunks,
-            0,
-            len(self.x),
-            components,
-            self.coordinates if scatter else None,
-            Scorer(components, self.workspace),
-            assign=lists is not None,
-            parallel=self.on_cpu,
-            shard_rows=SHARD_ROWS,
-        )
-        if lists is not None:
-            lists.k = k
-        return statistics
-
-    def collect_soft_statistics(self, components: Components, temperature: float) -> Statistics:
-        """Return the statistics of a pass with soft assignments."""
-        K, _, E = components.U.shape
-        score = Scorer(components, self.workspace, columns=K * (E + 1))  # a single tile
-
-        def collect(low: int, high: int) -> Statistics:
-            return collect_soft_statistics(self.chunks(low, high), components, temperature, score)
-
-        return sum_over_shards(collect, 0, len(self.x), K, self.on_cpu, SHARD_ROWS)
 
 
 @dataclass
@@ -157,14 +110,17 @@ class Restarts:
         generator: torch.Generator,
         shrinkage: float | Literal["auto"] = 0.0,
         neighbours: int = 0,
+        work: Work = NOBODY,
     ):
         """Prepare restarts on the rows x (n, D), with their last passes over the rows of `more`.
 
         more        functions that return chunks (m, D)
         parallel    whether these may be called in several threads at once
         neighbours  length of the shortlists, 0 for full passes
+        work        receives the work that is done
         """
         self.K, self.E, self.moves = K, E, moves if K > 1 else 0
+        self.work, self.spent = work, [0.0][:0]  # operations of each restart that is done
         on_cpu = x.device.type == "cpu"
         d = n_coordinates(E, x.shape[1])
         self.coordinates = coordinates = run_single_threaded(lambda: principal_coordinates(x, d, generator), on_cpu)
@@ -177,34 +133,57 @@ class Restarts:
             return y, coordinates.squared_residual(rows, y)
 
         run_parallel(project, more, projected.append, parallel and on_cpu)
+        work.advance(
+            "preparation",
+            count_preparation(len(x), sum(len(y) for y, _ in projected), x.shape[1], d),
+            "principal coordinates",
+        )
         self.larger_subset = Subset(torch.cat([y for y, _ in projected]), neighbours)
         self.outside = sum(squared for _, squared in projected)  # sum of |x|^2 outside the principal coordinates
         if shrinkage == "auto":
             y = self.larger_subset.x
             shrinkage = choose_strength(y, seed_components(y, K, E, generator), generator)
+            work.advance("shrinkage", count_shrinkage_trials(len(y), d, K, E), "choice of shrinkage")
             logger.info("shrinkage: %g samples, chosen on held-out rows", shrinkage)
         self.shrinkage = shrinkage
+        self.started = 0  # restarts of this process
         self.seeds = torch.randint(2**62, (restarts if K > 1 else 1,), generator=generator).tolist()
 
     def run(self, done: list[Restart]) -> None:
         """Run the restarts that `done`, from an interrupted initialisation, lacks; append each result to it."""
+        first = len(done)  # of those that are run now
 
         def add(restart: Restart) -> None:
             done.append(restart)
+            expected = sum(self.spent) / len(self.spent)
+            for i in range(first + self.started, len(self.seeds)):
+                self.part(i).expect("restarts", expected)
             n, D = len(self.larger_subset.x), len(self.coordinates.centre)
             mean_l2 = five_digits((restart.objective + self.outside / n) / D)
             best = ", the best so far" if restart is best_restart(done) and len(done) > 1 else ""
             logger.info("restart %d of %d: mean L2 %s on %d rows%s", len(done), len(self.seeds), mean_l2, n, best)
 
         several = len(self.seeds) > 1 and self.subset.on_cpu
-        run_parallel(self.run_one, self.seeds[len(done) :], add, parallel=several)
+        run_parallel(self.run_one, self.seeds[first:], add, parallel=several)
+
+    def part(self, i: int) -> Work:
+        """Return the part of the work that restart i reports to."""
+        return part_of(self.work, i, len(self.seeds))
 
     def run_one(self, seed: int) -> Restart:
         """Return the result of one restart: annealing, split-merge moves, passes over more rows."""
+        self.started += 1
         generator = torch.Generator().manual_seed(seed)
-        components = anneal(self.subset, self.K, self.E, generator)
-        components = search_moves(self.subset, components, self.moves, generator)
-        final = run_passes(self.larger_subset, components, FINAL_PASSES, tol=FINAL_TOL, shrinkage=self.shrinkage)
+        work = self.part(self.seeds.index(seed))
+        subset, larger = self.subset.reporting(work), self.larger_subset.reporting(work)
+        larger.step = "more rows"
+        components = anneal(subset, self.K, self.E, generator)
+        components = search_moves(
+            subset, components, self.moves, generator, FINAL_EXPECTED * larger.pass_operations(components)
+        )
+        final = run_passes(larger, components, FINAL_PASSES, tol=FINAL_TOL, shrinkage=self.shrinkage)
+        self.spent.append(subset.spent + larger.spent)
+        work.expect("restarts", 0.0)
         return Restart(*final)
 
     def best(self, done: list[Restart]) -> Initialisation:
@@ -225,11 +204,6 @@ def best_restart(done: list[Restart]) -> Restart:
     return min(done, key=lambda restart: restart.objective)
 
 
-def n_coordinates(E: int, D: int) -> int:
-    """Return the number of principal coordinates that restarts work in: ten a latent dimension, at least 64."""
-    return min(D, max(64, 10 * E))
-
-
 def principal_coordinates(x: Tensor, d: int, generator: torch.Generator) -> Coordinates:
     """Return the mean and the d leading principal directions of x (n, D), by a few orthogonal iterations.
 
@@ -247,6 +221,7 @@ def principal_coordinates(x: Tensor, d: int, generator: torch.Generator) -> Coor
 
 def anneal(subset: Subset, K: int, E: int, generator: torch.Generator) -> Components:
     """Return components of the subset by deterministic annealing: soft passes at falling temperature."""
+    subset.step = "annealing"
     components = seed_components(subset.x, K, E, generator)
     if K == 1 or K > ANNEALED_K:
         return components
@@ -326,23 +301,31 @@ def solve_components(subset: Subset, components: Components) -> Components:
     return run_single_threaded(solve, subset.on_cpu)
 
 
-def search_moves(subset: Subset, components: Components, moves: int, generator: torch.Generator) -> Components:
+def search_moves(
+    subset: Subset, components: Components, moves: int, generator: torch.Generator, following: float = 0.0
+) -> Components:
     """Return the components after some passes and at most `moves` split-merge moves, each kept where it succeeds.
 
     A move succeeds where the objective after its passes is lower. Ends after PATIENCE moves without success in a row.
+    `following`: operations that the restart takes after the search, about.
     """
+    (K, d, E), n = components.U.shape, len(subset.x)
+    subset.step = "first passes"
     best, lowest = run_passes(subset, components, MOVE_PASSES)
     queue: list[Components] = []
-    failed = 0
-    for _ in range(moves):
+    failed = successes = 0
+    for i in range(moves):
+        subset.step = f"move {i + 1}"
+        subset.work.expect("restarts", expect_moves(n, d, K, E, moves - i, successes, failed) + following)
         queue = queue or propose_moves(subset, best, generator)
         if failed == PATIENCE or not queue:  # there is no move where no component has two samples
             break
         moved, objective = run_passes(subset, queue.pop(0), MOVE_PASSES, best=lowest)
         if objective < lowest:
-            best, lowest, queue, failed = moved, objective, [], 0
+            best, lowest, queue, failed, successes = moved, objective, [], 0, successes + 1
         else:
             failed += 1
+    subset.work.expect("restarts", following)
     return best
 
 
@@ -363,6 +346,7 @@ def propose_moves(subset: Subset, components: Components, generator: torch.Gener
             pair = halve(own, components.U[b], generator)
             halves[b], objective = run_passes(Subset(own), pair, HALF_PASSES)
             split_gain[b] = float(distortion[b]) - objective * len(own)
+    subset.count(count_proposal(len(subset.x), subset.x.shape[1], K, components.U.shape[2]))
     gain = (split_gain[None, :] - removal_cost.cpu()[:, None]).fill_diagonal_(-math.inf)  # (a, b)
     best = gain.flatten().topk(min(PROMISING_MOVES, K * (K - 1))).indices.tolist()
     moved = []

@@ -12,12 +12,13 @@ from llgae_cli.errors import RunError
 from llgae_cli.formatting import five_digits
 from llgae_cli.inference import gauge
 from llgae_cli.models import LLGAE
+from llgae_cli.progress import Work, expect_passes
 from llgae_cli.tasks import Samples
 from llgae_cli.threads import run_parallel, run_single_threaded
 from llgae_cli.training import distributed
 from llgae_cli.training.components import Components, Coordinates, align, choose_seeds, orthonormalise
 from llgae_cli.training.expected_rate import expect_bits, solve_step, step_to_theta
-from llgae_cli.training.initialisation import PRINCIPAL_ROWS, SEEDED_K, principal_coordinates
+from llgae_cli.training.initialisation import SEEDED_K, principal_coordinates
 from llgae_cli.training.mixture import (
     FIRST_ITERATIONS,
     ITERATIONS,
@@ -28,6 +29,7 @@ from llgae_cli.training.mixture import (
     split_components,
     update_mixture,
 )
+from llgae_cli.training.restart_work import PRINCIPAL_ROWS
 from llgae_cli.training.scoring import Workspace
 from llgae_cli.training.state import read_count, read_number, read_tensor
 from llgae_cli.training.statistics import even_chunk_size
@@ -40,6 +42,9 @@ KMEANS_PASSES = 5
 SPLIT_PASSES = 8  # a component that loses its rows in a later pass stays as it is: it costs no bits
 HELD_OUT = 10  # every tenth row is held out to choose the strength of shrinkage
 BLOCK_VALUES = 1 << 23  # values of a block of projected rows, at most: 32 MB
+FIRST_GAIN = 2e-2  # of the first pass, about, by which the number of passes is first estimated
+FIRST_PASSES = 2  # in `initialise`, after k-means
+CODED = 0.7  # share of the latents that have bits, about
 CHUNKS = 16  # of a block, scored in parallel
 
 
@@ -84,6 +89,31 @@ class RateClosedForm(Trainer):
         self.workspace = Workspace()
         self.finished = False
         self.passes = self.repaired = 0
+        self.epochs = self.epochs_done = 0  # of this process: expected at most, and done
+
+    def plan(self, work: Work, epochs: int, begun: bool) -> None:
+        """Report work from now on: the passes of k-means, and each pass of the run."""
+        self.work, self.epochs = work, epochs
+        (K, d, _), N = self.mixture.U.shape, self.samples.N
+        if not begun:
+            work.expect("k-means", KMEANS_PASSES * N * self._count_row(2.0 * d * K, scatter=False))
+        passes = min(epochs, expect_passes(1, FIRST_GAIN, self.tol)) + (0 if begun else FIRST_PASSES)
+        work.expect("passes", passes * (N * self.row_operations + self._count_axes()))
+
+    @property
+    def row_operations(self) -> float:
+        """Operations of a row in a pass, if most latents have bits."""
+        K, d, E = self.mixture.U.shape
+        return self._count_row(2.0 * d * K * (E + 1) * CODED, scatter=True)
+
+    def _count_row(self, scoring: float, scatter: bool) -> float:
+        _, d, E = self.mixture.U.shape
+        return 2.0 * self.model.D * d + scoring + 2.0 * d * (E + (d if scatter else 0))
+
+    def _count_axes(self) -> float:
+        """Operations of the update of all components, which needs no rows."""
+        K, d, E = self.mixture.U.shape
+        return 2.0 * K * d * d * E * (ITERATIONS + 1)
 
     @property
     def theta(self) -> float:
@@ -103,6 +133,7 @@ class RateClosedForm(Trainer):
         self.mixture = self._choose_points()
         for _ in range(KMEANS_PASSES - 1):
             self._update(self._collect(theta=0.0, scatter=False), theta=0.0)
+        self.work.expect("k-means", 0.0)
         statistics = self._collect(theta=0.0, scatter=True)
         if self.model.K == 1 or self.model.E == 0:
             self.strength = 0.0  # there is nothing to shrink, or to shrink toward
@@ -126,6 +157,7 @@ class RateClosedForm(Trainer):
         before = self.mixture, self.objective, self.record
         statistics, self.statistics = self.statistics, None
         self.passes += 1
+        self.epochs_done += 1
         self._update(statistics, self.theta, split=self.passes <= SPLIT_PASSES)
         del statistics  # the scatters of one pass at a time are in memory
         self._measure()
@@ -136,6 +168,9 @@ class RateClosedForm(Trainer):
             self.statistics = None
             self._write_model()
         self.finished = (gain if monotone else abs(gain)) <= self.tol * abs(before[1])
+        expected = expect_passes(self.passes, abs(gain) / (abs(before[1]) or 1.0), self.tol)
+        left = 0 if self.finished else min(max(1, expected - self.passes), self.epochs - self.epochs_done)
+        self.work.expect("passes", left * (self.samples.N * self.row_operations + self._count_axes()))
         return self.record
 
     def _choose_points(self) -> Mixture:
@@ -175,6 +210,8 @@ class RateClosedForm(Trainer):
         """Replace the mixture by the next one; with `split`, components of fewer than 2 rows by halves of others."""
         costs = statistics.costs(self.mixture, theta)
         updated = update_mixture(self.mixture, statistics, self.strength, iterations)
+        if statistics.scatter.shape[1]:
+            self.work.advance("passes", self._count_axes(), f"pass {self.passes}")
         if split:
             updated, replaced = split_components(updated, costs, statistics.count, self.generator)
             self.repaired += replaced
@@ -212,6 +249,8 @@ class RateClosedForm(Trainer):
         scatter = scatter and self.model.E > 0
         statistics = MixtureStatistics.zeros(self.mixture, scatter)
         score = MixtureScorer(self.mixture, theta, self.workspace)
+        stage, step = ("k-means", "k-means") if not scatter and theta == 0 else ("passes", f"pass {self.passes}")
+        assigning = 2.0 * self.model.D * self.coordinates.V.shape[1] + score.operations
         low, high = distributed.share(samples.N)
         d = self.mixture.mu.shape[1]
         size = even_chunk_size(high - low, max(CHUNKS, BLOCK_VALUES // d))
@@ -231,9 +270,17 @@ class RateClosedForm(Trainer):
             n = min(size, high - first)
             cuts = sorted({n * i // CHUNKS for i in range(CHUNKS + 1)})
             outside: list[Tensor] = []
-            run_parallel(assign, [(first, *cut) for cut in pairwise(cuts)], outside.append, self._on_cpu)
+
+            share = n * assigning / (len(cuts) - 1)
+
+            def add(squared: Tensor, outside: list[Tensor] = outside, share: float = share) -> None:
+                outside.append(squared)
+                self.work.advance(stage, share, step)
+
+            run_parallel(assign, [(first, *cut) for cut in pairwise(cuts)], add, self._on_cpu)
             statistics.outside += sum(outside)
             statistics.add_rows(self.mixture, block[:n], k[:n])
+            self.work.advance(stage, n * (self._count_row(score.operations, scatter) - assigning), step)
         distributed.sum_(statistics.tensors())
         return statistics
 

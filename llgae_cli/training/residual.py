@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llgae_cli.errors import RunError
 from llgae_cli.models import Residual
+from llgae_cli.progress import Work, expect_passes
 from llgae_cli.tasks import Samples
 from llgae_cli.training import distributed
 from llgae_cli.training.closed_form import ClosedForm
@@ -18,6 +19,8 @@ from llgae_cli.training.components import Components
 from llgae_cli.training.state import read_count
 from llgae_cli.training.statistics import Statistics, latent_covariance
 from llgae_cli.training.trainer import EpochRecord, Trainer
+
+UPDATE_GAIN = 1e-2  # of the first update of each level, about, by which the number of updates is first estimated
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +67,28 @@ class ResidualClosedForm(Trainer):
         self.objective = torch.inf
         self.statistics: Statistics | None = None  # of that level
         self.squared_residual = torch.zeros(())  # sum over the samples in a pass
+        self.updates = 0  # of this process
         self.idle = 0  # updates in a row that gained less than tol
         self.finished = False
+
+    def plan(self, work: Work, epochs: int, begun: bool) -> None:
+        """Report work from now on: of each level, then of the updates in turn. A level before is an encoding more."""
+        self.work, levels = work, len(self.trainers)
+        for i, trainer in enumerate(self.trainers):
+            trainer.encodings = i
+            if i >= self.fitted:
+                part = work.within(f"level {i + 1} of {levels}") if levels > 1 else work
+                trainer.plan(part, epochs, begun=i < self.started)
+        if levels > 1:
+            self._expect_updates(levels * (1 + expect_passes(1, UPDATE_GAIN, self.tol)))
+
+    @property
+    def row_operations(self) -> float:
+        """Operations of a row in an update."""
+        return self.trainers[0].count_row_operations(len(self.model.order()))
+
+    def _expect_updates(self, left: float) -> None:
+        self.work.expect("updates", left * self.samples.N * self.row_operations)
 
     def initialise(self) -> None:
         """Initialise the next level; the first one before the first epoch."""
@@ -113,6 +136,10 @@ class ResidualClosedForm(Trainer):
                 trainer.model.W.copy_(W)
         self.idle = self.idle + 1 if (abs(gain) if penalised else gain) <= self.tol * before else 0
         self.finished = self.idle == len(self.trainers)
+        self.updates += 1
+        rounds, levels = self.updates / len(self.trainers), len(self.trainers)
+        expected = levels * (expect_passes(1, abs(gain) / before, self.tol) - 1) * max(1.0, rounds) if before else 0.0
+        self._expect_updates(0.0 if self.finished else max(expected, levels - self.idle))
         return EpochRecord(
             train_mean_l2=self.objective / self.model.D,
             empty=int((statistics.count == 0).sum()),
@@ -122,6 +149,8 @@ class ResidualClosedForm(Trainer):
     def _measure(self) -> None:
         """Compute the model's objective, and the statistics of the level whose turn it is, in one pass."""
         trainer = self.trainers[self.turn]
+        trainer.work, trainer.stage, trainer.step = self.work, "updates", f"update {self.updates + 1}"
+        trainer.encodings = len(self.model.order())
         wide = torch.float32 if self.model.device.type == "mps" else torch.float64  # Apple's GPU has no float64
         self.squared_residual = torch.zeros((), dtype=wide, device=self.model.device)
         self.statistics = trainer.collect_statistics(trainer.components)

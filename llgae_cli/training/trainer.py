@@ -4,6 +4,8 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 
 from torch import Tensor
 
+from llgae_cli.progress import NOBODY, Work
+
 
 class EpochRecord(TypedDict, total=False):
     """Figures of one epoch: mean L2 in squared grey levels per pixel, components empty, and repaired so far."""
@@ -28,6 +30,16 @@ class Trainer(Protocol):
     """
 
     finished: bool
+    work: Work = NOBODY
+
+    def plan(self, work: Work, epochs: int, begun: bool) -> None:
+        """Report work from now on, and expect what `initialise` (unless `begun`) and at most `epochs` epochs take."""
+        self.work = work
+
+    @property
+    def row_operations(self) -> float:
+        """Operations that one row takes in an epoch, about."""
+        return 1.0
 
     @property
     def exact(self) -> bool:

@@ -14,7 +14,17 @@ from llgae_cli.evaluation import metrics
 from llgae_cli.factory import build_model, build_trainer, set_up_torch
 from llgae_cli.tasks import load_task
 
-NEUTRAL_KEYS = {"epochs", "data-dir", "checkpoint-dir", "save-every", "eval-every", "device", "threads", "figures"}
+NEUTRAL_KEYS = {
+    "epochs",
+    "data-dir",
+    "checkpoint-dir",
+    "save-every",
+    "eval-every",
+    "device",
+    "threads",
+    "figures",
+    "log",
+}
 SOURCE_KEYS = {"K", "embed-dim", "beta", "n-step", "lr", "task"}
 DATA_KEYS = {"centring", "scaling", "columns", "labels", "test", "missing"}
 ALWAYS = {"task", "model", "K", "embed-dim", "trainer", "epochs", "validation", "seed", *DATA_KEYS, *NEUTRAL_KEYS}

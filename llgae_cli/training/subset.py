@@ -1,0 +1,94 @@
+"""The rows that restarts work on, in the leading principal coordinates."""
+
+import copy
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from llgae_cli.progress import NOBODY, Work
+from llgae_cli.training.components import Components, Coordinates
+from llgae_cli.training.restart_work import count_operations
+from llgae_cli.training.scoring import Scorer, Workspace
+from llgae_cli.training.shortlists import Shortlists
+from llgae_cli.training.statistics import (
+    Statistics,
+    collect_in_shards,
+    collect_soft_statistics,
+    even_chunk_size,
+    sum_over_shards,
+)
+
+SHARD_ROWS = 6000  # large ones: restarts run in parallel, and wait for each other at each call
+
+
+class Subset:
+    """The rows x (n, d) that restarts work on, with the buffers that passes over them share."""
+
+    def __init__(self, x: Tensor, neighbours: int = 0):
+        """`neighbours`: length of the shortlists that passes use, 0 for full passes."""
+        self.x, self.neighbours = x, neighbours
+        self.work, self.step, self.spent = NOBODY, "", 0.0  # what passes report to, and the operations so far
+        self.workspace, self.coordinates = Workspace(), Coordinates.identity(x)
+        self.on_cpu = x.device.type == "cpu"
+
+    def reporting(self, work: Work) -> "Subset":
+        """Return the same rows, whose passes are reported to `work`."""
+        subset = copy.copy(self)
+        subset.work, subset.spent = work, 0.0
+        return subset
+
+    def count(self, operations: float) -> None:
+        """Report operations of a restart that are done, in the step `step`."""
+        self.spent += operations
+        self.work.advance("restarts", operations, self.step)
+
+    def pass_operations(self, components: Components) -> float:
+        """Return the operations of a pass."""
+        K, d, E = components.U.shape
+        return count_operations(len(self.x), d, K, E)
+
+    def chunks(self, low: int = 0, high: int | None = None) -> Iterator[Tensor]:
+        """Return the rows low ... high - 1 in chunks; of thousands, because smaller ones cost time in calls."""
+        x = self.x[low:high]
+        return iter(x.split(even_chunk_size(len(x), 8192)))
+
+    def make_shortlists(self) -> Shortlists | None:
+        """Return new shortlists, for a sequence of passes; None where passes are full."""
+        n = len(self.x)
+        return Shortlists(lambda index: self.x[index], 0, n, n, self.neighbours) if self.neighbours else None
+
+    def collect_statistics(
+        self, components: Components, scatter: bool = False, lists: Shortlists | None = None
+    ) -> Statistics:
+        """Return the statistics of a pass; by the shortlists `lists` from their second pass on."""
+        if lists is not None and lists.k is not None:
+            statistics = lists.collect_statistics(components, self.coordinates, self.workspace, scatter)
+            self.count(self.pass_operations(components))
+            return statistics
+        statistics, k = collect_in_shards(
+            self.chunks,
+            0,
+            len(self.x),
+            components,
+            self.coordinates if scatter else None,
+            Scorer(components, self.workspace),
+            assign=lists is not None,
+            parallel=self.on_cpu,
+            shard_rows=SHARD_ROWS,
+        )
+        if lists is not None:
+            lists.k = k
+        self.count(self.pass_operations(components))
+        return statistics
+
+    def collect_soft_statistics(self, components: Components, temperature: float) -> Statistics:
+        """Return the statistics of a pass with soft assignments."""
+        K, _, E = components.U.shape
+        score = Scorer(components, self.workspace, columns=K * (E + 1))  # a single tile
+
+        def collect(low: int, high: int) -> Statistics:
+            return collect_soft_statistics(self.chunks(low, high), components, temperature, score)
+
+        statistics = sum_over_shards(collect, 0, len(self.x), K, self.on_cpu, SHARD_ROWS)
+        self.count(2 * self.pass_operations(components))
+        return statistics
