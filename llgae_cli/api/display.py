@@ -28,13 +28,14 @@ def draw_html(model: "FittedModel") -> str:
     which it is.
     """
     config, stored = model.config, model.metrics
+    epochs = f"{stored['epochs']} epoch{'' if stored['epochs'] == 1 else 's'}"
     sizes = [("K", model.module.K), ("E", model.module.E), ("D", model.module.D)]
     unit = " (scaled)" if model.checkpoint.data.get("scaling") else ""
     rows = [
         ("model", f"{config.model}: " + ", ".join(f"{name} = {size}" for name, size in sizes)),
         ("task", config.task),
         (f"mean L2{unit}", f"{five_digits(stored['mean_l2'])} test, {five_digits(stored['train_mean_l2'])} train"),
-        ("training", f"{stored['epochs']} epochs, {stored['seconds']:.1f} s"),
+        ("training", f"{epochs}, {stored['seconds']:.1f} s"),
         ("checkpoint", model.path.name),
     ]
     cells = "".join(

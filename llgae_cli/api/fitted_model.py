@@ -22,7 +22,7 @@ from llgae_cli.evaluation.metrics import measure
 from llgae_cli.evaluation.novelty import Novelty, load_novelty, read_novelty
 from llgae_cli.factory import Loading, choose_device, describe_loading, restore, shape_of
 from llgae_cli.models import Model
-from llgae_cli.storage import Checkpoint
+from llgae_cli.storage import Checkpoint, find_checkpoint
 from llgae_cli.tasks import Samples
 
 BLOCK = 1 << 14  # rows that are moved to the model's device at a time
@@ -227,9 +227,9 @@ class FittedModel:
 def load(checkpoint: str | os.PathLike[str], device: str = "cpu") -> FittedModel:
     """Return the model in a checkpoint, on `device`: cpu, cuda, mps or auto. Loading runs no code of the file.
 
-    Raises InputError for a file that is missing or unsound, and for a device that this machine lacks.
+    `checkpoint` is a path, or the short id of `llgae runs`, of a file in `checkpoints/`. Raises InputError for a file that is missing or unsound, and for a device that this machine lacks.
     """
-    path = Path(checkpoint).expanduser()
+    path = find_checkpoint(os.path.expanduser(checkpoint))
     model, stored, config = restore(path)
     return FittedModel(model.to(choose_device(device)), stored, config, path)
 
