@@ -227,7 +227,8 @@ class FittedModel:
 def load(checkpoint: str | os.PathLike[str], device: str = "cpu") -> FittedModel:
     """Return the model in a checkpoint, on `device`: cpu, cuda, mps or auto. Loading runs no code of the file.
 
-    `checkpoint` is a path, or the short id of `llgae runs`, of a file in `checkpoints/`. Raises InputError for a file that is missing or unsound, and for a device that this machine lacks.
+    `checkpoint` is a path, or the short id of `llgae runs`, of a file in `checkpoints/`.
+    Raises InputError for a file that is missing or unsound, and for a device that this machine lacks.
     """
     path = find_checkpoint(os.path.expanduser(checkpoint))
     model, stored, config = restore(path)
