@@ -266,6 +266,29 @@ def restore(path: Path) -> tuple[Model, Checkpoint, Config]:
     return model, checkpoint, config
 
 
+def restore_subspaces(path: Path) -> tuple[torch.Tensor, torch.Tensor, Checkpoint, Config]:
+    """Return mu (K, D) and orthonormal bases U (K, D, E) of a checkpoint whose codes are projections of rows as given.
+
+    Raises InputError as `restore`, and where centring or scaling change the rows, or x_hat is not the projection.
+    """
+    model, checkpoint, config = restore(path)
+    name = printable(path.name, 200)
+    how, affine = describe_loading(config, checkpoint), model.as_llgae()
+    if affine is None:
+        raise InputError(f"{name}: its model is {config.model}; the estimator is llgae, pca or kmeans")
+    if how["centring"] != "none" or how["scaling"] is not None:
+        raise InputError(f"{name}: its rows are centred or scaled, which the estimator does not do; use llgae_cli.load")
+    W = checkpoint.state["W"]
+    length = W.norm(dim=1, keepdim=True)  # (K, 1, E)
+    U = W / length
+    P = affine.maps()[0].detach().to(W)
+    eye = torch.eye(W.shape[2]).to(W).expand(len(W), -1, -1)
+    for matrix in (U.mT @ U, length.mT * P * length):
+        if not torch.allclose(matrix, eye, atol=1e-3):
+            raise InputError(f"{name}: its codes are not projections, which the estimator's are; use llgae_cli.load")
+    return checkpoint.state["mu"], U, checkpoint, config
+
+
 def shape_of(checkpoint: Checkpoint, model: Model) -> tuple[int, ...]:
     """Return the shape of a sample as the checkpoint says; (D,) where that does not make D values."""
     shape = checkpoint.data.get("shape")

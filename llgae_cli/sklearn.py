@@ -3,10 +3,12 @@
 Needs the extra `[sklearn]`. Imports in this package are absolute, so `sklearn` below is scikit-learn itself.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +25,9 @@ from torch import Tensor
 from llgae_cli import models
 from llgae_cli.errors import InputError
 from llgae_cli.evaluation.novelty import Density, fit_density
+from llgae_cli.factory import restore_subspaces
 from llgae_cli.models import Code
+from llgae_cli.storage.estimator import KEYS, fitted_attributes, save_estimator
 from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm
 
@@ -35,9 +39,10 @@ try:
 except ImportError as error:
     raise ImportError(f"scikit-learn 1.6 or later is needed; pip install 'llgae[sklearn]' ({error})") from error
 
+__all__ = ["LLGAE", "LLGAEOutlierDetector"]
 CHUNK = 2048
 DTYPES = [np.float64, np.float32]
-# Parameters that are a number or a word: the words, the type of the number, the least number.
+# Parameters that are a number or a word: the words, the type of the number, its least value.
 NUMBER_OR_WORD: dict[str, tuple[tuple[str, ...], type, int]] = {
     "n_init": (("auto",), Integral, 1),
     "moves": (("auto",), Integral, 0),
@@ -214,6 +219,23 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         n_clusters can over-fit, so a grid search over it has an optimum.
         """
         return -self._assign(self._new_samples(X))[1]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator as a checkpoint, which `from_checkpoint`, `llgae_cli.load` and `llgae` read."""
+        check_is_fitted(self)
+        save_estimator(path, self.get_params(), vars(self))
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str]) -> "LLGAE":
+        """Return the fitted estimator in a checkpoint of `save`, or of `llgae train` (without `labels_`).
+
+        Raises InputError for an unsound file, centred or scaled rows, and other models.
+        """
+        mu, U, checkpoint, config = restore_subspaces(Path(path))
+        options = {name: getattr(config, key) for name, key in KEYS.items()} | {"random_state": config.seed}
+        fitted = cls(*U.shape[::2], max_iter=config.epochs, **options)
+        vars(fitted).update(fitted_attributes(checkpoint, mu, U))
+        return fitted
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Return `llgae_k`, `llgae_b0`, `llgae_b1` ...; input_features is only compared with the names in `fit`."""

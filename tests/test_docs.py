@@ -5,12 +5,15 @@ import shlex
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 import pytest
 import typer.main
 import yaml
 
+import llgae_cli
 from llgae_cli import __version__
 from llgae_cli.cli.app import app
 from llgae_cli.config import KEYS, read_config
@@ -153,12 +156,22 @@ def test_a_shipped_config_opens_with_its_command_and_states_its_result(path: Pat
 def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
-    assert examples or page.name not in ("README.md", "models.md")
+    assert examples or page.name not in ("README.md", "models.md", "api.md")
     for example in examples:
         names: dict[str, object] = {}
         exec(compile(example, page.name, "exec"), names)
         assert names["x_hat"].shape == (1797, 64)  # type: ignore[attr-defined]
-        assert "codes" not in names or names["codes"].shape == (1797, 6)  # type: ignore[attr-defined]
+        assert "codes" not in names or np.column_stack(as_columns(names["codes"])).shape == (1797, 6)
+
+
+def as_columns(codes: Any) -> tuple[Any, ...]:
+    """k and b of the API's codes, or the estimator's array."""
+    return (codes.k, codes.b) if isinstance(codes, llgae_cli.Codes) else (codes,)
+
+
+def test_the_api_page_names_what_is_public() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    assert [name for name in llgae_cli.__all__ if not re.search(rf"`{name}\b", text)] == []
 
 
 def tree() -> set[str]:

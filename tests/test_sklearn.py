@@ -26,6 +26,7 @@ from sklearn.utils.estimator_checks import (
     parametrize_with_checks,
 )
 
+import llgae_cli
 from llgae_cli import experiment, models, storage
 from llgae_cli.config import read_config
 from llgae_cli.models import Code
@@ -289,3 +290,32 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
     with pytest.raises(ImportError, match=r"pip install 'llgae\[sklearn\]'"):
         import llgae_cli.sklearn  # noqa: F401
+
+
+# ---- checkpoints
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_saved_estimator_comes_back(tmp_path: Path, dtype: type) -> None:
+    X = planes().astype(dtype)
+    fitted = quick(3, 2).fit(X)
+    fitted.save(tmp_path / "x.pkl")
+    again = LLGAE.from_checkpoint(tmp_path / "x.pkl")
+    assert again.get_params() == {**fitted.get_params(), "tol": pytest.approx(fitted.tol)}
+    np.testing.assert_array_equal(again.labels_, fitted.labels_)
+    np.testing.assert_allclose(again.transform(X), fitted.transform(X), rtol=1e-5, atol=1e-5)
+    assert again.transform(X).dtype == dtype and again.mean_l2_ == fitted.mean_l2_
+    x_hat = fitted.inverse_transform(fitted.transform(X))
+    np.testing.assert_allclose(llgae_cli.load(tmp_path / "x.pkl").reconstruct(X), x_hat, rtol=1e-3, atol=1e-3)
+
+
+def test_a_trained_checkpoint_is_an_estimator_where_rows_are_unchanged(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", planes())
+    keys = {"task": f"npy:{tmp_path / 'x.npy'}", "K": 3, "embed-dim": 2, "restarts": 1, "checkpoint-dir": tmp_path}
+    result = llgae_cli.train({**keys, "centring": "none", "scaling": "none"})
+    X = planes().astype(np.float32)
+    estimator = LLGAE.from_checkpoint(result.checkpoint)
+    x_hat = estimator.inverse_transform(estimator.transform(X))
+    np.testing.assert_allclose(x_hat, result.model.reconstruct(X), rtol=1e-3, atol=1e-3)
+    with pytest.raises(llgae_cli.InputError, match="centred or scaled"):
+        LLGAE.from_checkpoint(llgae_cli.train(keys).checkpoint)

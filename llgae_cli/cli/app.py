@@ -16,6 +16,7 @@ from llgae_cli.cli import (
     decompress,
     encode,
     eval,
+    export,
     figures,
     info,
     init,
@@ -88,6 +89,11 @@ app.command(
     help="Score how novel each row is: negative log-likelihood, squared residual, distance within the component.\n\n"
     "Thresholds are quantiles of the training rows' scores.",
 )(score.score)
+app.command(
+    "export",
+    help="Write mu and W of an affine model to a plain .safetensors file, for other programs.\n\n"
+    "Its metadata hold the config and the names of columns. Needs the extra [export].",
+)(export.export)
 app.command(
     "figures",
     help="Draw figures of a checkpoint: training curve, reconstructions, atlas, usage, classes, spectrum; of a table "

@@ -62,7 +62,7 @@ def bench(
     set_up_logging(quiet)
     limit_threads(threads)
     where = choose_device(device)
-    loaded = load_task(task, data_dir).to(where)
+    loaded = load_task(task, data_dir, "sample", scaling=None).to(where)
     rows = []
     for row in run_benches(only or [name for name in BENCHES if name not in COMPARISONS], loaded):
         rows.append(row)

@@ -170,7 +170,7 @@ def load_rows(checkpoint: Path, task: str | None, split: Part | None, data_dir: 
     if is_one_file(name) and split in (None, Part.all):
         whole, shape = load_whole(name, folder, options)
         return Rows([whole], shape)
-    loaded = load_task(name, folder, "none", config.seed, options=options)
+    loaded = load_task(name, folder, "none", config.seed, scaling=None, options=options)
     parts = {Part.train: [loaded.train], Part.test: [loaded.test], Part.all: [loaded.train, loaded.test]}
     rows = Rows(parts[split or Part.test], loaded.shape)
     if len({part.stored for part in rows.parts}) > 1:

@@ -35,7 +35,7 @@ def data(
     """Run `llgae data`; `app` has its help."""
     from llgae_cli.tasks import load_task
 
-    found = load_task(task, data_dir, options=parse_options(columns, labels, test, missing))
+    found = load_task(task, data_dir, "none", scaling=None, options=parse_options(columns, labels, test, missing))
     if json:
         print_json(
             {

@@ -8,6 +8,7 @@ from llgae_cli.config.yaml_files import (
     read_config,
     read_mapping,
     read_stored,
+    read_values,
     refuse_unused,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "read_config",
     "read_mapping",
     "read_stored",
+    "read_values",
     "refuse_unused",
     "schema",
     "validate",

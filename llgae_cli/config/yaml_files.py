@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -36,6 +36,19 @@ def read_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
         values[key], origin[key] = value, where
     config = parse_config(values, origin)
     refuse_unused({key: reason for key in values if (reason := config.explain_unused(key))}, origin)
+    return config
+
+
+def read_values(values: Mapping[Any, Any]) -> Config:
+    """Return plain values under the config's keys, with dashes or underscores, as a Config.
+
+    Numbers of numpy and paths count as plain. Raises InputError as `read_config`, in the same words as for overrides.
+    """
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+    plain = {name: str(value) if isinstance(value, PurePath) else value for name, value in plain.items()}
+    given = parse_keys(plain, "config")
+    config = parse_config(given)
+    refuse_unused({key: reason for key in given if (reason := config.explain_unused(key))}, {})
     return config
 
 

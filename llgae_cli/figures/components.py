@@ -13,10 +13,10 @@ ROUNDING = 1e-7  # of the largest variance: what is below is float32's rounding
 
 
 @styled
-def usage(train: np.ndarray, test: np.ndarray, *, suffix: str = "", theme: Theme = "light") -> Figure:
+def usage(train: np.ndarray, test: np.ndarray | None = None, *, suffix: str = "", theme: Theme = "light") -> Figure:
     """Draw the share of training samples (bars) and test samples (dots) coded by each component, by use.
 
-    `train`, `test`: counts (K,). `suffix`: see `models.Model.k_suffix`. Beyond
+    `train`, `test`: counts (K,); without `test` there are no dots. `suffix`: see `models.Model.k_suffix`. Beyond
     60 components the bars are drawn without a gap and unnamed.
     """
     order = np.argsort(-train, kind="stable")
@@ -26,7 +26,8 @@ def usage(train: np.ndarray, test: np.ndarray, *, suffix: str = "", theme: Theme
     at = np.arange(K)
     few = K <= MAX_BARS
     axes.bar(at, train[order] / max(train.sum(), 1), width=0.72 if few else 1.0, color=BLUE, label="train")
-    axes.plot(at, test[order] / max(test.sum(), 1), ls="", marker="o", ms=5 if few else 2, color=RED, label="test")
+    if test is not None:
+        axes.plot(at, test[order] / max(test.sum(), 1), ls="", marker="o", ms=5 if few else 2, color=RED, label="test")
     axes.axhline(1 / K, lw=1, ls="--", color="0.5")
     axes.annotate("uniform use", (1, 1 / K), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
     axes.yaxis.set_major_formatter(PercentFormatter(1))

@@ -61,6 +61,13 @@ def save(checkpoint: Checkpoint, folder: Path, name: CheckpointName) -> Path:
     return path
 
 
+def write(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the checkpoint atomically at `path`, in place of what is there. Raises RunError as `save`."""
+    content = pack(checkpoint)
+    with postpone(), write_atomically(path) as temporary:
+        _write(content, temporary)
+
+
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint, tensors on the CPU. No code in the file can run, and memory is bounded by its size.
 

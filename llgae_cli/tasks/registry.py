@@ -42,10 +42,10 @@ KNOWN = "npy:PATH, csv:FILE, parquet:FILE, hdf5:FILE#DATASET, zarr:STORE#ARRAY a
 def load_task(
     name: str,
     data_dir: Path,
-    centring: Centring | Literal["auto"] = "sample",
+    centring: Centring | Literal["auto"] = "auto",
     seed: int = 28,
     *,
-    scaling: Method | Scaling | None = None,
+    scaling: Method | Scaling | None = "auto",
     options: TableOptions = TableOptions(),  # noqa: B008 (frozen)
 ) -> Task:
     """Load the task of that name: one of TASKS, images:FOLDER, or data of the user, see `table.load_table`.
@@ -56,6 +56,7 @@ def load_task(
 
     A table is data of the user whose rows are vectors. `centring` auto is none for tables and sample for all else;
     `scaling`, fitted on the training rows unless it is a Scaling, is std for tables with auto, and none for all else.
+    Both are auto by default, as in a config.
 
     Raises InputError: an unknown name, data that is missing or damaged, options for a task that is not a table, and as
     `fit_scaling`.

@@ -34,7 +34,7 @@ def draw_images(n: int, seed: int = 3) -> Pixels:
 def task(tmp_path: Path) -> Task:
     for name, n in (("train", 600), ("test", 90)):
         np.save(tmp_path / f"{name}.npy", draw_images(n, seed=n).reshape(n, *SHAPE))
-    return load_task(f"npy:{tmp_path}", tmp_path)
+    return load_task(f"npy:{tmp_path}", tmp_path, "sample", scaling=None)
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def write(folder: Path, x: np.ndarray) -> None:
 
 
 def read(task: str, **options: Any) -> Task:
-    return load_task(task, Path("data"), "none", options=TableOptions(**options))
+    return load_task(task, Path("data"), "none", scaling=None, options=TableOptions(**options))
 
 
 def refused(task: str, *words: str, **options: Any) -> None:
@@ -240,7 +240,7 @@ from pathlib import Path
 from llgae_cli.tasks import load_task, TableOptions
 import pyarrow, pyarrow.parquet, pyarrow.csv
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-task = load_task(sys.argv[1], Path(sys.argv[2]), "none")
+task = load_task(sys.argv[1], Path(sys.argv[2]), "none", scaling=None)
 assert task.train.on_disk and task.train.N == 1_080_000
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.numeric
 
 
 def load(kind: str, path: Path) -> Task:
-    return load_task(f"{kind}:{path}", Path("data"))
+    return load_task(f"{kind}:{path}", Path("data"), "sample", scaling=None)
 
 
 def refused(kind: str, path: Path, *words: str) -> None:
