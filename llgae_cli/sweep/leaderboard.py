@@ -85,6 +85,11 @@ class Leaderboard:
         """The rows of cells that trained to their end."""
         return [row for row in self.rows if row["status"] == "done"]
 
+    @property
+    def total(self) -> int:
+        """The number of cells."""
+        return len(self.rows) + len(self.failed) + self.missing
+
     def write(self, folder: Path) -> None:
         """Write results.csv and results.json into the folder, each as a whole."""
         text = io.StringIO()

@@ -109,6 +109,17 @@ class Plan:
         splits = {(cell.config.task, cell.config.validation) for cell in self.cells}
         return "validation_mean_l2" if len(splits) == 1 and self.cells[0].config.validation else "mean_l2"
 
+    @property
+    def total(self) -> int:
+        """How many cells it has; 0 for a search that only minutes end."""
+        return len(self.cells) if self.search is None else self.search.trials or 0
+
+    @property
+    def may_use_gpu(self) -> bool:
+        """Whether a cell may run on a CUDA device."""
+        cells = self.cells if self.search is None else self.list_corners()
+        return any(cell.config.device in ("auto", "cuda") for cell in cells)
+
     def make_cell(self, row: Values) -> Cell:
         """Return the cell of a search whose keys have these values."""
         return _make_cell(row, self.base, self.origin, set(self.space))[0]

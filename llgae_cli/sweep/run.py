@@ -55,7 +55,7 @@ def run_sweep(
         existing = folder.count_cells()
         if existing and not (resume or retry_failed):
             done = sum(folder.read_result(cell.id) is not None for cell in plan.cells)
-            total = (plan.search and plan.search.trials) or len(plan.cells)
+            total = plan.total or len(plan.cells)
             raise InputError(
                 f"{folder.path}: holds {existing} cells already, {done} of this sweep's {total} are done; "
                 "continue with --resume, or choose another folder with --out"

@@ -5,8 +5,8 @@ written with all its values in one line before its cell starts, so whenever the 
 those without a result run when the search resumes. What a proposal depends on is the search, its number, and the
 results so far; no state of a sampler has to survive.
 
-The first trials are spread over the ranges: all ends low, all ends high, then the points of a Halton sequence. Where
-there are two objectives the sampler sees their logarithms, in which the front's both ends count alike.
+The first trials are spread over the ranges: their corners, then the points of a Halton sequence. Where there are two
+objectives the sampler sees log(1 + value), in which small and large improvements count by their share.
 """
 
 import itertools
@@ -26,9 +26,10 @@ from llgae_cli.sweep.search import Choice, Range, Search, Space
 JOURNAL = "search.log"
 ATTEMPTS = 50  # proposals that were tried before, in a row, until the search moves on to any untried cell
 MAX_LISTED = 100_000  # cells that are looked through for an untried one
+MAX_START = 8  # trials that are spread over the ranges
+MAX_CORNERED = 3  # keys of a search that tries all corners of its ranges
 POPULATION = 20  # of NSGA-II
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
-LEAST = 1e-12  # of an objective's value, before its logarithm is taken
 
 Figures = dict[str, Any]
 
@@ -45,6 +46,7 @@ class Study:
         self.optuna = _import_optuna()
         self.plan, self.search, self.path = plan, plan.search, folder / JOURNAL
         check_own(self.path)
+        _drop_torn_line(self.path)
         with self._reading():
             storage = self.optuna.storages.journal.JournalStorage(
                 self.optuna.storages.journal.JournalFileBackend(str(self.path), _Unlocked())
@@ -161,7 +163,7 @@ class Study:
                 continue
             values = None if result is None else self._measure(result)
             if values is not None and log:
-                values = [math.log(max(value, LEAST)) for value in values]
+                values = [math.log1p(value) for value in values]
             kind = state.RUNNING if values is None else state.COMPLETE
             with suppress(ValueError):  # a value that the file's ranges no longer have
                 study.add_trial(self._make_trial(trial.params, kind, values=values, system_attrs=trial.system_attrs))
@@ -170,9 +172,9 @@ class Study:
     def _make_sampler(self, seed: int) -> Any:
         samplers = self.optuna.samplers
         with _quiet():
-            if self.search.sampler == "gp":
+            if self.search.proposer == "gp":
                 return samplers.GPSampler(seed=seed, n_startup_trials=1)
-            if self.search.sampler == "nsga-ii":
+            if self.search.proposer == "nsga-ii":
                 return samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
             return samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
 
@@ -207,17 +209,23 @@ class Study:
 
 
 def count_start(search: Search, keys: int) -> int:
-    """Return how many trials are spread over the ranges before the sampler proposes: 2 (keys + 1), or half of few."""
-    most = 2 * (keys + 1)
-    return most if search.trials is None else max(1, min(most, search.trials // 2))
+    """Return how many trials are spread over the ranges before the sampler proposes: 2^keys, at most 8 or a third."""
+    most = min(2**keys, MAX_START)
+    return most if search.trials is None else max(2, min(most, search.trials // 3))
 
 
 def spread(space: Space, n: int, seed: int) -> list[Values]:
-    """Return n points of the space: all low ends, all high ends, then a Halton sequence, shifted by the seed."""
+    """Return n points of the space: its corners, opposite ones first, then a Halton sequence shifted by the seed.
+
+    Of more than three keys only two corners are among them: all ends low, and all high.
+    """
+    keys = len(space)
+    corners = [[0.0] * keys, [1.0] * keys]
+    if 1 < keys <= MAX_CORNERED:
+        corners += [list(row) for row in itertools.product((1.0, 0.0), repeat=keys) if 0 < sum(row) < keys]
     rng = random.Random(seed)
     shifts = [rng.random() for _ in space]
-    shares = [[0.0] * len(space), [1.0] * len(space)]
-    shares += [
+    shares = corners + [
         [(_invert(i, PRIMES[j % len(PRIMES)]) + shift) % 1.0 for j, shift in enumerate(shifts)] for i in range(1, n)
     ]
     return [{key: one.place(share) for (key, one), share in zip(space.items(), row, strict=True)} for row in shares[:n]]
@@ -231,6 +239,13 @@ def _invert(i: int, base: int) -> float:
         scale /= base
         value += digit * scale
     return value
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off a last line without an end, which a full disk can leave: what is appended would otherwise join it."""
+    if path.exists():
+        with open(path, "rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 class _Unlocked:
