@@ -185,7 +185,10 @@ def draw_figures(leaderboard: "Leaderboard", folder: Path) -> list[Path]:
     logger.info("drawing figures")
     from llgae_cli.figures import write_sweep
 
-    return write_sweep(leaderboard.done, leaderboard.keys, leaderboard.ranked_by, folder / "figures")
+    board = leaderboard
+    return write_sweep(
+        board.done, board.keys, board.ranked_by, folder / "figures", board.objectives, board.importance
+    )
 
 
 def _number(value: float | int | None) -> str:
