@@ -186,9 +186,7 @@ def draw_figures(leaderboard: "Leaderboard", folder: Path) -> list[Path]:
     from llgae_cli.figures import write_sweep
 
     board = leaderboard
-    return write_sweep(
-        board.done, board.keys, board.ranked_by, folder / "figures", board.objectives, board.importance
-    )
+    return write_sweep(board.done, board.keys, board.ranked_by, folder / "figures", board.objectives, board.importance)
 
 
 def _number(value: float | int | None) -> str:

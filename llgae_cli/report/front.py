@@ -106,7 +106,10 @@ def _scale(values: np.ndarray, first: float, last: float) -> tuple[np.ndarray, l
     if not as_logs and low >= 0:
         a = max(a, floor) if low > 0 else a
     places = first + (rise(values) - a) / (b - a) * (last - first)
-    ticks = [Tick(round(first + (float(rise(t)) - a) / (b - a) * (last - first), 1), f"{t:,.10g}") for t in _ticks(a, b, as_logs)]
+    ticks = [
+        Tick(round(first + (float(rise(t)) - a) / (b - a) * (last - first), 1), f"{t:,.10g}")
+        for t in _ticks(a, b, as_logs)
+    ]
     return places, ticks, as_logs
 
 
@@ -133,7 +136,7 @@ def _choose_labels(wanted: Sequence[int] | range, x: np.ndarray, y: np.ndarray) 
         for dx, dy, anchor in ((8, -6, "start"), (8, 14, "start"), (-8, -6, "end"), (-8, 14, "end"), (8, 27, "start")):
             at = float(x[i]) + dx, float(y[i]) + dy
             middle = at[0] + (GAP_X / 2 if anchor == "start" else -GAP_X / 2)
-            inside = LEFT < middle - GAP_X / 2 and middle + GAP_X / 2 < WIDTH and TOP - 4 < at[1] < BOTTOM
+            inside = middle - GAP_X / 2 > LEFT and middle + GAP_X / 2 < WIDTH and TOP - 4 < at[1] < BOTTOM
             free = all(abs(middle - tx) > GAP_X or abs(at[1] - ty) > GAP_Y for tx, ty in taken)
             if inside and free:
                 break

@@ -96,9 +96,9 @@ def write_report(
 ) -> None:
     """Write the page about checkpoints, or about a sweep's folder, to `output`.
 
-    A sweep's page has the leaderboard, its first three checkpoints, and up to nine more in the explorer. `colour` and `over`: variables of a table, see
-    `figures.table.TableView`. Raises InputError for sources that are neither, for unsound checkpoints, missing data and
-    unknown variables; RunError when the page cannot be written.
+    A sweep's page has the leaderboard, its first three checkpoints, and up to nine more in the explorer. `colour` and
+    `over`: variables of a table, see `figures.table.TableView`. Raises InputError for sources that are neither, for
+    unsound checkpoints, missing data and unknown variables; RunError when the page cannot be written.
     """
     board, paths, more = None, list(sources), []
     if len(paths) == 1 and os.path.isdir(paths[0]):  # unlike Path.is_dir, it raises for no name
@@ -163,7 +163,9 @@ def render(
     every = name_models(explored)
     called = every[: len(checkpoints)]
     data = pack_explorer(explored, every, [*views, *view_tables(more)])
-    scripts = [name for name, used in SCRIPTS.items() if (board is not None if used == "board" else data["checkpoints"])]
+    scripts = [
+        name for name, used in SCRIPTS.items() if (board is not None if used == "board" else data["checkpoints"])
+    ]
     script, style = "".join(map(_asset, scripts)), _asset("page.css")
     at = {explored[one["at"]].path.name: place for place, one in enumerate(data["checkpoints"])}
     heading = f"Sweep {folder.resolve().name}" if board is not None else _heading(checkpoints)

@@ -179,10 +179,8 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     return Plan(path.stem, tuple(cells), keys, len(rows) - len(cells), halving)
 
 
-def _plan_search(
-    search: Search, base: Values, origin: dict[str, str], path: Path, overrides: Sequence[str]
-) -> Plan:
-    """Return the plan of a search, without a trial. Raises InputError where its ranges, or its base, are not allowed."""
+def _plan_search(search: Search, base: Values, origin: dict[str, str], path: Path, overrides: Sequence[str]) -> Plan:
+    """Return the plan of a search, without a trial. Raises InputError for ranges or a base that are not allowed."""
     space = read_space(search.keys, f"{path}: search: keys")
     _override(base, origin, overrides, list(space))
     origin = origin | dict.fromkeys(space, f"{path}: search")
@@ -304,9 +302,7 @@ def _make_cells(rows: list[Values], base: Values, origin: dict[str, str], path: 
     return list(cells.values())
 
 
-def _make_cell(
-    row: Values, base: Values, origin: dict[str, str], varied: set[str]
-) -> tuple[Cell, dict[str, str]]:
+def _make_cell(row: Values, base: Values, origin: dict[str, str], varied: set[str]) -> tuple[Cell, dict[str, str]]:
     """Return the cell of a row, without the keys that have no effect in it, and why each of these has none."""
     where = {key: source for key, source in origin.items() if key not in row}
     given = {**base, **row}

@@ -59,7 +59,9 @@ class Study:
             )
             known = self.study.user_attrs.get("objectives", self.search.objectives)
             if known != self.search.objectives:
-                raise InputError(f"{self.path}: has other objectives, {', '.join(known)}; choose another folder with --out")
+                raise InputError(
+                    f"{self.path}: has other objectives, {', '.join(known)}; choose another folder with --out"
+                )
             self.study.set_user_attr("objectives", self.search.objectives)
         self.distributions = {key: self._distribution(one) for key, one in plan.space.items()}
 

@@ -1,4 +1,4 @@
-"""Progress of a search: as many trials wait or run as cells run at a time, and each that ends makes room for the next."""
+"""Progress of a search: it keeps as many trials as cells run at a time; each that ends makes room for the next."""
 
 import math
 import time
@@ -69,7 +69,7 @@ class SearchProgress(SweepProgress):
         self.propose()
 
     def seconds_left(self) -> float | None:
-        """Return an estimate of the seconds left: of the trials to come by the mean of those done, or of the minutes."""
+        """Return an estimate of the seconds left: trials to come take the mean of those done, or the minutes end it."""
         budget = 60 * self.search.minutes - self.seconds if self.search.minutes else math.inf
         ended, ahead = self.done + self.failed, math.inf
         if self.search.trials and self._ran:

@@ -162,7 +162,9 @@ def test_importance_finds_the_key_that_matters(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, trials=20, sampler="tpe")
     replay(plan, tmp_path / "out", 20)
     study = Study(plan, tmp_path / "out")
-    results = [{"validation_bits_coded": 3.0 * c.config.embed_dim, "validation_mean_l2": 9.0} for c in study.list_cells()]
+    results = [
+        {"validation_bits_coded": 3.0 * c.config.embed_dim, "validation_mean_l2": 9.0} for c in study.list_cells()
+    ]
     importance = study.measure_importance(results)
     assert importance["rate"]["embed-dim"] > importance["rate"]["K"]
 
@@ -176,7 +178,7 @@ def test_a_search_ends_in_a_board_with_a_front(tmp_path: Path) -> None:
     board = run(write_search(tmp_path / "s.yaml", trials=5), out)
     assert sorted(row["trial"] for row in board.rows) == list(range(5)) and not board.failed
     front = sorted((row["validation_bits_coded"], row["validation_mean_l2"]) for row in board.rows if row["front"])
-    assert 1 < len(front) and [y for _, y in front] == sorted((y for _, y in front), reverse=True)
+    assert len(front) > 1 and [y for _, y in front] == sorted((y for _, y in front), reverse=True)
     assert Leaderboard.read(out) == board and set(board.importance) == {"rate", "mean-l2"}
     with pytest.raises(InputError, match="5 of this sweep's 5 are done; continue with --resume"):
         run(tmp_path / "s.yaml", out)
