@@ -134,7 +134,9 @@ class Study:
             if self.plan.make_cell(values).id not in tried:
                 return values
         for attempt in range(ATTEMPTS):
-            study = self._copy(cells, results, seed=1000 * (self.search.seed + number) + attempt)
+            # A Gaussian process is slow and would repeat itself: the second attempt is another sampler's.
+            sampler = "tpe" if attempt and self.search.proposer == "gp" else self.search.proposer
+            study = self._copy(cells, results, sampler, seed=1000 * (self.search.seed + number) + attempt)
             with _quiet():
                 values = {key: study.ask(self.distributions).params[key] for key in self.plan.space}
             if self.plan.make_cell(values).id not in tried:
@@ -149,6 +151,7 @@ class Study:
         self,
         cells: Sequence[Cell],
         results: Sequence[Figures | None],
+        sampler: str = "tpe",
         *,
         seed: int = 0,
         log: bool = True,
@@ -158,7 +161,7 @@ class Study:
         state = self.optuna.trial.TrialState
         log = log and len(self.search.objectives) > 1
         study = self.optuna.create_study(
-            directions=["minimize"] * len(self.search.objectives), sampler=self._make_sampler(seed)
+            directions=["minimize"] * len(self.search.objectives), sampler=self._make_sampler(sampler, seed)
         )
         for trial, result in zip(self.study.trials, results, strict=True):
             if result is None and (not running or trial.state == state.FAIL):
@@ -171,12 +174,12 @@ class Study:
                 study.add_trial(self._make_trial(trial.params, kind, values=values, system_attrs=trial.system_attrs))
         return study
 
-    def _make_sampler(self, seed: int) -> Any:
+    def _make_sampler(self, name: str, seed: int) -> Any:
         samplers = self.optuna.samplers
         with _quiet():
-            if self.search.proposer == "gp":
+            if name == "gp":
                 return samplers.GPSampler(seed=seed, n_startup_trials=1)
-            if self.search.proposer == "nsga-ii":
+            if name == "nsga-ii":
                 return samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
             return samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
 

@@ -324,7 +324,7 @@ def swept(trained: Path) -> Path:
     rows = [
         {
             "cell": f"c{i}", "status": "done", "checkpoint": str(trained) if i == 3 else f"gone{i}.pkl",
-            "K": 2 + i, "note": HOSTILE if i == 5 else "x", "mean_l2": 900.0 - 10 * i, "bits_coded": 5.0 + i % 7,
+            "K": 2 + i, "note": HOSTILE if i == 5 else "x", "mean_l2": 800.0 + 10 * i, "bits_coded": 20.0 - i + i % 3,
             "seconds": 1.5,
         }
         for i in range(12)
@@ -386,7 +386,7 @@ def test_points_of_a_sweep_are_labelled_and_work_by_keyboard_alone(browser: Any,
     browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     assert browser.execute_script("return document.activeElement.id") == "point-3"
     shown = browser.execute_script("return document.getElementById('cell-shown').textContent")
-    assert shown.startswith("K=5 note=x: mean L2 870.00")
+    assert shown.startswith("K=5 note=x: mean L2 830.00")
     browser.switch_to.active_element.send_keys(Keys.ENTER)
     assert browser.execute_script("return document.activeElement.id") == "checkpoint"
     browser.execute_script("document.getElementById('point-4').focus()")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sweeping_helper import run, write_sweep_file
 
@@ -167,6 +168,62 @@ def test_importance_finds_the_key_that_matters(tmp_path: Path) -> None:
     ]
     importance = study.measure_importance(results)
     assert importance["rate"]["embed-dim"] > importance["rate"]["K"]
+
+
+# ---- How many trials it takes: the finished cells of configs/sweeps/fashion_mnist.yaml, rows by K, columns by E
+
+K_OF_GRID, E_OF_GRID = (1, 2, 5, 11, 20, 50, 100), (0, 5, 10, 20, 40)
+BITS = [  # bits a validation sample, as coded
+    [0.0, 8.6, 19.3, 34.8, 70.1],
+    [1.0, 10.5, 22.4, 38.2, 76.1],
+    [2.3, 15.2, 24.0, 53.6, 100.0],
+    [3.4, 16.2, 30.7, 61.3, 100.0],
+    [4.3, 17.8, 30.7, 51.8, 112.9],
+    [5.5, 18.8, 32.4, 55.0, 117.4],
+    [6.5, 19.9, 33.9, 63.1, 127.2],
+]
+MEAN_L2 = [  # validation
+    [4653, 2139, 1585, 1223, 887],
+    [3677, 1762, 1372, 1031, 725],
+    [2929, 1502, 1156, 851, 584],
+    [2360, 1278, 997, 753, 513],
+    [2075, 1170, 920, 685, 477],
+    [1776, 1045, 829, 631, 450],
+    [1614, 988, 787, 609, 446],
+]
+
+
+def interpolate(table: list[list[float]], K: int, E: int) -> float:
+    """Interpolate linearly in log K and E."""
+    by_k = [np.interp(E, E_OF_GRID, row) for row in table]
+    return float(np.interp(np.log(K), np.log(K_OF_GRID), by_k))
+
+
+def hypervolume(points: list[tuple[float, float]]) -> float:
+    """The area that the points dominate, up to the worst bits and the worst mean L2 of the grid."""
+    right, lowest = max(map(max, BITS)), max(map(max, MEAN_L2))
+    area = 0.0
+    for x, y in sorted(points):
+        area, lowest = area + (right - x) * max(0.0, lowest - y), min(lowest, y)
+    return area
+
+
+@pytest.mark.slow
+@pytest.mark.numeric
+def test_twelve_trials_reach_98_percent_of_the_hypervolume_of_35_cells(tmp_path: Path) -> None:
+    keys = {"K": {"low": 1, "high": 100, "log": True}, "embed-dim": {"low": 0, "high": 40}}
+    study, results = Study(plan_of(tmp_path, keys=keys, trials=12), tmp_path), []
+    for _ in range(12):
+        cell = study.add_trial(results)
+        assert cell is not None
+        at = cell.config.K, cell.config.embed_dim
+        results.append(
+            {"validation_bits_coded": interpolate(BITS, *at), "validation_mean_l2": interpolate(MEAN_L2, *at)}
+        )
+    grid = [(x, y) for row, other in zip(BITS, MEAN_L2, strict=True) for x, y in zip(row, other, strict=True)]
+    share = hypervolume([tuple(one.values()) for one in results]) / hypervolume(grid)
+    print(f"{share:.4f}", [(cell.config.K, cell.config.embed_dim) for cell in study.list_cells()])
+    assert share > 0.98
 
 
 # ---- Running one
