@@ -67,7 +67,8 @@
       select.value = at;
       select.dispatchEvent(new Event("change"));
       $("explorer").scrollIntoView();
-      select.focus({ preventScroll: true });
+      const next = select.offsetParent ? select : $("images").querySelector("button"); // hidden for a single checkpoint
+      next.focus({ preventScroll: true });
     } else {
       const row = rows.find((one) => one.dataset.row === point.dataset.row);
       if (row && row.hidden) { $("filter").value = ""; if ($("front-only")) $("front-only").checked = false; filter(); }
