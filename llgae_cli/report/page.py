@@ -100,7 +100,8 @@ def write_report(
     `over`: variables of a table, see `figures.table.TableView`. Raises InputError for sources that are neither, for
     unsound checkpoints, missing data and unknown variables; RunError when the page cannot be written.
     """
-    board, paths, more = None, list(sources), []
+    board, paths = None, list(sources)
+    more: list[Path] = []
     if len(paths) == 1 and os.path.isdir(paths[0]):  # unlike Path.is_dir, it raises for no name
         board = Leaderboard.read(paths[0])
         paths, more = choose_explored(board, paths[0])

@@ -117,7 +117,7 @@ class Study:
         study = self._copy(self.list_cells(), results, log=False, running=False)
         if len(study.trials) < 4:
             return {}
-        found = {}
+        found: dict[str, dict[str, float]] = {}
         for i, name in enumerate(self.search.objectives):
             with _quiet():
                 shares = self.optuna.importance.get_param_importances(study, target=lambda trial, i=i: trial.values[i])
