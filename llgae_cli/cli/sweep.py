@@ -34,7 +34,12 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Results folder.", metavar="DIR", show_default="sweeps/NAME")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of cells that run at a time.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", "-j", min=1, help="Number of cells that run at a time.", show_default="one a GPU or core, to 8"
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue: run the cells without a result.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Like --resume, and rerun failures.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and stop.")] = False,
@@ -55,13 +60,15 @@ def sweep(
     from llgae_cli.sweep import SweepFolder, read_plan, run_sweep
 
     plan = read_plan(config, overrides or [])
+    if dry_run and plan.search is not None:
+        raise InputError(f"{printable(config, 300)}: --dry-run: the cells of a search are chosen while it runs")
     if dry_run:
         list_cells(plan, json)
         return
     from llgae_cli.cli.sweep_progress import LiveTable
 
     folder = SweepFolder(out or Path("sweeps") / plan.name)
-    runner = make_engine(engine, jobs, threads, memory, address, gpus)
+    runner = make_engine(plan, engine, jobs, threads, memory, address, gpus)
     with LiveTable() as live:
         leaderboard = run_sweep(plan, folder, runner, resume=resume, retry_failed=retry_failed, draw=live.draw)
         pictures = draw_figures(leaderboard, folder.path)
@@ -74,7 +81,7 @@ def sweep(
     for failure in leaderboard.failed:
         print_error(f"{failure['label']}: {failure['reason']}: {failure['last_line']} ({failure['log']})")
     if leaderboard.failed:
-        print_error(f"{len(leaderboard.failed)} of {len(plan.cells)} cells failed; --retry-failed runs them again")
+        print_error(f"{len(leaderboard.failed)} of {leaderboard.total} cells failed; --retry-failed runs them again")
         raise typer.Exit(1)
 
 
@@ -96,11 +103,20 @@ def sweep_cell(
 
 
 def make_engine(
-    engine: EngineName, jobs: int, threads: int | None, memory: float | None, address: str | None, gpus: float
+    plan: "Plan",
+    engine: EngineName,
+    jobs: int | None,
+    threads: int | None,
+    memory: float | None,
+    address: str | None,
+    gpus: float,
 ) -> "Engine":
     """Return the engine that runs the cells; InputError for options that it does not have."""
-    from llgae_cli.sweep.process import Share, choose_threads
+    from llgae_cli.sweep.process import Share, choose_jobs, choose_threads, list_gpus
 
+    found = list_gpus() if engine is EngineName.local and plan.may_use_gpu else []
+    if jobs is None:
+        jobs = choose_jobs(len(found), threads, plan.total or len(plan.cells) or MAX_ROWS)
     if engine is EngineName.ray:
         from llgae_cli.sweep.ray_engine import RayEngine
 
@@ -109,7 +125,7 @@ def make_engine(
         raise InputError("--address and --gpus need --engine ray")
     from llgae_cli.sweep.local_engine import LocalEngine
 
-    return LocalEngine(jobs, Share(threads or choose_threads(jobs), memory))
+    return LocalEngine(jobs, Share(threads or choose_threads(jobs), memory), found)
 
 
 def show(leaderboard: "Leaderboard", duplicates: int = 0) -> None:
@@ -118,11 +134,13 @@ def show(leaderboard: "Leaderboard", duplicates: int = 0) -> None:
     Where cells are ranked by validation samples, the figure on test samples is printed only for the best cell.
     """
     by_validation = leaderboard.ranked_by == "validation_mean_l2"
-    keys = leaderboard.keys
-    figures = [leaderboard.ranked_by, "train_mean_l2", "bits_coded", "epoch", "seconds"]
-    rows = []
+    keys = [*(["trial"] if leaderboard.objectives else []), *leaderboard.keys]
+    bits = "validation_bits_coded" if leaderboard.objectives else "bits_coded"
+    figures = [leaderboard.ranked_by, "train_mean_l2", bits, "epoch", "seconds"]
+    two, rows = len(leaderboard.objectives) > 1, []
     for i, row in enumerate(leaderboard.rows[:MAX_ROWS]):
         rank = str(i + 1) if row["status"] == "done" else "stopped"
+        rank += " *" if two and row["front"] else ""
         rows.append([rank, *(str(row[key]) for key in keys), *(_number(row.get(key)) for key in figures), row["cell"]])
     print_lines(leaderboard.heading)
     print_table(["rank", *keys, *figures, "cell"], rows)
@@ -132,6 +150,10 @@ def show(leaderboard: "Leaderboard", duplicates: int = 0) -> None:
         print_lines(f"{duplicates} duplicate cells of the file were left out")
     if not leaderboard.done:
         return
+    if two:
+        front = sum(row["front"] for row in leaderboard.done)
+        names = " and ".join(name.replace("_", " ") for name in leaderboard.objectives)
+        print_lines(f"* on the front: {front} of {len(leaderboard.done)} trials, by {names}")
     first = leaderboard.done[0]
     label = " ".join(f"{key.replace('_', '-')}={first[key]}" for key in keys) or first["cell"]
     if by_validation:
@@ -164,7 +186,8 @@ def draw_figures(leaderboard: "Leaderboard", folder: Path) -> list[Path]:
     logger.info("drawing figures")
     from llgae_cli.figures import write_sweep
 
-    return write_sweep(leaderboard.done, leaderboard.keys, leaderboard.ranked_by, folder / "figures")
+    board = leaderboard
+    return write_sweep(board.done, board.keys, board.ranked_by, folder / "figures", board.objectives, board.importance)
 
 
 def _number(value: float | int | None) -> str:

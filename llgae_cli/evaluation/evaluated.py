@@ -69,7 +69,8 @@ class Evaluated:
         """The mean L2 that the checkpoint records for these samples; None for other data or where it has none."""
         if self.task.fingerprint != self.checkpoint.data.get("fingerprint"):
             return None
-        return self.checkpoint.mean_l2 if self.split == "test" else self.checkpoint.train_mean_l2
+        recorded = {"test": self.checkpoint.mean_l2, "train": self.checkpoint.train_mean_l2}
+        return recorded.get(self.split)
 
     @cached_property
     def latents(self) -> Latents:
@@ -122,6 +123,15 @@ class Evaluated:
             return estimate_rate(self.model, self.split_samples, self.metrics.mean_l2, self.latents)
         symbols, error = split.k + split.shifts, split.mean_squared_error
         return Rate(count_float_bits(self.model), symbols, split.bits, error, split.step, bits_estimated=False)
+
+    @cached_property
+    def validation_rate(self) -> Rate | None:
+        """Rate on the held-out training samples, by which a model may be chosen; None where none are held out."""
+        _, samples = self.task.hold_out(self.config.validation, self.config.seed)
+        if samples is None:
+            return None
+        measured = measure(self.model, samples, self.task.peak)
+        return replace(self, split="validation", split_samples=samples, measured=measured).rate
 
     @cached_property
     def variables(self) -> Variables | None:

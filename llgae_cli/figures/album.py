@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from llgae_cli.errors import InputError, printable
 from llgae_cli.evaluation import Evaluated, name_models
-from llgae_cli.figures import sweep
+from llgae_cli.figures import search, sweep
 from llgae_cli.figures.atlas import MAX_COMPONENTS, STEPS, Component, atlas
 from llgae_cli.figures.cells import Looks
 from llgae_cli.figures.comparison import Reconstructed, Walk, comparison
@@ -209,9 +209,24 @@ def write_tradeoffs(
     return [save(figure, folder / f"tradeoffs.{kind}") for kind in kinds]
 
 
-def write_sweep(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], ranked_by: str, folder: Path) -> list[Path]:
-    """Write the pictures of a sweep's finished rows into `folder`; see `sweep.draw`."""
+def write_sweep(
+    rows: Sequence[Mapping[str, Any]],
+    keys: Sequence[str],
+    ranked_by: str,
+    folder: Path,
+    objectives: Sequence[str] = (),
+    shares: Mapping[str, Mapping[str, float]] | None = None,
+) -> list[Path]:
+    """Write the pictures of a sweep's finished rows into `folder`; see `sweep.draw`.
+
+    Of a search, with `objectives` and the `shares` of importance of its keys, `search` draws the keys' effect.
+    """
     figures = sweep.draw(rows, keys, ranked_by)
+    if objectives:
+        figures.pop("mean_l2", None)  # its points do not form a grid
+        figures["parallel_coordinates"] = search.parallel_coordinates(rows, keys, objectives)
+    if shares:
+        figures["importance"] = search.importance(shares)
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 

@@ -30,6 +30,7 @@ from llgae_cli.formatting import five_digits, format_value
 from llgae_cli.regular_files import read_bytes
 from llgae_cli.report import explorer
 from llgae_cli.report.charts import prepare_charts
+from llgae_cli.report.front import prepare_front
 from llgae_cli.report.numbers import tabulate
 from llgae_cli.report.words import choose_words
 from llgae_cli.storage.atomic import write_atomically
@@ -38,12 +39,18 @@ from llgae_cli.sweep import Leaderboard
 MAX_CHECKPOINTS = 12
 MAX_ROWS = 200  # of a leaderboard
 FIRST_OF_SWEEP = 3
+SCRIPTS = {"variables.js": "explorer", "explorer.js": "explorer", "sweep.js": "board"}  # by what needs them
 MAX_PNG = 1_000_000  # bytes of a picture in a sweep's folder
 OF_SWEEP = {
     "mean_l2": ("Mean L2 by the varied keys", "Mean L2 of the sweep's runs; see the leaderboard for the numbers."),
     "rate_distortion": (
         "Rate and distortion",
         "Mean L2 against the bits of a code; see the leaderboard for the numbers.",
+    ),
+    "importance": ("Importance of the keys", "Bars: how much each key of the search changes each objective."),
+    "parallel_coordinates": (
+        "Trials of the search",
+        "A line for each trial through an axis for each key and objective; see the leaderboard for the numbers.",
     ),
 }
 VECTOR = frozenset(
@@ -89,14 +96,15 @@ def write_report(
 ) -> None:
     """Write the page about checkpoints, or about a sweep's folder, to `output`.
 
-    A sweep's page has the leaderboard and its first three checkpoints. `colour` and `over`: variables of a table, see
-    `figures.table.TableView`. Raises InputError for sources that are neither, for unsound checkpoints, missing data and
-    unknown variables; RunError when the page cannot be written.
+    A sweep's page has the leaderboard, its first three checkpoints, and up to nine more in the explorer. `colour` and
+    `over`: variables of a table, see `figures.table.TableView`. Raises InputError for sources that are neither, for
+    unsound checkpoints, missing data and unknown variables; RunError when the page cannot be written.
     """
     board, paths = None, list(sources)
+    more: list[Path] = []
     if len(paths) == 1 and os.path.isdir(paths[0]):  # unlike Path.is_dir, it raises for no name
         board = Leaderboard.read(paths[0])
-        paths = board.find_checkpoints(paths[0], FIRST_OF_SWEEP)
+        paths, more = choose_explored(board, paths[0])
     if not paths and board is None:
         raise InputError("report: give checkpoints, or the folder of a sweep")
     if len(paths) > MAX_CHECKPOINTS:
@@ -105,9 +113,23 @@ def write_report(
     if folders:
         raise InputError(f"{printable(folders[0], 200)}: a folder among other sources; a sweep needs a page of its own")
     checkpoints = evaluate_checkpoints(paths, data_dir)
-    html = render(checkpoints, board, sources[0], view_tables(checkpoints, colour, over))
+    more_checkpoints = evaluate_checkpoints(more, data_dir)
+    views = view_tables(checkpoints, colour, over)
+    html = render(checkpoints, board, sources[0], views, more_checkpoints)
     with write_atomically(output) as temporary:
         temporary.write_text(html, encoding="utf-8", newline="\n")
+
+
+def choose_explored(board: Leaderboard, folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the first three checkpoints of a sweep, and those that are in its explorer only, at most twelve in all.
+
+    The latter are those of the front of the page's plot, then the next ones of the leaderboard.
+    """
+    first = board.find_checkpoints(folder, FIRST_OF_SWEEP)
+    plot = prepare_front(board)
+    front = [] if plot is None else [board.rows[point["row"]] for point in plot["points"] if point["front"]]
+    paths = replace(board, rows=[*front, *board.rows[:MAX_CHECKPOINTS]]).find_checkpoints(folder, 2 * MAX_CHECKPOINTS)
+    return first, [path for path in paths if path not in first][: MAX_CHECKPOINTS - len(first)]
 
 
 def view_tables(
@@ -124,10 +146,12 @@ def render(
     board: Leaderboard | None = None,
     folder: Path = Path(),
     views: Sequence[TableView | None] | None = None,
+    more: Sequence[Evaluated] = (),
 ) -> str:
     """Return the page as text.
 
-    `folder`: the sweep's, which gives its name and may hold its pictures. `views`: see `view_tables`.
+    `folder`: the sweep's, which gives its name and may hold its pictures. `views`: see `view_tables`. `more`:
+    checkpoints that are in the explorer only.
     """
     views = view_tables(checkpoints) if views is None else views
     environment = Environment(
@@ -136,9 +160,15 @@ def render(
     )  # fmt: skip
     if board is not None:
         board = replace(board, rows=_hide_folders(board.rows), failed=_hide_folders(board.failed))
-    script, style = _asset("variables.js") + _asset("explorer.js"), _asset("page.css")
-    called = name_models(checkpoints)
-    data = pack_explorer(checkpoints, called, views)
+    explored = [*checkpoints, *more]
+    every = name_models(explored)
+    called = every[: len(checkpoints)]
+    data = pack_explorer(explored, every, [*views, *view_tables(more)])
+    scripts = [
+        name for name, used in SCRIPTS.items() if (board is not None if used == "board" else data["checkpoints"])
+    ]
+    script, style = "".join(map(_asset, scripts)), _asset("page.css")
+    at = {explored[one["at"]].path.name: place for place, one in enumerate(data["checkpoints"])}
     heading = f"Sweep {folder.resolve().name}" if board is not None else _heading(checkpoints)
     return environment.get_template("page.html.j2").render(
         heading=heading,
@@ -148,8 +178,11 @@ def render(
         style=Markup(style),
         data=Markup(dump_for_script(data)),
         explorable=bool(data["checkpoints"]),
-        missing=explain_missing(checkpoints, called, {one["at"] for one in data["checkpoints"]}),
+        missing=explain_missing(explored, every, {one["at"] for one in data["checkpoints"]}),
         board=board,
+        plot=None if board is None else prepare_front(board),
+        costs=[] if board is None else _choose_costs(board),
+        explored=[] if board is None else [at.get(Path(str(row.get("checkpoint"))).name) for row in board.rows],
         listed=[] if board is None else [*board.rows, *board.failed][:MAX_ROWS],
         sweep_pictures=[] if board is None else _sweep_pictures(board, folder),
         names=called,
@@ -171,6 +204,13 @@ def render(
         five_digits=five_digits,
         file_name=lambda value: Path(value).name if isinstance(value, str) else "",
     )
+
+
+def _choose_costs(board: Leaderboard) -> list[str]:
+    """Return the columns next to the mean L2: bits as coded, on the samples that rank, and seconds, where known."""
+    bits = "bits_coded" if board.ranked_by == "mean_l2" else "validation_bits_coded"
+    found = [name for name in (bits, "seconds") if any(isinstance(row.get(name), float) for row in board.rows)]
+    return found or (["bits_coded"] if any(isinstance(row.get("bits_coded"), float) for row in board.rows) else [])
 
 
 def _hide_folders(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llgae_cli import storage
 from llgae_cli.config import Config, read_stored
@@ -15,6 +16,9 @@ from llgae_cli.storage.atomic import write_text
 from llgae_cli.storage.json_files import validate
 from llgae_cli.sweep.folder import result_model, result_name, wait_for_lock
 from llgae_cli.sweep.results import read_record
+
+if TYPE_CHECKING:
+    from llgae_cli.evaluation import Evaluated
 
 PATIENCE = 120.0  # seconds in which the cell of a sweep that was killed saves and ends
 
@@ -71,10 +75,19 @@ def run_cell(
             "epoch": outcome.epochs,
             "seconds": outcome.seconds,
             "threads": config.threads,
-            **(asdict(outcome.evaluated.rate) if until is None else {}),
+            **(_measure_rates(outcome.evaluated) if until is None else {}),
         }
         validate(result_model(until), result, path)
         write_text(path, json.dumps(result, indent=2) + "\n")
+
+
+def _measure_rates(evaluated: "Evaluated") -> dict[str, Any]:
+    """Return the fields of the test samples' rate, and bits and mean L2 of the held-out samples as coded."""
+    rates = asdict(evaluated.rate)
+    if (held_out := evaluated.validation_rate) is not None:
+        rates["validation_bits_coded"] = held_out.bits_coded
+        rates["validation_mean_l2_coded"] = held_out.mean_l2_coded
+    return rates
 
 
 def _has_checkpoint(folder: Path, config: Config) -> bool:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ class Leaderboard:
                 and the config's keys in snake_case
     failed      one per failed cell: `cell`, `label`, `reason`, `last_line`, `log`
     missing     number of cells that have not run
+    objectives  of a search: the columns that it minimises. Its rows have `trial`, the number, and `front`: whether no
+                other finished row is as low in every objective and lower in one
+    importance  of a search: the importance of each key for each objective, by the names of the search file
     """
 
     name: str
@@ -47,24 +50,30 @@ class Leaderboard:
     rows: list[Row]
     failed: list[Row]
     missing: int = 0
+    objectives: list[str] = field(default_factory=list)
+    importance: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
     def collect(cls, plan: Plan, folder: SweepFolder) -> "Leaderboard":
         """Return the leaderboard of the results that are in the folder now."""
         rows, failed, missing = [], [], 0
-        for cell in plan.cells:
+        for number, cell in enumerate(plan.cells):
             row = _make_row(plan, folder, cell)
             failure = None if row and row["status"] == "done" else folder.read_failure(cell.id)
             if failure is not None:
                 log = str(folder.cell_folder(cell.id) / "log.txt")
                 failed.append({"cell": cell.id, "label": plan.label(cell), **failure, "log": log})
             elif row is not None:
-                rows.append(row)
+                rows.append(row if plan.search is None else {"trial": number, **row})
             else:
                 missing += 1
         by = plan.ranked_by
         rows.sort(key=lambda row: (row["status"] != "done", row[by], row["cell"]))
-        return cls(plan.name, [key.replace("-", "_") for key in plan.keys], by, rows, failed, missing)
+        objectives = [] if plan.search is None else plan.search.figures
+        if objectives:
+            _mark_front(rows, objectives)
+        keys = [key.replace("-", "_") for key in plan.keys]
+        return cls(plan.name, keys, by, rows, failed, missing, objectives)
 
     @property
     def heading(self) -> str:
@@ -75,6 +84,11 @@ class Leaderboard:
     def done(self) -> list[Row]:
         """The rows of cells that trained to their end."""
         return [row for row in self.rows if row["status"] == "done"]
+
+    @property
+    def total(self) -> int:
+        """The number of cells."""
+        return len(self.rows) + len(self.failed) + self.missing
 
     def write(self, folder: Path) -> None:
         """Write results.csv and results.json into the folder, each as a whole."""
@@ -93,6 +107,8 @@ class Leaderboard:
             "failed": self.failed,
             "missing": self.missing,
         }
+        if self.objectives:
+            document |= {"objectives": self.objectives, "importance": self.importance}
         write_text(folder / RESULTS, json.dumps(document, indent=2) + "\n")
 
     @classmethod
@@ -114,7 +130,8 @@ class Leaderboard:
         failed = [row for row in rows if row["mean_l2"] is None] + [one.model_dump() for one in document.failed]
         keys = document.swept or _find_differing(rows)
         by = "validation_mean_l2" if document.ranked_by == "validation_mean_l2" else "mean_l2"
-        return cls(document.sweep, keys, by, done, failed, document.missing)
+        found = document.objectives, document.importance
+        return cls(document.sweep, keys, by, done, failed, document.missing, *found)
 
     def find_checkpoints(self, folder: Path, n: int) -> list[Path]:
         """Return the checkpoints of the first n rows whose file exists, here or in the sweep's folder."""
@@ -159,6 +176,8 @@ class _Document(BaseModel):
     rows: list[_Row]
     failed: list[_Failure] = []
     missing: Count = 0
+    objectives: list[Text] = []
+    importance: dict[Text, dict[Text, Measure]] = {}
 
 
 def _make_row(plan: Plan, folder: SweepFolder, cell: Cell) -> Row | None:
@@ -173,6 +192,19 @@ def _make_row(plan: Plan, folder: SweepFolder, cell: Cell) -> Row | None:
     head = {"cell": cell.id, "status": status, **result}
     head["checkpoint"] = str(folder.cell_folder(cell.id) / result["checkpoint"])
     return {**head, **{key: value for key, value in config.items() if key not in head}}
+
+
+def _mark_front(rows: list[Row], objectives: list[str]) -> None:
+    """Write into each row whether it is on the Pareto front of the finished ones."""
+    from llgae_cli.evaluation.rate import find_pareto_front  # torch takes a second to import
+
+    done = [row for row in rows if row["status"] == "done"]
+    points = [(float(row[objectives[0]]), float(row[objectives[-1]])) for row in done]
+    front = set(find_pareto_front(points))
+    for row in rows:
+        row["front"] = False
+    for i, row in enumerate(done):
+        row["front"] = i in front
 
 
 # Columns of rows whose file does not name the varied keys: these first, and those never.

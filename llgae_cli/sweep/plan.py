@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,16 +26,18 @@ from llgae_cli.config import (
 from llgae_cli.errors import InputError, printable
 from llgae_cli.storage import name_of
 from llgae_cli.sweep.halving import Halving
+from llgae_cli.sweep.search import Choice, Range, Search, Space, read_space
 
 MAX_CELLS = 100_000  # more is a mistake, such as a range under the wrong key
 MAX_SHOWN = 5  # faulty cells in one line
+MAX_CORNERS = 1000  # combinations of a search's choices that are checked before it starts
 
 Values = dict[str, Any]
 Mappings = dict[Any, Any] | list[dict[Any, Any]] | None
 
 
 class SweepFile(BaseModel):
-    """The mapping in a sweep file, see `read_plan`; what base, grid and zip contain is checked later."""
+    """The mapping in a sweep file, see `read_plan`; what its sections contain is checked later."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -44,6 +46,7 @@ class SweepFile(BaseModel):
     zip: Mappings = None
     repeat: Annotated[int, Field(ge=1, le=MAX_CELLS)] | Annotated[list[Any], Field(min_length=1)] | None = None
     halving: dict[Any, Any] = {}
+    search: dict[Any, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Cell:
 class Plan:
     """The cells of a sweep file. `keys`: those that differ between cells, in YAML's spelling and the file's order.
 
-    `duplicates`: how many equal cells were left out.
+    `duplicates`: how many equal cells were left out. Of a search, `cells` are those of its trials, in the order of
+    their numbers: none in a plan that was just read. `space` has the ranges, `base` and `origin` what they override.
     """
 
     name: str
@@ -82,6 +86,10 @@ class Plan:
     keys: tuple[str, ...]
     duplicates: int
     halving: Halving | None
+    search: Search | None = None
+    space: Space = field(default_factory=dict)
+    base: Values = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
 
     @property
     def rungs(self) -> list[int]:
@@ -93,10 +101,32 @@ class Plan:
         """The figure that ranks the cells.
 
         `validation_mean_l2` where all cells hold out the same fraction of one task's samples (each seed holds out other
-        samples), else `mean_l2`: that is of the test samples, and may not be used to choose a model.
+        samples), else `mean_l2`: that is of the test samples, and may not be used to choose a model. A search has
+        validation samples always.
         """
+        if self.search is not None:
+            return "validation_mean_l2"
         splits = {(cell.config.task, cell.config.validation) for cell in self.cells}
         return "validation_mean_l2" if len(splits) == 1 and self.cells[0].config.validation else "mean_l2"
+
+    @property
+    def total(self) -> int:
+        """How many cells it has; 0 for a search that only minutes end."""
+        return len(self.cells) if self.search is None else self.search.trials or 0
+
+    @property
+    def may_use_gpu(self) -> bool:
+        """Whether a cell may run on a CUDA device."""
+        cells = self.cells if self.search is None else self.list_corners()
+        return any(cell.config.device in ("auto", "cuda") for cell in cells)
+
+    def make_cell(self, row: Values) -> Cell:
+        """Return the cell of a search whose keys have these values."""
+        return _make_cell(row, self.base, self.origin, set(self.space))[0]
+
+    def list_corners(self) -> list[Cell]:
+        """Return the cells of a search at the ends of its ranges, for each combination of choices."""
+        return _make_cells(_list_corners(self.space), self.base, self.origin, Path(self.name))
 
     def label(self, cell: Cell) -> str:
         """Return the cell's varied keys and their values, such as `K=11 embed-dim=20`."""
@@ -117,6 +147,7 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
         zip      {key: [values]}: first with first, second with second, ...; crossed with the grid. A list: likewise
         repeat   a number of seeds, counted up from the base's, or a list of seeds; crossed with the cells of the rest
         halving  {rungs: [epochs, ...], keep: fraction}, see `Halving`
+        search   {keys: {key: range}, trials: number, ...} in the place of grid, zip, repeat and halving, see `Search`
 
     `overrides` are `key=value` for the base. A cell gets only the keys that have an effect in it, and of the base the
     source document's six keys; equal cells become one.
@@ -124,19 +155,17 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     Raises InputError, in one line that names file, cell, key and value, for anything that is not allowed. A key that
     has no effect in any cell is an error; for one of the six keys, where the sweep does not vary it, a warning.
     """
-    file, halving = _parse(read_mapping(path), path)
+    file, halving, search = _parse(read_mapping(path), path)
     base, origin = _read_base(file.base, path)
+    if search is not None:
+        return _plan_search(search, base, origin, path, overrides)
     grids = _list_rows(file.grid, "grid", path)
     zips = _list_rows(file.zip, "zip", path)
     varied = list(dict.fromkeys(key for row in (*grids, *zips) for key in row))
     both = {key for row in grids for key in row} & {key for row in zips for key in row}
     if both:
         raise InputError(f"{path}: {min(both)}: is in grid and in zip; remove one of them")
-    for override in overrides:
-        key, value, where = parse_override(override)
-        if key in varied:
-            raise InputError(f"{where}: the sweep varies {key}; -S overrides only the base")
-        base[key], origin[key] = value, where
+    _override(base, origin, overrides, varied)
     seeds = _list_seeds(file.repeat, base, path, varied)
     _check_count(len(grids) * len(zips) * len(seeds), path)
     rows = [{**grid, **zipped, **seed} for grid, zipped, seed in itertools.product(grids, zips, seeds)]
@@ -150,13 +179,50 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     return Plan(path.stem, tuple(cells), keys, len(rows) - len(cells), halving)
 
 
-def _parse(document: dict[Any, Any], path: Path) -> tuple[SweepFile, Halving | None]:
+def _plan_search(search: Search, base: Values, origin: dict[str, str], path: Path, overrides: Sequence[str]) -> Plan:
+    """Return the plan of a search, without a trial. Raises InputError for ranges or a base that are not allowed."""
+    space = read_space(search.keys, f"{path}: search: keys")
+    _override(base, origin, overrides, list(space))
+    origin = origin | dict.fromkeys(space, f"{path}: search")
+    corners = _make_cells(_list_corners(space), base, origin, path)
+    if any(cell.config.validation == 0 for cell in corners):
+        raise InputError(
+            f"{path}: search: needs 'validation' above 0 in the base, because the test samples may not choose a trial"
+        )
+    return Plan(path.stem, (), tuple(space), 0, None, search, space, base, origin)
+
+
+def _list_corners(space: Space) -> list[Values]:
+    """Return the values at the ends of all ranges: all low, then all high, for the combinations of the choices."""
+    choices = {key: one.values for key, one in space.items() if isinstance(one, Choice)}
+    ranges = {key: one for key, one in space.items() if isinstance(one, Range)}
+    rows = [
+        {**dict(zip(choices, row, strict=True)), **{key: one.ends[end] for key, one in ranges.items()}}
+        for row in itertools.islice(itertools.product(*choices.values()), MAX_CORNERS)
+        for end in ((0, 1) if ranges else (0,))
+    ]
+    return [{key: row[key] for key in space} for row in rows]
+
+
+def _override(base: Values, origin: dict[str, str], overrides: Sequence[str], varied: Sequence[str]) -> None:
+    for override in overrides:
+        key, value, where = parse_override(override)
+        if key in varied:
+            raise InputError(f"{where}: the sweep varies {key}; -S overrides only the base")
+        base[key], origin[key] = value, where
+
+
+def _parse(document: dict[Any, Any], path: Path) -> tuple[SweepFile, Halving | None, Search | None]:
     for name in document:
         if name not in SweepFile.model_fields and str(name).replace("_", "-") in KEYS:
             raise InputError(f"{path}: unknown key '{name}'; keys of a config belong under base or grid")
     file = validate(SweepFile, document, {"": str(path)})
-    halving = "halving" in file.model_fields_set
-    return file, validate(Halving, file.halving, {"": f"{path}: halving"}) if halving else None
+    given = file.model_fields_set
+    halving = validate(Halving, file.halving, {"": f"{path}: halving"}) if "halving" in given else None
+    search = validate(Search, file.search, {"": f"{path}: search"}) if "search" in given else None
+    if search is not None and (others := [name for name in ("grid", "zip", "repeat", "halving") if name in given]):
+        raise InputError(f"{path}: {others[0]} and search: a sweep is a grid or a search; remove one of them")
+    return file, halving, search
 
 
 def _read_base(base: Any, path: Path) -> tuple[Values, dict[str, str]]:
@@ -223,15 +289,9 @@ def _make_cells(rows: list[Values], base: Values, origin: dict[str, str], path: 
     varied = {key for row in rows for key in row if row[key] != rows[0].get(key)}
     unused: dict[str, str] | None = None  # keys without effect in all cells so far, and why
     for i, row in enumerate(rows):
-        where = {key: source for key, source in origin.items() if key not in row}
         try:
-            given = {**base, **row}
-            config = parse_config(given, where)
-            reasons = {key: reason for key in given if (reason := config.explain_unused(key))}
+            cell, reasons = _make_cell(row, base, origin, varied)
             unused = reasons if unused is None else {key: unused[key] for key in unused if key in reasons}
-            omitted = {key for key in reasons if key in varied or not KEYS[key].source}
-            cell = Cell(parse_config({key: value for key, value in given.items() if key not in omitted}, where))
-            name_of(cell.config, 0, 0.0)  # raises for a value that no checkpoint's name can hold
             cells.setdefault(cell.id, cell)
         except InputError as error:
             settings = ", ".join(f"{key}={printable(value, 30)}" for key, value in row.items())
@@ -240,6 +300,18 @@ def _make_cells(rows: list[Values], base: Values, origin: dict[str, str], path: 
         raise InputError(f"{path}: {join_faults(errors, MAX_SHOWN)}")
     refuse_unused(unused or {}, origin, varied)
     return list(cells.values())
+
+
+def _make_cell(row: Values, base: Values, origin: dict[str, str], varied: set[str]) -> tuple[Cell, dict[str, str]]:
+    """Return the cell of a row, without the keys that have no effect in it, and why each of these has none."""
+    where = {key: source for key, source in origin.items() if key not in row}
+    given = {**base, **row}
+    config = parse_config(given, where)
+    reasons = {key: reason for key in given if (reason := config.explain_unused(key))}
+    omitted = {key for key in reasons if key in varied or not KEYS[key].source}
+    cell = Cell(parse_config({key: value for key, value in given.items() if key not in omitted}, where))
+    name_of(cell.config, 0, 0.0)  # raises for a value that no checkpoint's name can hold
+    return cell, reasons
 
 
 def _find_differing(configs: list[Config], keys: Sequence[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from llgae_cli.regular_files import open_own
 from llgae_cli.threads import usable_cores
 
 GIB = 1 << 30
+MAX_JOBS = 8  # cells that run at a time unless -j says otherwise
 GRACE = 60.0  # seconds for a cell to save after SIGTERM
 THREAD_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -38,8 +39,29 @@ def choose_threads(jobs: int) -> int:
     return int(given) if given.isdecimal() and int(given) else max(1, usable_cores() // jobs)
 
 
-def spawn(folder: Path, until: int | None, keep_all: bool, share: Share) -> "subprocess.Popen[bytes]":
-    """Start the process of the cell in `folder`. Its output is appended to the cell's log.
+def list_gpus() -> list[str]:
+    """Return the names of the GPUs that CUDA shows to this process, as CUDA_VISIBLE_DEVICES takes them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    import torch  # takes a second
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def choose_jobs(gpus: int, threads: int | None, cells: int) -> int:
+    """Return how many cells run at a time: one a GPU, else one for each `threads` cores, at most MAX_JOBS and `cells`.
+
+    A cell of an image data set takes about a GiB of memory, so more are not started unasked.
+    """
+    carried = gpus or min(MAX_JOBS, usable_cores() // (threads or 1))
+    return max(1, min(carried, cells))
+
+
+def spawn(
+    folder: Path, until: int | None, keep_all: bool, share: Share, gpu: str | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start the process of the cell in `folder`, which sees only `gpu` if one is named. Its log gets its output.
 
     It gets a process group of its own: Ctrl-C in a terminal reaches only the parent, which then asks every cell once to
     save and stop. Its standard input is a pipe to which nothing is written, see `follow_parent`.
@@ -49,6 +71,7 @@ def spawn(folder: Path, until: int | None, keep_all: bool, share: Share) -> "sub
     command += ["--memory", str(share.memory)] if share.memory is not None else []
     command += ["--keep-all"] if keep_all else []
     pools = {name: str(share.threads) for name in THREAD_POOLS}
+    seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     with os.fdopen(open_own(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as log:
         log.write(f"--- {datetime.now(UTC).isoformat(timespec='seconds')}\n".encode())
         log.flush()
@@ -58,7 +81,7 @@ def spawn(folder: Path, until: int | None, keep_all: bool, share: Share) -> "sub
             stdout=log,
             stderr=log,
             process_group=0,
-            env={**os.environ, **pools, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"},
+            env={**os.environ, **pools, **seen, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"},
         )
 
 

@@ -60,15 +60,10 @@ class RayEngine:
         pending: dict[Any, Cell] = {}
         since = time.time()
         try:
-            for cell in progress.waiting.values():
-                share = Share(cell.config.threads or self.share.threads, self.share.memory, self.share.gpus)
-                options: dict[str, Any] = {"num_cpus": share.threads, "num_gpus": share.gpus, "max_retries": RETRIES}
-                if share.memory is not None:
-                    options["memory"] = int(share.memory * GIB)
-                path, keep_all = str(progress.folder.cell_folder(cell.id).resolve()), cell.config.save_every > 0
-                named = task.options(name=f"llgae {cell.id}", **options)
-                pending[named.remote(path, os.getcwd(), progress.until, keep_all, share)] = cell
-            while pending:
+            while pending or progress.waiting:
+                submitted = {cell.id for cell in pending.values()}
+                for cell in [cell for id, cell in progress.waiting.items() if id not in submitted]:
+                    pending[self._submit(task, progress, cell)] = cell
                 for ref in self.ray.wait(list(pending), timeout=POLL)[0]:
                     cell = pending.pop(ref)
                     progress.finish(cell, self._status(ref))
@@ -79,6 +74,16 @@ class RayEngine:
                 progress.draw()
         finally:
             self._cancel(pending)
+
+    def _submit(self, task: Any, progress: SweepProgress, cell: Cell) -> Any:
+        """Hand a cell to Ray and return the reference of its task."""
+        share = Share(cell.config.threads or self.share.threads, self.share.memory, self.share.gpus)
+        options: dict[str, Any] = {"num_cpus": share.threads, "num_gpus": share.gpus, "max_retries": RETRIES}
+        if share.memory is not None:
+            options["memory"] = int(share.memory * GIB)
+        path, keep_all = str(progress.folder.cell_folder(cell.id).resolve()), cell.config.save_every > 0
+        named = task.options(name=f"llgae {cell.id}", **options)
+        return named.remote(path, os.getcwd(), progress.until, keep_all, share)
 
     def _status(self, ref: Any) -> int | str:
         try:

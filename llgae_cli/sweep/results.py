@@ -40,7 +40,8 @@ class RungResult(Record):
 class CellResult(RungResult):
     """Figures of a cell that trained to its end, with the fields of `evaluation.rate.Rate`.
 
-    Earlier versions had no codec and did not write `bits_estimated`: all their rates are estimates.
+    Earlier versions had no codec and did not write `bits_estimated`: all their rates are estimates. The figures of the
+    held-out samples are None where none are held out, and in results of earlier versions.
     """
 
     bits_float: Measure
@@ -49,6 +50,8 @@ class CellResult(RungResult):
     mean_l2_coded: Measure
     step: Measure
     bits_estimated: bool = True
+    validation_bits_coded: Measure | None = None
+    validation_mean_l2_coded: Measure | None = None
 
 
 class CellFailure(Record):

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from llgae_cli.config import join_faults
@@ -12,6 +13,8 @@ from llgae_cli.sweep.leaderboard import Leaderboard
 from llgae_cli.sweep.plan import MAX_SHOWN, Cell, Plan
 from llgae_cli.sweep.process import Share
 from llgae_cli.sweep.progress import SweepProgress
+from llgae_cli.sweep.study import Study
+from llgae_cli.sweep.trials import SearchProgress
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +43,27 @@ def run_sweep(
 ) -> Leaderboard:
     """Run every cell that has no result yet, write the leaderboard and return it. It lists failed cells too.
 
+    Of a search, run the trials without a result, then propose and run further ones until its budget is spent.
     `draw` is called with the progress several times a second. Raises InputError, before any cell starts, where the
     folder holds cells and neither `resume` nor `retry_failed` is set, where another sweep is running in it, and for
     data that cannot be loaded or do not fit a cell.
     """
     with folder.lock(), contextlib.closing(engine):
+        study = None if plan.search is None else Study(plan, folder.path)
+        if study is not None:
+            plan = replace(plan, cells=tuple(study.list_cells()))
         existing = folder.count_cells()
         if existing and not (resume or retry_failed):
             done = sum(folder.read_result(cell.id) is not None for cell in plan.cells)
+            total = plan.total or len(plan.cells)
             raise InputError(
-                f"{folder.path}: holds {existing} cells already, {done} of this sweep's {len(plan.cells)} are done; "
+                f"{folder.path}: holds {existing} cells already, {done} of this sweep's {total} are done; "
                 "continue with --resume, or choose another folder with --out"
             )
         check_results(plan, folder)
-        if any(folder.read_result(cell.id) is None for cell in plan.cells):
+        if study is not None:
+            check_data(replace(plan, cells=tuple(plan.list_corners())))
+        elif any(folder.read_result(cell.id) is None for cell in plan.cells):
             check_data(plan)
         for cell in plan.cells:
             if retry_failed:
@@ -61,17 +71,35 @@ def run_sweep(
             if folder.read_result(cell.id) is None:
                 folder.prepare(cell, engine.share.threads)
         try:
-            cells = list(plan.cells)
-            for rung in plan.rungs:
-                run_cells(engine, SweepProgress(plan, folder, cells, rung, engine.jobs, draw))
-                cells = select_cells(plan, folder, cells, rung)
-            run_cells(engine, SweepProgress(plan, folder, cells, None, engine.jobs, draw))
+            if study is None:
+                run_grid(plan, folder, engine, draw)
+            else:
+                run_cells(engine, SearchProgress(plan, folder, study, engine.share.threads, engine.jobs, draw))
         except Interrupted:
-            Leaderboard.collect(plan, folder).write(folder.path)
+            collect(plan, folder, study).write(folder.path)
             raise
-        leaderboard = Leaderboard.collect(plan, folder)
+        leaderboard = collect(plan, folder, study)
         leaderboard.write(folder.path)
         return leaderboard
+
+
+def run_grid(plan: Plan, folder: SweepFolder, engine: Engine, draw: Callable[[SweepProgress], None]) -> None:
+    """Run the cells of a plan: to each rung, and those that continue after the last one to their end."""
+    cells = list(plan.cells)
+    for rung in plan.rungs:
+        run_cells(engine, SweepProgress(plan, folder, cells, rung, engine.jobs, draw))
+        cells = select_cells(plan, folder, cells, rung)
+    run_cells(engine, SweepProgress(plan, folder, cells, None, engine.jobs, draw))
+
+
+def collect(plan: Plan, folder: SweepFolder, study: Study | None) -> Leaderboard:
+    """Return the leaderboard: of a search, with all its trials and the importance of its keys."""
+    if study is None:
+        return Leaderboard.collect(plan, folder)
+    cells = study.list_cells()
+    results = [folder.read_result(cell.id) for cell in cells]
+    leaderboard = Leaderboard.collect(replace(plan, cells=tuple(cells)), folder)
+    return replace(leaderboard, importance=study.measure_importance(results))
 
 
 def check_results(plan: Plan, folder: SweepFolder) -> None:

@@ -316,3 +316,93 @@ def test_no_error_and_no_request(page: Any, trained: Path) -> None:
     )
     assert blocked == "refused"
     assert any("Content Security Policy" in entry["message"] for entry in page.get_log("browser"))
+
+
+@pytest.fixture(scope="module")
+def swept(trained: Path) -> Path:
+    """The page of a sweep of twelve cells, one of which has a checkpoint."""
+    rows = [
+        {
+            "cell": f"c{i}", "status": "done", "checkpoint": str(trained) if i == 3 else f"gone{i}.pkl",
+            "K": 2 + i, "note": HOSTILE if i == 5 else "x", "mean_l2": 800.0 + 10 * i, "bits_coded": 20.0 - i + i % 3,
+            "seconds": 1.5,
+        }
+        for i in range(12)
+    ]  # fmt: skip
+    folder = trained.parent / "sweep"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps({"sweep": "s", "swept": ["K", "note"], "rows": rows}))
+    write_report([folder], folder / "report.html")
+    return folder / "report.html"
+
+
+def columns(page: Any, at: int) -> list[str]:
+    script = (
+        "return [...document.querySelectorAll('#cells tr')].filter(r => !r.hidden)"
+        ".map(r => r.cells[arguments[0]].textContent)"
+    )
+    return page.execute_script(script, at)
+
+
+def test_the_table_of_a_sweep_sorts_and_filters(browser: Any, swept: Path) -> None:
+    browser.get(swept.as_uri())
+    sort = "document.querySelector('#board th[data-sort=K] button').click()"
+    assert columns(browser, 2) == [str(2 + i) for i in range(12)]
+    browser.execute_script(sort)
+    browser.execute_script(sort)
+    assert columns(browser, 2) == [str(13 - i) for i in range(12)]  # as numbers: 13 before 9
+    heads = "return document.querySelector('#board th[data-sort=K]').getAttribute('aria-sort')"
+    assert browser.execute_script(heads) == "descending"
+    write = (
+        "const f = document.getElementById('filter'); f.value = arguments[0]; f.dispatchEvent(new Event('input'));"
+        "return document.getElementById('shown').textContent"
+    )
+    assert browser.execute_script(write, "K<=4 x") == "3 of 12 cells" and columns(browser, 2) == ["4", "3", "2"]
+    assert browser.execute_script(write, "no such word") == "0 of 12 cells"
+    assert browser.execute_script(write, "") == "12 cells"
+    browser.execute_script("document.getElementById('front-only').click()")
+    on_front = browser.execute_script("return document.querySelectorAll('.cell.on-front').length")
+    assert len(columns(browser, 2)) == on_front > 0
+    assert browser.title == "Sweep sweep · llgae report"  # a hostile value is text
+
+
+def test_points_of_a_sweep_are_labelled_and_work_by_keyboard_alone(browser: Any, swept: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get(swept.as_uri())
+    assert browser.execute_script("return document.querySelectorAll('.cell text').length") == 12
+    ticks = browser.execute_script(
+        "return ['x', 'y'].map(c => document.querySelectorAll('#front-plot text.' + c).length)"
+    )
+    assert min(ticks) >= 3
+    places = browser.execute_script(
+        "const s = document.querySelector('#front-plot svg').getBoundingClientRect();"
+        "return [...document.querySelectorAll('.cell circle:not(.reach)')].map(c => c.getBoundingClientRect())"
+        ".map(r => [(r.x - s.x) / s.width, (r.y - s.y) / s.height])"
+    )
+    spans = np.ptp(np.array(places), axis=0)
+    assert spans.min() > 0.6  # the axes fit the data
+    browser.execute_script("document.getElementById('point-2').focus()")
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert browser.execute_script("return document.activeElement.id") == "point-3"
+    shown = browser.execute_script("return document.getElementById('cell-shown').textContent")
+    assert shown.startswith("K=5 note=x: mean L2 830.00")
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    assert browser.execute_script("return document.activeElement.closest('#explorer') !== null")
+    browser.execute_script("document.getElementById('point-4').focus()")
+    browser.switch_to.active_element.send_keys(Keys.ENTER)  # has no checkpoint: its row
+    assert browser.execute_script("return document.querySelector('#cells tr.chosen').dataset.row") == "4"
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_a_sweep_fits_the_screen(browser: Any, swept: Path, width: int, theme: str) -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    scheme = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
+    browser.get(swept.as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

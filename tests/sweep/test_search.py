@@ -1,0 +1,279 @@
+"""Searches: their files, the trials that are proposed, and a conductor that is killed again and again."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sweeping_helper import run, write_sweep_file
+
+from llgae_cli.errors import InputError
+from llgae_cli.sweep import Leaderboard, Plan, read_plan
+from llgae_cli.sweep.local_engine import LocalEngine
+from llgae_cli.sweep.process import Share, choose_jobs
+from llgae_cli.sweep.search import Choice, Range, read_space
+from llgae_cli.sweep.study import Study, spread
+
+HELPER = Path(__file__).parents[1] / "sweeping_helper.py"
+KEYS = {"K": {"low": 1, "high": 8, "log": True}, "embed-dim": {"low": 0, "high": 6}}
+
+
+def write_search(path: Path, base: dict[str, Any] | None = None, **section: Any) -> Path:
+    search = {"keys": KEYS, "trials": 6, "objectives": ["rate", "mean-l2"], **section}
+    search = {name: value for name, value in search.items() if value is not None}
+    return write_sweep_file(path, base={"validation": 0.1, **(base or {})}, search=search)
+
+
+def plan_of(tmp_path: Path, **section: Any) -> Plan:
+    return read_plan(write_search(tmp_path / "s.yaml", **section))
+
+
+def pretend(K: int, E: int) -> dict[str, float]:
+    """Results as of a search over K and E: both lower the mean L2 and raise the rate."""
+    return {"validation_bits_coded": K**0.5 + 3.0 * E, "validation_mean_l2": 1000.0 / (K**0.5 * (1 + E))}
+
+
+def replay(plan: Plan, folder: Path, trials: int) -> list[tuple[int, int]]:
+    """Run a search on these results; return K and E of its trials."""
+    folder.mkdir(exist_ok=True)
+    study, results = Study(plan, folder), []
+    for number in range(trials):
+        cell = study.add_trial(results)
+        if cell is None:
+            break
+        results.append(pretend(cell.config.K, cell.config.embed_dim))
+        study.finish(number, results[-1])
+    return [(cell.config.K, cell.config.embed_dim) for cell in study.list_cells()]
+
+
+# ---- Sweep files
+
+
+@pytest.mark.parametrize(
+    ("section", "error"),
+    [
+        ({"trails": 3}, "search: unknown key 'trails'; did you mean 'trials'?"),
+        ({"keys": {"embed-dmi": [1, 2]}}, "unknown key 'embed-dmi'; did you mean 'embed-dim'?"),
+        ({"keys": {"K": {"low": 9, "high": 3}}}, "K: low: 9 has to be below high: 3"),
+        ({"keys": {"embed-dim": {"low": 0, "high": 3, "log": True}}}, "embed-dim: low: 0 has to be above 0"),
+        ({"keys": {"K": {"low": 1, "hihg": 3}}}, "did you mean 'high'?"),
+        ({"keys": {"K": {"low": 1}}}, "K: high is missing"),
+        ({"keys": {"K": {"low": 1.5, "high": 3}}}, "K: takes whole numbers only"),
+        ({"keys": {"K": {"low": 0, "high": 3}}}, "K: 0 is not allowed"),
+        ({"keys": {"K": 3}}, "a range {low: ..., high: ...} or a list of choices"),
+        ({"keys": {"K": [3]}}, "two values or more"),
+        ({"keys": {"prior": {"low": 1, "high": 2}}}, "takes no numbers"),
+        ({"keys": {"threads": [1, 2]}}, "does not change a result"),
+        ({"keys": {"seed": [1, 2]}}, "cannot be compared"),
+        ({"keys": {"lr": {"low": 1e-3, "high": 1e-2}}}, "lr: has no effect with trainer closed-form"),
+        ({"keys": {"K": {"low": 1, "high": 9, "log": True, "step": 2}}}, "remove it, or log"),
+        ({"trials": None}, "give trials, or minutes"),
+        ({"trials": 0}, "trials: 0 is not allowed"),
+        ({"objectives": ["rate"]}, "mean-l2, alone or with one of rate and seconds"),
+        ({"objectives": ["rat", "mean-l2"]}, "did you mean 'rate'?"),
+        ({"sampler": "tpee"}, "did you mean 'tpe'?"),
+        ({"base": {"validation": 0.0}}, "needs 'validation' above 0"),
+    ],
+)
+def test_a_wrong_search_is_refused_in_one_line(tmp_path: Path, section: dict[str, Any], error: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        plan_of(tmp_path, **section)
+    assert error in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("other", [{"grid": {"K": [1]}}, {"zip": {"K": [1]}}, {"repeat": 2}])
+def test_a_sweep_is_a_grid_or_a_search(tmp_path: Path, other: dict[str, Any]) -> None:
+    file = write_sweep_file(tmp_path / "s.yaml", base={"validation": 0.1}, search={"keys": KEYS, "trials": 2}, **other)
+    with pytest.raises(InputError, match=f"{next(iter(other))} and search: a sweep is a grid or a search"):
+        read_plan(file)
+
+
+def test_an_override_of_a_searched_key_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="varies K"):
+        read_plan(write_search(tmp_path / "s.yaml"), ["K=3"])
+
+
+def test_ranges_hold_the_values_that_they_name() -> None:
+    space = read_space({"K": {"low": 1, "high": 100, "log": True}, "beta": {"low": 0, "high": 1, "step": 0.25}}, "s")
+    space |= read_space({"trainer": ["closed-form", "gradient"]}, "s")
+    K, beta, trainer = space.values()
+    assert isinstance(K, Range) and isinstance(beta, Range) and isinstance(trainer, Choice)
+    assert [K.place(share) for share in (0.0, 0.5, 1.0)] == [1, 10, 100] and K.size == 100
+    assert [beta.place(share) for share in (0.0, 0.4, 1.0)] == [0.0, 0.5, 1.0] and len(beta.list_values()) == 5
+    assert [trainer.place(share) for share in (0.0, 1.0)] == ["closed-form", "gradient"]
+
+
+# ---- Trials
+
+
+def test_the_first_trials_are_the_corners_of_the_ranges(tmp_path: Path) -> None:
+    points = [tuple(one.values()) for one in spread(plan_of(tmp_path).space, 5, 0)]
+    assert points[:4] == [(1, 0), (8, 6), (8, 0), (1, 6)] and points[4] not in points[:4]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga-ii"])
+def test_no_cell_is_tried_twice_and_a_small_space_ends_the_search(tmp_path: Path, sampler: str) -> None:
+    keys = {"K": [1, 2, 4], "embed-dim": {"low": 0, "high": 3}}
+    points = replay(plan_of(tmp_path, keys=keys, trials=20, sampler=sampler), tmp_path / "out", 20)
+    assert len(points) == len(set(points)) == 12
+
+
+def test_a_proposal_depends_on_the_results_and_not_on_the_process(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, trials=10, sampler="tpe")
+    whole = replay(plan, tmp_path / "whole", 10)
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    results: list[dict[str, float] | None] = []
+    for number in range(10):
+        study = Study(plan, parts)  # as in a process of its own
+        cell = study.add_trial(results)
+        assert cell is not None
+        results.append(pretend(cell.config.K, cell.config.embed_dim))
+        study.finish(number, results[-1])
+    assert [(cell.config.K, cell.config.embed_dim) for cell in study.list_cells()] == whole
+
+
+def test_a_journal_of_another_search_is_refused(tmp_path: Path) -> None:
+    replay(plan_of(tmp_path), tmp_path / "out", 2)
+    for other in ({"keys": {"K": [1, 2]}}, {"base": {"validation": 0.2}}, {"objectives": ["mean-l2"]}):
+        with pytest.raises(InputError, match="choose another folder with --out"):
+            Study(plan_of(tmp_path, **other), tmp_path / "out").list_cells()
+    (tmp_path / "out" / "search.log").write_text("{}\n[]\n")
+    with pytest.raises(InputError, match="not the journal of a search"):
+        Study(plan_of(tmp_path), tmp_path / "out")
+
+
+def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    points = replay(plan, tmp_path / "out", 3)
+    with open(tmp_path / "out" / "search.log", "a") as journal:
+        journal.write('{"op_code":4,"worker')
+    study = Study(plan, tmp_path / "out")
+    assert [(cell.config.K, cell.config.embed_dim) for cell in study.list_cells()] == points
+    assert study.add_trial([pretend(*point) for point in points]) is not None
+    assert len(Study(plan, tmp_path / "out").list_cells()) == 4
+
+
+def test_importance_finds_the_key_that_matters(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, trials=20, sampler="tpe")
+    replay(plan, tmp_path / "out", 20)
+    study = Study(plan, tmp_path / "out")
+    results = [
+        {"validation_bits_coded": 3.0 * c.config.embed_dim, "validation_mean_l2": 9.0} for c in study.list_cells()
+    ]
+    importance = study.measure_importance(results)
+    assert importance["rate"]["embed-dim"] > importance["rate"]["K"]
+
+
+# ---- How many trials it takes: the finished cells of configs/sweeps/fashion_mnist.yaml, rows by K, columns by E
+
+K_OF_GRID, E_OF_GRID = (1, 2, 5, 11, 20, 50, 100), (0, 5, 10, 20, 40)
+BITS = [  # bits a validation sample, as coded
+    [0.0, 8.6, 19.3, 34.8, 70.1],
+    [1.0, 10.5, 22.4, 38.2, 76.1],
+    [2.3, 15.2, 24.0, 53.6, 100.0],
+    [3.4, 16.2, 30.7, 61.3, 100.0],
+    [4.3, 17.8, 30.7, 51.8, 112.9],
+    [5.5, 18.8, 32.4, 55.0, 117.4],
+    [6.5, 19.9, 33.9, 63.1, 127.2],
+]
+MEAN_L2 = [  # validation
+    [4653, 2139, 1585, 1223, 887],
+    [3677, 1762, 1372, 1031, 725],
+    [2929, 1502, 1156, 851, 584],
+    [2360, 1278, 997, 753, 513],
+    [2075, 1170, 920, 685, 477],
+    [1776, 1045, 829, 631, 450],
+    [1614, 988, 787, 609, 446],
+]
+
+
+def interpolate(table: list[list[float]], K: int, E: int) -> float:
+    """Interpolate linearly in log K and E."""
+    by_k = [np.interp(E, E_OF_GRID, row) for row in table]
+    return float(np.interp(np.log(K), np.log(K_OF_GRID), by_k))
+
+
+def hypervolume(points: list[tuple[float, float]]) -> float:
+    """The area that the points dominate, up to the worst bits and the worst mean L2 of the grid."""
+    right, lowest = max(map(max, BITS)), max(map(max, MEAN_L2))
+    area = 0.0
+    for x, y in sorted(points):
+        area, lowest = area + (right - x) * max(0.0, lowest - y), min(lowest, y)
+    return area
+
+
+@pytest.mark.slow
+@pytest.mark.numeric
+def test_twelve_trials_reach_98_percent_of_the_hypervolume_of_35_cells(tmp_path: Path) -> None:
+    keys = {"K": {"low": 1, "high": 100, "log": True}, "embed-dim": {"low": 0, "high": 40}}
+    study, results = Study(plan_of(tmp_path, keys=keys, trials=12), tmp_path), []
+    for _ in range(12):
+        cell = study.add_trial(results)
+        assert cell is not None
+        at = cell.config.K, cell.config.embed_dim
+        results.append(
+            {"validation_bits_coded": interpolate(BITS, *at), "validation_mean_l2": interpolate(MEAN_L2, *at)}
+        )
+    grid = [(x, y) for row, other in zip(BITS, MEAN_L2, strict=True) for x, y in zip(row, other, strict=True)]
+    share = hypervolume([tuple(one.values()) for one in results]) / hypervolume(grid)
+    print(f"{share:.4f}", [(cell.config.K, cell.config.embed_dim) for cell in study.list_cells()])
+    assert share > 0.98
+
+
+# ---- Running one
+
+
+@pytest.mark.slow
+def test_a_search_ends_in_a_board_with_a_front(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    board = run(write_search(tmp_path / "s.yaml", trials=5), out)
+    assert sorted(row["trial"] for row in board.rows) == list(range(5)) and not board.failed
+    front = sorted((row["validation_bits_coded"], row["validation_mean_l2"]) for row in board.rows if row["front"])
+    assert len(front) > 1 and [y for _, y in front] == sorted((y for _, y in front), reverse=True)
+    assert Leaderboard.read(out) == board and set(board.importance) == {"rate", "mean-l2"}
+    with pytest.raises(InputError, match="5 of this sweep's 5 are done; continue with --resume"):
+        run(tmp_path / "s.yaml", out)
+    more = run(write_search(tmp_path / "s.yaml", trials=6), out, resume=True)
+    assert sorted(row["trial"] for row in more.rows) == list(range(6))
+
+
+@pytest.mark.slow
+def test_ten_kills_of_the_conductor_and_every_trial_is_there_once(tmp_path: Path) -> None:
+    base = {"trainer": "gradient", "beta": 0.2, "lr": 0.02, "epochs": 30}
+    file, out, rng = write_search(tmp_path / "s.yaml", base=base), tmp_path / "out", random.Random(3)
+    times: dict[Path, int] = {}
+    for _ in range(10):
+        conductor = subprocess.Popen([sys.executable, HELPER, file, out])
+        end, before = time.monotonic() + 60, len(list(out.glob("cells/*/*.pkl")))
+        while len(list(out.glob("cells/*/*.pkl"))) == before and conductor.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0.0, 0.7))
+        conductor.kill()
+        conductor.wait()
+        for path, written in times.items():  # a finished cell is not touched again
+            assert path.stat().st_mtime_ns == written
+        times |= {path: path.stat().st_mtime_ns for path in out.glob("cells/*/result.json")}
+    board = run(file, out, resume=True)
+    assert sorted(row["trial"] for row in board.rows) == list(range(6))
+    assert not board.failed and not board.missing
+    assert len({row["cell"] for row in board.rows}) == 6 == len(list(out.glob("cells/*")))
+    assert all(path.stat().st_mtime_ns == written for path, written in times.items())
+    journal = [json.loads(line) for line in (out / "search.log").read_text().splitlines()]
+    ended = [line["trial_id"] for line in journal if line["op_code"] == 6]
+    assert sorted(ended) == list(range(6))
+
+
+def test_cells_are_spread_over_several_gpus_and_one_job_a_core_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = LocalEngine(3, Share(1), ["0", "1"])
+    assert [engine.choose_gpu(in_use) for in_use in ([], ["0"], ["0", "1", "1"])] == ["0", "1", "0"]
+    assert LocalEngine(3, Share(1), ["0"]).choose_gpu([]) is None
+    monkeypatch.setattr("llgae_cli.sweep.process.usable_cores", lambda: 16)
+    assert [choose_jobs(0, None, 99), choose_jobs(0, 4, 99), choose_jobs(2, None, 99), choose_jobs(0, None, 3)] == [
+        8, 4, 2, 3,
+    ]  # fmt: skip
