@@ -30,10 +30,11 @@ named = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def text_of(path: Path) -> str:
-    """A page; of a config its header of comments, whose lines may break within a command."""
+    """A page; of a config its header of comments without the line for editors. Its lines may break within a command."""
     text = path.read_text()
     if path.suffix == ".md":
         return text
+    text = re.sub(r"\A# yaml-language-server: .*\n", "", text)
     return "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
 
 
