@@ -14,7 +14,12 @@ from llgae_cli.config import read_config, schema
 def config(
     config: Annotated[
         list[Path] | None,
-        typer.Option("--config", "-c", help="YAML config, or a shipped one by name; given several times, the later wins.", metavar="FILE"),
+        typer.Option(
+            "--config",
+            "-c",
+            help="YAML config, or a shipped one by name; given several times, the later wins.",
+            metavar="FILE",
+        ),
     ] = None,
     overrides: Overrides = None,
     show_schema: Annotated[

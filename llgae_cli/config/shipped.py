@@ -27,8 +27,8 @@ def list_shipped(kind: str = "") -> list[str]:
 def find_config(path: Path, kind: str = "") -> Path:
     """Return the file that a user means: an existing one, else the shipped config of that name.
 
-    A name has no folder and no suffix, or the suffix .yaml; a folder of that name does not hide it. Raises InputError, with the nearest file or name, where
-    there is neither.
+    A name has no folder and no suffix, or the suffix .yaml; a folder of that name does not hide it.
+    Raises InputError, with the nearest file or name, where there is neither.
     """
     shipped = shipped_folder(kind) / f"{path.name.removesuffix('.yaml')}.yaml"
     is_shipped = path.parent == Path() and shipped.is_file()

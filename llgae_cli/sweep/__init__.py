@@ -7,4 +7,14 @@ from llgae_cli.sweep.progress import SweepProgress
 from llgae_cli.sweep.run import Engine, run_sweep
 from llgae_cli.sweep.schema import sweep_schema
 
-__all__ = ["Cell", "Engine", "Leaderboard", "Plan", "SweepFolder", "SweepProgress", "read_plan", "run_sweep", "sweep_schema"]
+__all__ = [
+    "Cell",
+    "Engine",
+    "Leaderboard",
+    "Plan",
+    "SweepFolder",
+    "SweepProgress",
+    "read_plan",
+    "run_sweep",
+    "sweep_schema",
+]
