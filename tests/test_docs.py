@@ -103,9 +103,11 @@ def test_the_readme_shows_every_command() -> None:
 def test_options_in_the_text_belong_to_some_command(page: Path) -> None:
     known = {option for command in COMMANDS.values() for each in command.params for option in each.opts}
     for code in code_in(page):
-        if not re.search(r"\b(pip|python3?|torchrun|git)\b", code):
+        if not re.search(r"\b(pip|python3?|torchrun|git|docker)\b", code):
             for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
-                assert option in known | {"--version", "--help"} | NOT_OURS, f"{page.name}: {option}"
+                assert (
+                    option in known | {"--version", "--help", "--install-completion", "--show-completion"} | NOT_OURS
+                ), f"{page.name}: {option}"
 
 
 @pytest.mark.parametrize("page", [*PAGES, *CONFIGS], ids=lambda page: page.name)
