@@ -21,7 +21,7 @@ MODES  := \
 PLACE  := LC_ALL=C COLUMNS=20 TZ=Pacific/Kiritimati
 
 .DEFAULT_GOAL := help
-.PHONY: help train test quick modes install lint audit data eval sweep report bench smoke soak browser clean
+.PHONY: help train test quick modes install schema lint audit data eval sweep report bench smoke soak browser clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+schema: install ## the JSON schemas that editors check configs with
+	$(LLGAE) config --schema > configs/config.schema.json
+	$(LLGAE) config --sweep-schema > configs/sweeps/sweep.schema.json
 
 lint: install ## style, docstrings and types
 	$(BIN)/ruff check .

@@ -161,7 +161,14 @@ def _refuse_candidates(config: Config) -> None:
 
 
 def _build_llgae(config: Config, shape: tuple[int, ...]) -> LLGAE:
-    return LLGAE(config.K, math.prod(shape), config.embed_dim, inference=config.inference, **_ascent(config))
+    return LLGAE(
+        config.K,
+        math.prod(shape),
+        config.embed_dim,
+        inference=config.inference,
+        near_zero=config.start == "near-zero",
+        **_ascent(config),
+    )
 
 
 def _build_soft_llgae(config: Config, shape: tuple[int, ...]) -> SoftLLGAE:

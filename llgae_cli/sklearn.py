@@ -234,7 +234,8 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         mu, U, checkpoint, config = restore_subspaces(Path(path))
         options = {name: getattr(config, key) for name, key in KEYS.items()} | {"random_state": config.seed}
         fitted = cls(*U.shape[::2], max_iter=config.epochs, **options)
-        vars(fitted).update(fitted_attributes(checkpoint, mu, U))
+        for name, value in fitted_attributes(checkpoint, mu, U).items():
+            setattr(fitted, name, value)
         return fitted
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:

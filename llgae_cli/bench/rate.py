@@ -19,7 +19,7 @@ from llgae_cli import experiment
 from llgae_cli.bench.rate_peers import Coder, Pixels, check_libraries, make_image_coders, train_quantisers
 from llgae_cli.bench.row import Coding, Row
 from llgae_cli.codec.codec import Codec
-from llgae_cli.config import read_config
+from llgae_cli.config import read_config, shipped_folder
 from llgae_cli.errors import InputError
 from llgae_cli.evaluation.rate import find_pareto_front
 from llgae_cli.figures.rate_distortion import Kind
@@ -28,7 +28,6 @@ from llgae_cli.tasks import Samples, Task
 logger = logging.getLogger(__name__)
 
 OURS, PCA = "llgae", "PCA, our coder"
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 # Our checkpoints: curve, config, what differs from it, rates of the files. Each is trained for one rate and used for
 # the rates around it: where two overlap, the curve takes the better one.
@@ -55,7 +54,6 @@ def measure_rate(task: Task) -> Iterator[Row]:
     """
     if len(task.shape) != 2 or task.train.stored != "uint8":
         raise InputError(f"rate: measures grey images of bytes, and {task.name} holds none")
-    check_configs()
     check_libraries()
     H, W = task.shape
     train, test = (read_pixels(samples) for samples in (task.train, task.test))
@@ -70,13 +68,6 @@ def measure_rate(task: Task) -> Iterator[Row]:
                 rows.append(measure(coder, test))
                 yield rows[-1]
     yield from compare(rows)
-
-
-def check_configs() -> None:
-    """Raise InputError where a config of CHECKPOINTS is missing: before the peers are measured, not after it."""
-    for file in sorted({file for _, file, _, _ in CHECKPOINTS}):
-        if not (CONFIGS / file).is_file():
-            raise InputError(f"rate: trains configs/{file}, which only a clone of the repository has")
 
 
 def read_pixels(samples: Samples) -> Pixels:
@@ -106,7 +97,7 @@ def train_own_coders(task: Task, train: Pixels, test: Pixels, folder: Path) -> I
         np.save(folder / f"{name}.npy", rows.reshape(-1, *task.shape))
     for method, file, changes, rates in CHECKPOINTS:
         own = (f"task=npy:{folder}", f"checkpoint-dir={folder}", "figures=false")
-        config = read_config([CONFIGS / file], [*changes, *own])
+        config = read_config([shipped_folder() / file], [*changes, *own])
         logger.info("training %s, K = %d", method, config.K)
         outcome = experiment.train(config)
         assert outcome.checkpoint is not None  # None on further ranks of a distributed training, which this is not

@@ -47,7 +47,7 @@ def compare(
     evaluated = evaluation.evaluate_checkpoints(checkpoints, data_dir, one_task=True)
     evaluated.sort(key=lambda one: one.metrics.mean_l2)
     rows = comparison.compare(evaluated)
-    drawn = figures.write_tradeoffs(rows, output, kinds, theme.value)
+    drawn = figures.write_tradeoffs(rows, evaluated, output, kinds, theme.value)
     drawn += figures.write_comparison(evaluated, output, kinds, theme.value, walks=False)
     task, samples, threads = evaluated[0].task.name, evaluated[0].task.test.N, torch.get_num_threads()
     if json:

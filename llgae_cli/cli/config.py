@@ -14,15 +14,28 @@ from llgae_cli.config import read_config, schema
 def config(
     config: Annotated[
         list[Path] | None,
-        typer.Option("--config", "-c", help="YAML config; given several times, the later wins.", metavar="FILE"),
+        typer.Option(
+            "--config",
+            "-c",
+            help="YAML config, or a shipped one by name; given several times, the later wins.",
+            metavar="FILE",
+        ),
     ] = None,
     overrides: Overrides = None,
     show_schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema: type, default and description of every key.")
     ] = False,
+    show_sweep_schema: Annotated[
+        bool, typer.Option("--sweep-schema", help="Print the JSON Schema of a sweep file.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Run `llgae config`; `app` has its help."""
+    if show_sweep_schema:
+        from llgae_cli.sweep import sweep_schema
+
+        print_json(sweep_schema())
+        return
     if show_schema:
         print_json(schema())
         return

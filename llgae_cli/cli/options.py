@@ -9,7 +9,12 @@ from llgae_cli.storage import find_checkpoint
 
 ConfigFiles = Annotated[
     list[Path] | None,
-    typer.Option("--config", "-c", help="YAML config; repeatable, later files override earlier ones.", metavar="FILE"),
+    typer.Option(
+        "--config",
+        "-c",
+        help="YAML config, or a shipped one by name; repeatable, later ones override earlier ones.",
+        metavar="FILE",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", "-S", help="Override one config key; repeatable.", metavar="KEY=VALUE")

@@ -1,13 +1,22 @@
 """`llgae sample`."""
 
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llgae_cli.cli.console import print_json, print_lines
 from llgae_cli.cli.options import CheckpointFile, Json
 from llgae_cli.errors import InputError, printable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from llgae_cli.factory import Loading
+
+logger = logging.getLogger(__name__)
+LIKE = 4000  # training images among which that nearest to a sample is looked for
 
 
 def sample(
@@ -29,7 +38,8 @@ def sample(
     level: Annotated[
         float | None,
         typer.Option(
-            help="Mean grey level to add to centred samples. Default: chosen per image; 0 for vectors and .npy."
+            help="Mean grey level to add to centred samples. Default: that of the nearest training image; 0 for "
+            "vectors and .npy."
         ),
     ] = None,
     json: Json = False,
@@ -66,8 +76,29 @@ def sample(
     else:
         from llgae_cli.figures.contact_sheet import write_sheet
 
-        write_sheet(list(decoded), output, shape, float(stored.data.get("peak", 255.0)), how["centring"], level)
+        like = None
+        if level is None and len(shape) > 1 and how["centring"] == "sample":
+            like = read_training_images(config.task, config.data_dir, how, seed)
+        peak = float(stored.data.get("peak", 255.0))
+        write_sheet(list(decoded), output, shape, peak, how["centring"], level, like)
     if json:
         print_json({"output": str(output), "n": n})
         return
     print_lines(f"{n} samples in {output}")
+
+
+def read_training_images(
+    task: str, data_dir: Path, how: "Loading", seed: int
+) -> "tuple[np.ndarray, np.ndarray] | None":
+    """Return random training images, centred (m, D), and their means (m,); None, with a warning, without the data."""
+    import torch
+
+    from llgae_cli.tasks import load_task
+
+    try:
+        train = load_task(task, data_dir, **how).train
+    except InputError as error:
+        logger.warning("%s; the darkest tenth of each sample is drawn black", error)
+        return None
+    chosen = torch.randperm(train.N, generator=torch.Generator().manual_seed(seed))[:LIKE]
+    return train.rows(chosen).numpy(), train.means(chosen).numpy()

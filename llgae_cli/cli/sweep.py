@@ -29,7 +29,9 @@ class EngineName(StrEnum):
 
 
 def sweep(
-    config: Annotated[Path, typer.Option("--config", "-c", help="The sweep file (YAML).", metavar="FILE")],
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="The sweep file (YAML), or a shipped one by name.", metavar="FILE")
+    ],
     overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Results folder.", metavar="DIR", show_default="sweeps/NAME")

@@ -15,6 +15,7 @@ AFFINE = ("llgae", "pca", "residual", "shift", "soft-llgae")  # models whose asc
 ASCENDING = ("gae", "deep-llgae")  # models whose ascent on b is a loop through a decoder network
 ENCODED = ("autoencoder", "denoising-autoencoder")  # models whose b comes from an encoder, without ascent
 NETWORKS = (*ASCENDING, *ENCODED)
+NEAR_ZERO = ("llgae", "pca", "kmeans", "residual", "shift")  # models that can start near zero
 SEVERAL = ("llgae", "kmeans", "residual", "shift")  # models of several components that closed form trains
 RATED = ("llgae", "pca", "kmeans")  # models that closed form also trains for a bit rate
 DENSE = ("mlp", "conv")  # decoders with dense layers
@@ -142,9 +143,10 @@ class Config(BaseModel):
     optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = key("rmsprop", "the optimiser", GRADIENT)
     lr: float = key(1e-3, "the learning rate", GRADIENT, source=True, gt=0)
     batch_size: Positive = key(280, "samples in a mini-batch", GRADIENT)
-    start: Literal["random", "closed-form"] = key(
+    start: Literal["random", "near-zero", "closed-form"] = key(
         "random",
-        "initial mu and W: random, or those of an LLGAE that is trained in closed form first",
+        "initial mu and W: random samples and a random basis (random), both random and small (near-zero, as in the "
+        "author's program), or those of an LLGAE that is trained in closed form first",
         when(model="deep-llgae", latent_start="zero")
         | when(model="gae", latent_start="zero", decoder="linear")
         | when(trainer="gradient", model=("llgae", "pca", "kmeans", "soft-llgae", "residual", "shift")),
@@ -322,6 +324,12 @@ class Config(BaseModel):
                 "n-step: 0 is not allowed with latent-start zero: b would stay at 0. Set n-step to at least 1, or "
                 "another latent-start (model gae, deep-llgae)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> "Config":
+        if self.start == "near-zero" and self.model not in NEAR_ZERO:
+            raise ValueError(f"start: near-zero is for model {', '.join(NEAR_ZERO)}")
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from llgae_cli.config.schema import KEYS, Config
+from llgae_cli.config.shipped import find_config
 from llgae_cli.config.validation import join_faults, parse_config, parse_key, parse_keys, source_of
 from llgae_cli.errors import InputError, nearest, printable
 from llgae_cli.regular_files import read_text
@@ -20,14 +21,14 @@ MAX_VALUES, MAX_DEPTH, MAX_BITS = 100_000, 20, 2_000  # of the values once YAML'
 
 
 def read_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
-    """Read YAML files, where the later wins, then `key=value` overrides.
+    """Read YAML files or shipped configs by name, where the later wins, then `key=value` overrides.
 
     Raises InputError, in one line, for a file that cannot be read, an unknown key, a value that is not allowed, or a
     key that has no effect with the resulting model and trainer (for the source document's six keys it is a warning).
     """
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    for path in paths:
+    for path in map(find_config, paths):
         where = printable(path, 200)
         given = parse_keys(read_mapping(path), where)
         values, origin = {**values, **given}, {**origin, **dict.fromkeys(given, where)}

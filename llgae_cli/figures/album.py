@@ -56,7 +56,7 @@ def _reconstructions(evaluated: Evaluated, theme: Theme) -> Figure:
         here = slice(first, first := first + len(own))
         captions = names if name == "by class" else ()
         groups.append(Group(name, v[here], v_hat[here], evaluated.residual[own], captions))
-    return reconstructions(groups, looks, theme=theme)
+    return reconstructions(groups, looks, unit=find_error_unit(evaluated), theme=theme)
 
 
 def _atlas(evaluated: Evaluated, theme: Theme) -> Figure:
@@ -202,10 +202,15 @@ def write_comparison(
 
 
 def write_tradeoffs(
-    rows: Sequence[Mapping[str, Any]], folder: Path, kinds: Sequence[str] = ("png", "svg"), theme: Theme = "light"
+    rows: Sequence[Mapping[str, Any]],
+    evaluated: Sequence[Evaluated],
+    folder: Path,
+    kinds: Sequence[str] = ("png", "svg"),
+    theme: Theme = "light",
 ) -> list[Path]:
     """Write `folder/tradeoffs.kind`, mean L2 against rate and times, of the rows of `evaluation.comparison.compare`."""
-    figure = tradeoffs(rows, theme=theme)
+    units = dict.fromkeys(map(find_error_unit, evaluated))
+    figure = tradeoffs(rows, unit=" or ".join(units), theme=theme)
     return [save(figure, folder / f"tradeoffs.{kind}") for kind in kinds]
 
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from llgae_cli.figures import cells, style
 from llgae_cli.figures.style import DPI, Theme, new_figure, styled
+from llgae_cli.figures.units import GREY_LEVELS
 
 MAX_CLASSES = 12
 TITLE_CHARACTER = 9  # pixels that a character of a title takes, at most on average
@@ -47,8 +48,10 @@ def name_class(classes: Sequence[str] | None, label: int) -> str:
 
 
 @styled
-def reconstructions(groups: Sequence[Group], looks: cells.Looks, *, theme: Theme = "light") -> Figure:
-    """Draw samples, their reconstructions and the residuals, each with its mean L2 above it."""
+def reconstructions(
+    groups: Sequence[Group], looks: cells.Looks, *, unit: str = GREY_LEVELS, theme: Theme = "light"
+) -> Figure:
+    """Draw samples, their reconstructions and the residuals, each with its mean L2, in `unit`, above it."""
     rows: list[cells.Row] = []
     for group in groups:
         numbers = [f"{value:.0f}" if value >= 10 else f"{value:.2g}" for value in group.mean_l2]
@@ -58,7 +61,7 @@ def reconstructions(groups: Sequence[Group], looks: cells.Looks, *, theme: Theme
         rows.append(cells.Row(group.originals, f"{group.name}\noriginal", captions=above, gap_before=gap))
         rows.append(cells.Row(group.reconstructions, "reconstruction"))
         rows.append(cells.Row(group.originals - group.reconstructions, "residual", residual=True))
-    return draw_sheet(rows, looks, "Test samples, the mean L2 of each above it (grey levels² per pixel)", theme)
+    return draw_sheet(rows, looks, f"Test samples, the mean L2 of each above it ({unit})", theme)
 
 
 def draw_sheet(rows: list[cells.Row], looks: cells.Looks, title: str, theme: Theme, margin: int = 110) -> Figure:

@@ -10,10 +10,10 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from llgae_cli.evaluation.rate import find_pareto_front
 from llgae_cli.figures.style import BLUE, CYCLE, GREEN, GREY, MARKERS, RED, Theme, label, new_figure, styled
+from llgae_cli.figures.units import error_unit_of_tasks
 
 Row = Mapping[str, Any]
 
-UNIT = "mean L2 (grey levels² per pixel)"
 SPLITS = {
     "train_mean_l2": ("train", BLUE, "o"),
     "validation_mean_l2": ("validation", GREEN, "^"),
@@ -65,7 +65,7 @@ def curves(rows: Sequence[Row], key: str, value: str, other: str | None = None) 
             _line(axes, own, key, value, f"{_dashed(other)} {choice}", CYCLE[i], MARKERS[i])
     _number_axis(axes, [row[key] for row in rows], key)
     what = "Mean L2" if other is None else f"{_split(value)} mean L2"
-    axes.set(ylabel=UNIT, title=f"{what} against {_dashed(key)}")
+    axes.set(ylabel=_axis(rows), title=f"{what} against {_dashed(key)}")
     axes.legend()
     _add_caution(figure, value)
     return figure
@@ -123,7 +123,7 @@ def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
         axes.set(xlabel="bits a sample", title=title)
         axes.set_yscale("log")
         _plain_ticks(axes)
-    panels[0].set_ylabel(f"test {UNIT}")
+    panels[0].set_ylabel(f"test {_axis(rows)}")
     _add_caution(figure, value)
     panels[1].legend(title="labels: " + ", ".join({"embed_dim": "E"}.get(key, key) for key in named), loc="upper right")
     return figure
@@ -133,7 +133,7 @@ def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
 def panels_by_key(
     rows: Sequence[dict[str, Any]], keys: Sequence[str], ranked_by: str = "mean_l2", *, theme: Theme = "light"
 ) -> Figure | None:
-    """Draw a panel for each key: every run's mean L2 (squared grey levels per pixel), and the lowest at each value.
+    """Draw a panel for each key: every run's mean L2, and the lowest at each value.
 
     `rows` have the keys and the figure `ranked_by`: `validation_mean_l2`, or `mean_l2`, which is of the test samples.
     Numeric keys stand on an axis of ranks, so that 1, 10, 100 are evenly spaced. None when no run was finished or
@@ -158,7 +158,7 @@ def panels_by_key(
         )
         axes.set(xlabel=key.replace("_", "-"), xlim=(-0.5, len(values) - 0.5))
     by_test = ranked_by == "mean_l2"
-    panels[0].set_ylabel(f"{'test' if by_test else 'validation'} mean L2 (grey levels² per pixel)")
+    panels[0].set_ylabel(f"{'test' if by_test else 'validation'} {_axis(rows)}")
     figure.suptitle("By test mean L2: no choice of a model" if by_test else "By mean L2 on validation samples")
     panels[-1].legend()
     return figure
@@ -229,6 +229,10 @@ def _add_caution(figure: Figure, value: str) -> None:
     """Add a title to a figure of a sweep that is ranked by test mean L2."""
     if value == "mean_l2":
         figure.suptitle("By test mean L2: no choice of a model", fontsize="medium")
+
+
+def _axis(rows: Sequence[Row]) -> str:
+    return f"mean L2 ({error_unit_of_tasks(str(row.get('task', '')) for row in rows)})"
 
 
 def _split(value: str) -> str:

@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from llgae_cli.evaluation.rate import find_pareto_front
 from llgae_cli.figures.style import CYCLE, DPI, INKS, MARKERS, Theme, label, new_figure, styled
+from llgae_cli.figures.units import GREY_LEVELS
 
 LINE = 15  # pixels between two names
 STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))  # ticks within a factor of ten, from few to many
@@ -20,8 +21,8 @@ NARROW = 1.6  # largest over least value, below which a linear axis reads better
 
 
 @styled
-def tradeoffs(rows: Sequence[Mapping[str, Any]], *, theme: Theme = "light") -> Figure:
-    """Test mean L2 (squared grey levels per pixel) against bits, seconds to train and microseconds to encode.
+def tradeoffs(rows: Sequence[Mapping[str, Any]], *, unit: str = GREY_LEVELS, theme: Theme = "light") -> Figure:
+    """Test mean L2 (in `unit`) against bits, seconds to train and microseconds to encode.
 
     `rows` are those of `evaluation.comparison.compare`. The bits of a code are shown for b as 32-bit floats
     (hollow marks) and as coded at the model's own step (full ones, with the mean L2 of what is decoded). The lines are
@@ -39,8 +40,8 @@ def tradeoffs(rows: Sequence[Mapping[str, Any]], *, theme: Theme = "light") -> F
         (by_encoding, "encode_seconds", "mean_l2", "-"),
     )
     for axes, cost, distortion, dashes in costs:
-        unit = 1e6 if axes is by_encoding else 1.0
-        points = [(unit * row[cost], row[distortion]) for row in rows]
+        factor = 1e6 if axes is by_encoding else 1.0
+        points = [(factor * row[cost], row[distortion]) for row in rows]
         front = [points[i] for i in find_pareto_front(points)]
         axes.plot(*zip(*front, strict=True), ls=dashes, color=ink.text, lw=0.9, alpha=0.6, zorder=1)
         for i, (x, y) in enumerate(points):
@@ -58,7 +59,7 @@ def tradeoffs(rows: Sequence[Mapping[str, Any]], *, theme: Theme = "light") -> F
         axes.set_xlabel(xlabel)
         _set_scale(axes.xaxis, [x for line in axes.lines for x in line.get_xdata()])
     _set_scale(by_bits.yaxis, height + [row["mean_l2_coded"] for row in rows])
-    by_bits.set_ylabel("test mean L2 (grey levels² per pixel)")
+    by_bits.set_ylabel(f"test mean L2 ({unit})")
     by_bits.set_title("Mean L2 against bits and time")
     figure.legend(handles=_key(theme), loc="outside lower left", ncols=3, fontsize=9)
     _name(figure, by_encoding, [row["name"] for row in rows], height)

@@ -32,18 +32,29 @@ class LLGAE(Model):
         n_step: int = 5,
         alpha: float = 0.0,
         inference: str = "collapse",
+        near_zero: bool = False,
     ):
+        """Build a model of zeros. `near_zero` is how `initialise` draws its parameters."""
         super().__init__()
         self.K, self.D, self.E = K, D, E
         self.beta, self.n_step, self.alpha, self.inference = beta, n_step, alpha, inference
+        self.near_zero = near_zero
         self.mu = nn.Parameter(torch.zeros(K, D))
         self.W = nn.Parameter(torch.zeros(K, D, E))
 
     @torch.no_grad()
     def initialise(self, rows: Tensor, generator: torch.Generator) -> None:
-        """Set mu to the first K rows, which are random samples, and W uniform in +-1/sqrt(D), as in a linear layer."""
-        self.mu.copy_(rows[: self.K])
+        """Set mu to the first K rows, which are random samples, and W uniform in +-1/sqrt(D), as in a linear layer.
+
+        With `near_zero`, as in the author's program: mu uniform in +-1/sqrt(D), W uniform in +-1/sqrt(D E K).
+        """
         W = torch.rand(self.W.shape, generator=generator) * 2 - 1
+        if self.near_zero:
+            mu = torch.rand(self.mu.shape, generator=generator) * 2 - 1
+            self.mu.copy_(mu / self.D**0.5)
+            self.W.copy_(W / max(1, self.W.numel()) ** 0.5)
+            return
+        self.mu.copy_(rows[: self.K])
         self.W.copy_(W / nn.init.calculate_gain("linear") / self.D**0.5)
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from llgae_cli.config import (
     KEYS,
     Config,
+    find_config,
     join_faults,
     parse_config,
     parse_key,
@@ -140,7 +141,7 @@ class Plan:
 
 
 def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
-    """Read a sweep file and return its cells. The file is a mapping with these keys.
+    """Read a sweep file, or a shipped one by its name, and return its cells. It is a mapping with these keys.
 
         base     a config (mapping), the path of one (from the sweep file's folder), or a list of them: the later wins
         grid     {key: [values]}: all combinations. A list of such mappings: several grids, one after the other
@@ -155,6 +156,7 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     Raises InputError, in one line that names file, cell, key and value, for anything that is not allowed. A key that
     has no effect in any cell is an error; for one of the six keys, where the sweep does not vary it, a warning.
     """
+    path = find_config(path, "sweeps")
     file, halving, search = _parse(read_mapping(path), path)
     base, origin = _read_base(file.base, path)
     if search is not None:

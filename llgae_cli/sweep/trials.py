@@ -29,7 +29,6 @@ class SearchProgress(SweepProgress):
         assert plan.search is not None
         self.search, self.study, self.threads = plan.search, study, threads
         self._began, self._before = time.monotonic(), study.seconds
-        self._ran = 0  # trials that this process has run to their end
         super().__init__(plan, folder, plan.cells, None, jobs, draw)
         for number, cell in enumerate(plan.cells):  # those that ended when the sweep no longer ran
             if cell.id not in self.waiting:
@@ -61,7 +60,6 @@ class SearchProgress(SweepProgress):
 
     def finish(self, cell: Cell, status: int | str) -> None:
         """Record that the cell's process has ended, and propose the next trial."""
-        self._ran += self.folder.read_result(cell.id) is not None
         super().finish(cell, status)
         number = [one.id for one in self.plan.cells].index(cell.id)
         self.study.finish(number, self.folder.read_result(cell.id))
@@ -72,8 +70,8 @@ class SearchProgress(SweepProgress):
         """Return an estimate of the seconds left: trials to come take the mean of those done, or the minutes end it."""
         budget = 60 * self.search.minutes - self.seconds if self.search.minutes else math.inf
         ended, ahead = self.done + self.failed, math.inf
-        if self.search.trials and self._ran:
-            mean = self._seconds / self._ran
+        if self.search.trials and self._timed:
+            mean = sum(seconds for _, seconds in self._timed) / len(self._timed)
             ahead = mean * (self.search.trials - ended) / self.jobs
         left = min(budget, ahead)
         return max(0.0, left) if math.isfinite(left) else None

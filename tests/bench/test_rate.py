@@ -41,7 +41,6 @@ def task(tmp_path: Path) -> Task:
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """One size of each quantiser, and two settings of each image codec."""
     rate_peers.check_libraries()
-    monkeypatch.setattr(rate, "check_configs", lambda: None)
     for name in ("PRODUCT_BITS", "OPTIMISED_BITS", "RESIDUAL_BITS", "LOCAL_BITS"):
         monkeypatch.setattr(rate_peers, name, (16,))
     for name in ("JPEG_STEPS", "JPEG_2000_DECIBELS", "WEBP_QUALITIES", "AVIF_QUALITIES", "JXL_QUALITIES"):
@@ -147,7 +146,7 @@ def test_our_checkpoints_are_trained_and_code_the_rows(
 ) -> None:
     (tmp_path / "c.yaml").write_text("task: subspaces\nmodel: pca\nembed-dim: 3\ncentring: none\ndevice: cpu\n")
     (tmp_path / "work").mkdir()
-    monkeypatch.setattr(rate, "CONFIGS", tmp_path)
+    monkeypatch.setattr(rate, "shipped_folder", lambda: tmp_path)
     monkeypatch.setattr(rate, "CHECKPOINTS", ((rate.PCA, "c.yaml", ("seed=3",), (24, 40)),))
     test = rate.read_pixels(task.test)
     coders = rate.train_own_coders(task, rate.read_pixels(task.train), test, tmp_path / "work")
@@ -159,7 +158,7 @@ def test_our_checkpoints_are_trained_and_code_the_rows(
 def test_a_config_that_is_not_there_is_named_before_anything_is_measured(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rate, "CONFIGS", tmp_path)
+    monkeypatch.setattr(rate, "shipped_folder", lambda: tmp_path)
     with pytest.raises(InputError, match="clone"):
         next(run_benches(["rate"], task))
 

@@ -13,6 +13,7 @@ from llgae_cli import figures
 from llgae_cli.cli.app import app
 from llgae_cli.evaluation import Evaluated, evaluate_checkpoint
 from llgae_cli.figures import cells, components, reconstructions, training_curve
+from llgae_cli.figures.contact_sheet import find_levels
 from llgae_cli.figures.sweep import panels_by_key
 
 
@@ -165,3 +166,8 @@ def test_a_figure_that_fails_loses_no_run(tmp_path: Path, monkeypatch: pytest.Mo
     done = CliRunner().invoke(app, ["train", "-c", str(tmp_path / "c.yaml"), "-q", "-S", f"checkpoint-dir={tmp_path}"])
     assert done.exit_code == 0 and "no ink" in done.output
     assert len(list(tmp_path.glob("*.pkl"))) == 1
+
+
+def test_a_sample_gets_the_mean_of_the_nearest_training_image() -> None:
+    x = np.array([[1.0, -1.0, 0.0], [-2.0, 1.0, 1.0]])
+    assert find_levels(x[::-1] * 0.9, x, np.array([200.0, 30.0])).tolist() == [[30.0], [200.0]]
