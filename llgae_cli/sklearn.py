@@ -234,8 +234,7 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         mu, U, checkpoint, config = restore_subspaces(Path(path))
         options = {name: getattr(config, key) for name, key in KEYS.items()} | {"random_state": config.seed}
         fitted = cls(*U.shape[::2], max_iter=config.epochs, **options)
-        for name, value in fitted_attributes(checkpoint, mu, U).items():
-            setattr(fitted, name, value)
+        fitted.__dict__.update(fitted_attributes(checkpoint, mu, U))
         return fitted
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:

@@ -8,43 +8,30 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from llgae_cli.config.conditions import (
+    AFFINE,
+    AFFINE_START,
+    ASCENDING,
+    ASCENT,
+    CLOSED_FORM,
+    COLLAPSE,
+    DENSE,
+    ENCODED,
+    FOR_RESIDUAL,
+    GRADIENT,
+    NEAR_ZERO,
+    NETWORK,
+    NETWORKS,
+    PUBLISHED,
+    RATED,
+    RESTARTS,
+    SEVERAL_START,
+    STEPS,
+    STEPS_OF_ASCENT,
+    TASK_ALIASES,
+)
 from llgae_cli.config.keys import UNSET, KeyNotes, key, when
 from llgae_cli.config.model_rules import MODEL_RULES, ModelRules
-
-AFFINE = ("llgae", "pca", "residual", "shift", "soft-llgae")  # models whose ascent on b collapses into a matrix
-ASCENDING = ("gae", "deep-llgae")  # models whose ascent on b is a loop through a decoder network
-ENCODED = ("autoencoder", "denoising-autoencoder")  # models whose b comes from an encoder, without ascent
-NETWORKS = (*ASCENDING, *ENCODED)
-NEAR_ZERO = ("llgae", "pca", "kmeans", "residual", "shift")  # models that can start near zero
-SEVERAL = ("llgae", "kmeans", "residual", "shift")  # models of several components that closed form trains
-RATED = ("llgae", "pca", "kmeans")  # models that closed form also trains for a bit rate
-DENSE = ("mlp", "conv")  # decoders with dense layers
-
-
-# Names of data sets that are accepted in place of the ones that checkpoints' names carry.
-TASK_ALIASES = {"fashion-mnist": "fashion-mnist-compress"}
-
-# Data sets for which centring auto is sample, as older configs say. It is for images:FOLDER, too.
-PUBLISHED = (
-    "fashion-mnist", "fashion-mnist-compress", "mnist", "kmnist", "emnist-letters", "cifar10", "svhn", "subspaces",
-)  # fmt: skip
-
-# Conditions that several keys share.
-GRADIENT = when(trainer="gradient")
-COLLAPSE = when(model=AFFINE)
-ASCENT = when(model=ASCENDING)
-STEPS_OF_ASCENT = (  # the ascent on b takes steps of size beta, in training or at encoding
-    when(model=ASCENDING, ascent_method="gradient")
-    | when(model=ASCENDING, ascent=("through", "given"))
-    | when(model=ASCENDING, latent_start="zero")
-)
-NETWORK = when(model=NETWORKS)
-STEPS = when(trainer="gradient", model=AFFINE, inference=("loop", "collapse"))
-AFFINE_START = when(latent_start=("linear", "learnt"))  # the ascent on b starts at the code of a closed-form LLGAE
-SEVERAL_START = when(start="closed-form", model=(*SEVERAL, "soft-llgae", "gae", "deep-llgae"))
-CLOSED_FORM = when(trainer="closed-form") | when(start="closed-form") | AFFINE_START
-FOR_RESIDUAL = when(trainer="closed-form", model=("llgae", "kmeans"), bits=UNSET, step=UNSET)
-RESTARTS = FOR_RESIDUAL | when(trainer="closed-form", model=("residual", "shift")) | SEVERAL_START | AFFINE_START
 
 MAX_INT = 10**9 - 1  # the largest number that a checkpoint's name holds
 Positive = Annotated[int, Field(ge=1, le=MAX_INT)]

@@ -182,6 +182,7 @@ def test_halving_keeps_the_better_fraction_rounded_up() -> None:
 def test_shipped_sweeps_are_valid_and_open_with_their_command(path: Path, messages: list[str]) -> None:
     plan = read_plan(path)
     assert (len(plan.cells) > 1 or plan.search) and plan.ranked_by == "validation_mean_l2" and messages == []
-    first = path.read_text().splitlines()[0]
-    assert first.startswith(f"# llgae sweep --config configs/sweeps/{path.name}")
+    schema, command = path.read_text().splitlines()[:2]
+    assert schema == "# yaml-language-server: $schema=sweep.schema.json"
+    assert command.startswith(f"# llgae sweep --config configs/sweeps/{path.name}")
     assert yaml.safe_load(path.read_text())

@@ -119,7 +119,7 @@ def test_auto_depends_on_the_kind_of_the_data(caplog: pytest.LogCaptureFixture) 
 
 
 def test_the_schema_knows_every_published_task() -> None:
-    from llgae_cli.config.schema import PUBLISHED
+    from llgae_cli.config.conditions import PUBLISHED
 
     assert set(PUBLISHED) == set(TASKS)
     assert parse_config({}).centring == "sample" and parse_config({"task": "npy:x.npy"}).centring == "auto"
