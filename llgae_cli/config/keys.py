@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
+MAX_INT = 10**9 - 1  # the largest number that a checkpoint's name holds
+Positive = Annotated[int, Field(ge=1, le=MAX_INT)]
+NonNegative = Annotated[int, Field(ge=0, le=MAX_INT)]
 UNSET = "unset"  # what a condition calls the value of a key that is not given
 
 

@@ -30,12 +30,8 @@ from llgae_cli.config.conditions import (
     STEPS_OF_ASCENT,
     TASK_ALIASES,
 )
-from llgae_cli.config.keys import UNSET, KeyNotes, key, when
+from llgae_cli.config.keys import MAX_INT, UNSET, KeyNotes, NonNegative, Positive, key, when
 from llgae_cli.config.model_rules import MODEL_RULES, ModelRules
-
-MAX_INT = 10**9 - 1  # the largest number that a checkpoint's name holds
-Positive = Annotated[int, Field(ge=1, le=MAX_INT)]
-NonNegative = Annotated[int, Field(ge=0, le=MAX_INT)]
 
 # Of the JSON Schema. A docstring would serve as well, but `python -OO` removes it.
 DESCRIPTION = "One experiment. Keys are spelled with dashes in YAML (`embed-dim`), with underscores in Python."
