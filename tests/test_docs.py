@@ -122,7 +122,8 @@ def test_quoted_commands_have_keys_and_configs_that_are_accepted(page: Path) -> 
         for override in overrides:
             assert override.partition("=")[0] in [*KEYS, "key"], f"{page.name}: -S {override}"
         if configs and name == "sweep":
-            assert read_plan(configs[0], overrides).cells
+            plan = read_plan(configs[0], overrides)
+            assert plan.cells or plan.search
         elif configs:
             concrete = [override for override in overrides if not override.endswith(("...", "key=value"))]
             assert read_config(configs, concrete)

@@ -25,6 +25,7 @@ from llgae_cli.sweep.search import Choice, Range, Search, Space
 
 JOURNAL = "search.log"
 ATTEMPTS = 50  # proposals that were tried before, in a row, until the search moves on to any untried cell
+GP_ATTEMPTS = 5  # of these by a Gaussian process; the others by TPE
 MAX_LISTED = 100_000  # cells that are looked through for an untried one
 MAX_START = 8  # trials that are spread over the ranges
 MAX_CORNERED = 3  # keys of a search that tries all corners of its ranges
@@ -134,8 +135,8 @@ class Study:
             if self.plan.make_cell(values).id not in tried:
                 return values
         for attempt in range(ATTEMPTS):
-            # A Gaussian process is slow and would repeat itself: the second attempt is another sampler's.
-            sampler = "tpe" if attempt and self.search.proposer == "gp" else self.search.proposer
+            # A Gaussian process takes seconds, and proposes whole numbers near the same best point each time.
+            sampler = "tpe" if attempt >= GP_ATTEMPTS and self.search.proposer == "gp" else self.search.proposer
             study = self._copy(cells, results, sampler, seed=1000 * (self.search.seed + number) + attempt)
             with _quiet():
                 values = {key: study.ask(self.distributions).params[key] for key in self.plan.space}
@@ -214,8 +215,11 @@ class Study:
 
 
 def count_start(search: Search, keys: int) -> int:
-    """Return how many trials are spread over the ranges before the sampler proposes: 2^keys, at most 8 or a third."""
-    most = min(2**keys, MAX_START)
+    """Return how many trials are spread over the ranges before the sampler proposes: 2^keys, at most 8 or a third.
+
+    With two objectives two: all ends low and all high are the ends of the front, and other corners are far from it.
+    """
+    most = 2 if len(search.objectives) > 1 else min(2**keys, MAX_START)
     return most if search.trials is None else max(2, min(most, search.trials // 3))
 
 

@@ -155,14 +155,6 @@ def test_our_checkpoints_are_trained_and_code_the_rows(
     assert low.coding is not None and low.coding.train_rows == 600 and low.coding.model_bytes > 0
 
 
-def test_a_config_that_is_not_there_is_named_before_anything_is_measured(
-    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rate, "shipped_folder", lambda: tmp_path)
-    with pytest.raises(InputError, match="clone"):
-        next(run_benches(["rate"], task))
-
-
 @pytest.mark.slow
 def test_the_benchmark_compares_us_with_the_best_peer(task: Task, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate, "train_own_coders", code_by_rounding)

@@ -519,9 +519,9 @@ def test_a_path_that_standard_output_cannot_encode_ends_no_run(tmp_path: Path, e
     assert rb"checkpoint  \u0142" in done.stdout and b"Traceback" not in done.stderr
     done = run("eval", "\u0142/none.pkl")
     assert done.returncode == 2 and done.stderr.startswith(rb"llgae: \u0142/none.pkl: no such checkpoint")
-    assert rb"\u0142" in run("runs", "\u0142\u00f3d\u017a").stdout
-    ours, theirs = pty.openpty()  # a table as rich draws it
-    done = run("runs", "\u0142\u00f3d\u017a", stdout=theirs)
+    assert rb"\u0142" in run("runs", "\u0142\u00f3d\u017a", "--paths").stdout
+    ours, theirs = pty.openpty()
+    done = run("runs", "\u0142\u00f3d\u017a", "--paths", stdout=theirs)
     os.close(theirs)
     assert done.returncode == 0, done.stderr
     assert rb"\u0142" in os.read(ours, 100_000)
