@@ -223,8 +223,9 @@ def test_twelve_trials_reach_most_of_the_hypervolume_of_35_cells(tmp_path: Path)
     grid = [(x, y) for row, other in zip(BITS, MEAN_L2, strict=True) for x, y in zip(row, other, strict=True)]
     share = hypervolume([tuple(one.values()) for one in results]) / hypervolume(grid)
     print(f"{share:.4f}", [(cell.config.K, cell.config.embed_dim) for cell in study.list_cells()])
-    # 0.961 to 0.978 for seeds 0, 1, 2. The proposals depend on rounding; random trials reach less than 0.9.
-    assert share > 0.93
+    # 0.961 to 0.978 for seeds 0, 1, 2. The proposals depend on rounding; 12 random trials
+    # reach 0.930 in the median of 200 seeds.
+    assert share > 0.94
 
 
 # ---- Running one
