@@ -1,5 +1,6 @@
 """Fixtures that several test files share, and the processor that the tests run on or pretend to."""
 
+import gc
 import locale
 import logging
 import os
@@ -22,6 +23,21 @@ from llgae_cli.tasks import Task, load_task  # noqa: E402
 VNNI = os.environ.get("LLGAE_TEST_VNNI")  # 1, 0: as if the processor had, or lacked, products of bytes (`make modes`)
 if VNNI is not None:
     torch.cpu._is_vnni_supported = lambda: VNNI == "1"
+
+
+@pytest.fixture(scope="session")
+def frozen_garbage() -> Iterator[None]:
+    """Objects that outlive a test are not searched again, see `collect_garbage`, until all tests are done."""
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def collect_garbage(frozen_garbage: None) -> Iterator[None]:
+    """A file that a test leaves open fails that test, rather than the one that runs when Python collects it."""
+    yield
+    gc.collect()
+    gc.freeze()  # a collection takes a few milliseconds in place of 200
 
 
 @pytest.fixture(scope="session")

@@ -79,10 +79,11 @@ def test_everything_that_is_needed_is_pinned() -> None:
 
 @pytest.mark.slow
 def test_what_is_installed_is_what_was_pinned() -> None:
+    found, pinned = installed(), pins()
     wrong = [
-        f"{name} {installed()[name]} for {pins()[name]}"
-        for name in sorted(needed() & pins().keys())
-        if Version(installed()[name].public) != pins()[name]  # 2.13.0+cpu is a build of 2.13.0
+        f"{name} {found[name]} for {pinned[name]}"
+        for name in sorted(needed() & pinned.keys())
+        if Version(found[name].public) != pinned[name]  # 2.13.0+cpu is a build of 2.13.0
     ]
     if wrong and not (ROOT / ".venv" / "installed").exists():
         pytest.skip(f"not an environment of `make install`: {wrong[0]}")

@@ -47,13 +47,14 @@ def test_it_encodes_too(llgae: Command) -> None:
     checkpoint = train(llgae, "task=npy:rows.npy")
     llgae("export", checkpoint, "-o", "model.safetensors")
     llgae("encode", checkpoint, "--task", "npy:rows.npy", "-o", "codes.npz")
-    model, codes = load_file("model.safetensors"), np.load("codes.npz")
+    model = load_file("model.safetensors")
+    with np.load("codes.npz") as codes:
+        k, b_of_codes = codes["k"], codes["b"]
     r = ((rows - model["centre"]) / model["scale"])[:, None] - model["mu"]
     b = np.einsum("kef,kdf,nkd->nke", model["P"], model["W"], r)
     squared = np.square(r - np.einsum("kde,nke->nkd", model["W"], b)).sum(2)
-    k = codes["k"]
     np.testing.assert_allclose(squared[np.arange(200), k], squared.min(1), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(b[np.arange(200), k], codes["b"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(b[np.arange(200), k], b_of_codes, rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_refused(llgae: Command) -> None:
