@@ -28,6 +28,7 @@ class Variables:
     r2, rmse, nrmse     (D,); R^2 and NRMSE are NaN for a constant variable
     r2_by_component     (K, D), of the rows of each component about their own mean; NaN without rows
     rmse_by_component   (K, D), likewise
+    nrmse_by_component  (K, D), by the standard deviation of the rows of each component: sqrt(1 - R^2) of these rows
     """
 
     names: tuple[str, ...]
@@ -38,6 +39,7 @@ class Variables:
     nrmse: Floats
     r2_by_component: Floats
     rmse_by_component: Floats
+    nrmse_by_component: Floats
 
     def sort_worst(self) -> NDArray[np.int64]:
         """Return the variables, the lowest R^2 first and constant ones last."""
@@ -53,6 +55,7 @@ class Variables:
                 "nrmse": _plain(self.nrmse[d]),
                 "r2_by_component": [_plain(value) for value in self.r2_by_component[:, d]],
                 "rmse_by_component": [_plain(value) for value in self.rmse_by_component[:, d]],
+                "nrmse_by_component": [_plain(value) for value in self.nrmse_by_component[:, d]],
             }
             for d, name in enumerate(self.names)
         ]
@@ -101,6 +104,7 @@ def measure_variables(model: Coder, samples: Samples) -> Variables:
             nrmse=np.where(variance > 0, rmse / std, np.nan),
             r2_by_component=np.where(scatter > 0, 1 - squared / scatter, np.nan),
             rmse_by_component=unit * np.sqrt(squared / n),
+            nrmse_by_component=np.where(scatter > 0, np.sqrt(squared / scatter), np.nan),
         )
 
 

@@ -4,7 +4,9 @@ import hashlib
 import io
 import os
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -19,6 +21,8 @@ from llgae_cli.tasks.streams import Block, Stream
 
 FOLDER = "converted"  # in data-dir
 FORMAT = "1"  # of what is converted: a change of how formats are read takes another number
+PART = ".part-"  # how the names of unfinished files begin
+ABANDONED = 3600.0  # seconds since the last write to such a file, after which its process counts as dead
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ def _write(
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+        remove_abandoned(path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=PART, dir=path.parent)
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             N = 0
@@ -91,7 +96,7 @@ def _write(
         found = {"labels": labels, "test": test}
         np.savez(buffer, **{name: values for name, values in found.items() if values is not None})  # type: ignore[arg-type]
         os.replace(temporary, path)
-        part = path.with_suffix(f".part-{os.getpid()}")
+        part = path.with_name(f"{PART}{path.stem}-{os.getpid()}")
         part.write_bytes(buffer.getvalue())
         os.replace(part, path.with_suffix(".npz"))
     except OSError as error:
@@ -100,6 +105,14 @@ def _write(
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     return labels, test
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what conversions that were killed left in a folder: a running one writes more often than once an hour."""
+    for part in folder.glob(f"{PART}*"):
+        with suppress(OSError):  # another process removes it, too
+            if time.time() - part.stat().st_mtime > ABANDONED:
+                part.unlink()
 
 
 def _append(file: IO[bytes], block: Block, marks: list[Block]) -> int:

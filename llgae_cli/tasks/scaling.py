@@ -122,17 +122,21 @@ def compare_spread(samples: Samples) -> float:
 
 def _measure(samples: Samples) -> tuple[Floats, Floats, Floats, Floats]:
     """Return mean, standard deviation, minimum and maximum of each column, (D,) each."""
-    shift: Floats | None = None
+    shift, unit = None, np.ones(samples.D)
     low, high = np.full(samples.D, np.inf), np.full(samples.D, -np.inf)
     total, squares = np.zeros(samples.D), np.zeros(samples.D)
     for _, block in samples.stored_blocks():
         v = block.cpu().double().numpy()
         # Sums about a point inside the data: about zero, columns far from zero would cancel.
-        shift = v.mean(0) if shift is None else shift
+        # And in units of a power of two, which changes no digit: squares of 1e200 would overflow, of 1e-200 vanish.
+        if shift is None:
+            shift = v.mean(0)
+            unit = np.exp2(np.frexp(np.abs(v - shift).max(0))[1])
         low, high = np.minimum(low, v.min(0)), np.maximum(high, v.max(0))
-        v = v - shift
+        v = (v - shift) / unit
         total += v.sum(0)
         squares += (v * v).sum(0)
     assert shift is not None
     mean = total / samples.N
-    return shift + mean, np.sqrt(np.maximum(squares / samples.N - mean * mean, 0.0)), low, high
+    deviation = np.sqrt(np.maximum(squares / samples.N - mean * mean, 0.0))
+    return shift + unit * mean, unit * deviation, low, high

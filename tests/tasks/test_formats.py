@@ -1,5 +1,6 @@
 """CSV, Parquet, HDF5, Zarr, npz, npy and shards: the same data gives the same model, and what is refused."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,18 @@ def test_all_formats_give_the_same_rows(data: np.ndarray, monkeypatch: pytest.Mo
         prints.add(task.fingerprint)
     assert len(prints) == 1
     assert Path("data/converted").exists() == streamed
+
+
+def test_conversions_that_were_killed_leave_nothing_for_ever(data: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npy, "IN_MEMORY_BYTES", 0)
+    folder = Path("data/converted")
+    folder.mkdir(parents=True)
+    old, running = folder / ".part-old", folder / ".part-running"
+    for part in (old, running):
+        part.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    read("csv:x.csv")
+    assert not old.exists() and running.exists()
 
 
 @pytest.mark.slow

@@ -58,6 +58,14 @@ FORMULAS = {
 }
 
 
+@pytest.mark.parametrize("unit", [1e-200, 1e200])
+def test_standard_deviations_of_extreme_columns(unit: float) -> None:
+    x = np.random.default_rng(0).normal(1.0, 1.0, (500, 3))
+    scaling = fit_scaling(Samples(x * [1.0, unit, 1.0], centring="none"), "std")
+    np.testing.assert_allclose(scaling.scale, x.std(0) * [1.0, unit, 1.0])
+    np.testing.assert_allclose(scaling.apply(x * [1.0, unit, 1.0]), (x - x.mean(0)) / x.std(0), atol=1e-12)
+
+
 @pytest.mark.parametrize("method", FORMULAS)
 def test_scales_are_those_of_the_formulas(method: str) -> None:
     x = np.random.default_rng(1).gamma(2.0, size=(5000, 6)) * 10.0 ** np.arange(-3, 3) + 1e3
@@ -172,9 +180,9 @@ def test_figures_of_variables_are_those_of_their_formulas() -> None:
         own = evaluated.k == j
         if own.sum() > 1:
             local = np.square(rows[own] - rows[own].mean(0)).sum(0)
-            np.testing.assert_allclose(
-                v.r2_by_component[j][some], 1 - squared[own].sum(0)[some] / local[some], rtol=1e-4, atol=1e-4
-            )
+            share = squared[own].sum(0)[some] / local[some]
+            np.testing.assert_allclose(v.r2_by_component[j][some], 1 - share, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(v.nrmse_by_component[j][some], np.sqrt(share), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("centring", ["none", "sample"])
