@@ -29,7 +29,7 @@ from llgae_cli.codec.density import COST_UNIT, PER_OCTAVE, Integers, exp2_negati
 from llgae_cli.codec.exact import BASIS_BITS, IDS, SCALES, ExactDecoder, Floats, Level, Step, find_table, group_rows
 from llgae_cli.training.expected_rate import TRADE_OFF
 
-LOG2_THETA = -223783  # 2^16 log2(TRADE_OFF / (2 ln 2)): theta = lambda / (2 ln 2), over Delta^2
+LOG2_THETA = -269687  # 2^16 log2(TRADE_OFF / (2 ln 2)): theta = lambda / (2 ln 2), over Delta^2
 LOG2_VARIANCE = (452650, 65536, -28662, -65536)  # 2^16 log2(v / alpha^2) of each shape: Gamma(3/s) / Gamma(1/s)
 # Fashion-MNIST, K = 30 to 400 and 40 to 630 bits: J is at most 0.01 % above that of a search without a shortlist.
 FIRST_LATENTS = 16

@@ -67,7 +67,7 @@
   const SKIPPED = 2 ** -12; // a latent that is nonzero more rarely is always zero and free
   const WIDEST = 1000; // step / alpha, above which no latent of any shape is coded
   const LEAST = 2 ** -30; // about the probability of what lies outside the tables
-  const TRADE_OFF = 0.13; // lambda / step^2: a value nearer to zero is used where it costs less
+  const TRADE_OFF = 0.08; // lambda / step^2: a value nearer to zero is used where it costs less
 
   function cellProbability(q, ratio, shape) { // of [q - 1/2, q + 1/2] step, for ratio = step / alpha
     const n = Math.min(4096, Math.max(8, Math.ceil(FINEST * ratio))), low = q === 0 ? 0 : Math.abs(q) - 0.5;

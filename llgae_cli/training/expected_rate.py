@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from llgae_cli.training.mixture import Mixture
 
-TRADE_OFF = 0.13  # c = lambda / Delta^2, the price of a bit
+TRADE_OFF = 0.08  # c = lambda / Delta^2, the price of a bit
 SHAPE = 1.5  # the exponent s
 PER_OCTAVE = 8  # points of the tabulated curve
 LOWEST, HIGHEST = -5, 6  # log2(sigma / Delta): below no bits are needed, above the curve has the slope 1

@@ -9,6 +9,7 @@ from llgae_cli.codec.density import COST_UNIT
 from llgae_cli.codec.encoder import FIRST_LATENTS, PLAIN_COSTS, SHORTLIST, Codes, Grid, Measured, place_costs
 from llgae_cli.codec.exact import SCALES, ExactDecoder, Level, Step, find_table
 from llgae_cli.codec.model import CodecModel
+from llgae_cli.training.expected_rate import TRADE_OFF
 
 pytestmark = pytest.mark.numeric
 
@@ -45,7 +46,7 @@ def test_costs_and_errors_are_those_of_the_codes(delta: float) -> None:
     np.testing.assert_allclose(codes.cost / COST_UNIT, bits, rtol=0.1, atol=0.01)
     assert codes.cost.sum() / COST_UNIT == pytest.approx(bits.sum(), rel=0.01)
     error = ((x - model.decoder.decode(codes.k, None, codes.q, step)) ** 2).sum(1)
-    J = error + 0.13 * step.value**2 * bits
+    J = error + TRADE_OFF * step.value**2 * bits
     np.testing.assert_allclose(codes.J, J, rtol=0.02, atol=10 * step.value**2)
 
 
