@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from llgae_cli.bench import peers
+from llgae_cli.bench.bounds import measure_bounds
 from llgae_cli.bench.novelty import measure_novelty
 from llgae_cli.bench.rate import measure_rate
 from llgae_cli.bench.row import Row
@@ -249,8 +250,9 @@ BENCHES: dict[str, Callable[[Task], Iterator[Row]]] = {
     "rate": measure_rate,
     "novelty": measure_novelty,
     "tables": measure_tables,
+    "bounds": measure_bounds,
 }
-COMPARISONS = ("rate", "novelty", "tables")  # of results more than of speed; each trains many models
+COMPARISONS = ("rate", "novelty", "tables", "bounds")  # of results more than of speed; each trains many models
 
 
 def run_benches(names: list[str], task: Task) -> Iterator[Row]:

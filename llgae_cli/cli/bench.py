@@ -31,8 +31,8 @@ def bench(
     only: Annotated[
         list[str] | None,
         typer.Argument(
-            help="iteration, steps, gradient, growth, candidates, peers, steady, rate, novelty or tables. "
-            "Default: the first seven; each of the others takes a quarter of an hour or more.",
+            help="iteration, steps, gradient, growth, candidates, peers, steady, rate, novelty, tables or bounds. "
+            "Default: the first seven; each of the others takes minutes.",
             metavar="NAME",
         ),
     ] = None,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llgae_cli.bench import BENCHES, benchmarks, run_benches, steady, tables, timing
+from llgae_cli.bench import BENCHES, benchmarks, bounds, run_benches, steady, tables, timing
 from llgae_cli.bench.output import GROWTHS
 from llgae_cli.cli.app import main
 from llgae_cli.tasks import Task, load_task
@@ -35,6 +35,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     states = np.random.default_rng(0).normal(size=(300, 6)) ** 3
     monkeypatch.setattr(tables, "load_states", lambda name: states)
     monkeypatch.setattr(tables, "SETTINGS", ((3, 2),))
+    monkeypatch.setattr(bounds, "load_states", lambda name: states)
+    monkeypatch.setattr(bounds, "STRETCH", 20)
+    monkeypatch.setattr(bounds, "K", 3)
+    monkeypatch.setattr(bounds, "BOUNDS", (1e-2,))
 
 
 @pytest.mark.slow
