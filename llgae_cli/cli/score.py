@@ -1,6 +1,5 @@
 """`llgae score`."""
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -15,7 +14,6 @@ from llgae_cli.formatting import five_digits, percent
 if TYPE_CHECKING:
     import numpy as np
 
-    from llgae_cli.evaluation.novelty import Novelty
     from llgae_cli.tasks import Samples
 
 MOST_NOVEL = 5  # rows that the summary names
@@ -56,6 +54,7 @@ def score(
     named = parse_labels("--novel" if normal is None else "--normal", novel if normal is None else normal)
     import numpy as np
 
+    from llgae_cli.batch.scores import collect_scores, write_scores
     from llgae_cli.evaluation.novelty import QUANTILES, SCORES, Score, load_novelty
     from llgae_cli.factory import describe_loading
     from llgae_cli.tasks import load_samples
@@ -143,49 +142,6 @@ def find_novel(samples: "Samples", labels: list[int], normal: bool) -> "np.ndarr
     if found.all() or not found.any():
         raise InputError(f"{option}: {'every' if found.all() else 'no'} row is novel; AUROC needs both kinds")
     return found
-
-
-def collect_scores(novelty: "Novelty", samples: "Samples") -> dict[str, "np.ndarray"]:
-    """Return the scores of all samples by name, and their component k, arrays of shape (N,).
-
-    Raises InputError for values that have no finite score.
-    """
-    import numpy as np
-
-    from llgae_cli.evaluation.novelty import SCORES
-
-    columns: dict[str, np.ndarray] = {name: np.empty(samples.N) for name in SCORES}
-    columns["k"] = np.empty(samples.N, np.int64)
-    for rows, chunk in novelty.score(samples):
-        for name, column in columns.items():
-            column[rows] = getattr(chunk, name).cpu().numpy()
-        finite = np.isfinite(np.stack([column[rows] for column in columns.values()])).all(0)
-        if not finite.all():
-            row = rows.start + int(finite.argmin())
-            raise InputError(f"{samples.origin}: row {row} has no finite score (rows count from 0)")
-    return columns
-
-
-def write_scores(columns: dict[str, "np.ndarray"], path: Path) -> None:
-    """Write the columns and the number of each row to a .csv or .npz, atomically. Raises RunError: the disk is full."""
-    import numpy as np
-
-    from llgae_cli.storage.atomic import write_atomically
-
-    n = len(columns["k"])
-    with write_atomically(path) as temporary:
-        if path.suffix == ".npz":
-            with open(temporary, "wb") as file:
-                np.savez(file, row=np.arange(n), **columns)  # type: ignore[arg-type]  # of its own options
-            return
-        with open(temporary, "w", encoding="utf-8", newline="") as text:
-            text.write(",".join(["row", *columns]) + "\n")
-            text.writelines(_lines(columns.values()))
-
-
-def _lines(columns: Iterable["np.ndarray"]) -> Iterator[str]:
-    for row, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        yield f"{row}," + ",".join(str(int(v)) if isinstance(v, (bool, int)) else f"{v:.9g}" for v in values) + "\n"
 
 
 def measure(values: "np.ndarray", novel: "np.ndarray") -> dict[str, Any]:
