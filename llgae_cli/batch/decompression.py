@@ -26,16 +26,23 @@ logger = logging.getLogger(__name__)
 
 def load_codec(checkpoint: Path | None, file: CompressedFile | Salvage, path: Path) -> Codec:
     """Return the codec of a checkpoint, or of the model in the file. Raises InputError where it is another model's."""
-    header = file.header
+    codec = Codec.load(checkpoint) if checkpoint else Codec.unpack(file.read_model())
+    mine = f"{show_path(checkpoint)} has" if checkpoint else "the model in it has"
+    check_codec(codec, file.header, path, mine)
+    return codec
+
+
+def check_codec(codec: Codec, header: Header, path: Path, mine: str) -> None:
+    """Raise InputError where the file with this header is of another model; `mine` names the codec in the message."""
     if header.coder != CODER:
         logger.warning("%s: was made by %s; this is %s", show_path(path), printable(header.coder), CODER)
-    codec = Codec.load(checkpoint) if checkpoint else Codec.unpack(file.read_model())
     if header.identity != codec.identity:
-        mine = f"{show_path(checkpoint)} has {codec.identity.hex()}" if checkpoint else "the model in it has another"
-        raise InputError(f"{show_path(path)}: was made by the model with identity {header.identity.hex()}; {mine}")
+        identity = header.identity.hex()
+        raise InputError(
+            f"{show_path(path)}: was made by the model with identity {identity}; {mine} {codec.identity.hex()}"
+        )
     if header.n_values != codec.D:
         raise InputError(f"{show_path(path)}: has rows of {header.n_values} values; its model's have {codec.D}")
-    return codec
 
 
 @dataclass

@@ -20,7 +20,7 @@ def check_output(path: Path, suffix: str, json: bool = False) -> None:
     """Raise InputError where `path` is neither a file of that suffix nor `-`, or bytes may not go to `-`."""
     if path != STANDARD:
         if path.suffix != suffix:
-            raise InputError(f"-o {printable(path, 200)}: a file with the suffix {suffix} is expected, or -")
+            raise InputError(f"-o {printable(path, 200)}: a {suffix} file, a folder or - is expected")
     elif json:
         raise InputError("-o -: with --json, standard output has the JSON document: write to a file")
     elif sys.stdout.isatty():

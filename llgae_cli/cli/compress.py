@@ -10,6 +10,7 @@ from llgae_cli.cli.binary_streams import STANDARD, check_output, open_output, pr
 from llgae_cli.cli.console import print_json
 from llgae_cli.cli.encode import Part
 from llgae_cli.cli.options import CheckpointFile, DataDir, Json
+from llgae_cli.cli.over_shards import Address, EngineOption, Jobs, Resume, Sharing, names_folder, run_over_shards
 from llgae_cli.errors import InputError, printable
 from llgae_cli.formatting import five_digits
 
@@ -22,7 +23,13 @@ HEADER_BYTES = 120  # of header and trailer, about
 def compress(
     checkpoint: CheckpointFile,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to write (.llgae); - for standard output.", metavar="FILE")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write (.llgae), - for stdout, or a folder: a file for each shard.",
+            metavar="FILE|DIR",
+        ),
     ],
     task: Annotated[
         str | None, typer.Option(help="Compress this task instead of the checkpoint's own, for instance npy:PATH.")
@@ -56,10 +63,22 @@ def compress(
     verify: Annotated[
         bool, typer.Option("--verify", help="Decode what was written and compare it, before the file gets its name.")
     ] = False,
+    jobs: Jobs = None,
+    resume: Resume = False,
+    engine: EngineOption = None,
+    address: Address = None,
     json: Json = False,
 ) -> None:
     """Run `llgae compress`; `app` has its help."""
     target = choose_target(bits, step, max_l2, max_abs, lossless)
+    sharing = Sharing(jobs, resume, engine, address)
+    if names_folder(output, sharing):
+        decisive = {**target, "embed_model": embed_model, "verify": verify}
+        run_over_shards(
+            "compress", checkpoint, task, output, decisive, split=split and split.value, data_dir=data_dir,
+            sharing=sharing, json=json,
+        )  # fmt: skip
+        return
     check_output(output, ".llgae", json)
     if verify and output == STANDARD:
         raise InputError("--verify: what went to standard output cannot be read back: write to a file")

@@ -10,6 +10,7 @@ import typer
 from llgae_cli.cli.binary_streams import STANDARD, check_output, open_input, open_output, print_summary
 from llgae_cli.cli.console import print_json
 from llgae_cli.cli.options import Json
+from llgae_cli.cli.over_shards import Address, EngineOption, Jobs, Resume, Sharing, names_folder, run_over_shards
 from llgae_cli.errors import InputError, printable, show_path
 from llgae_cli.storage import find_checkpoint
 
@@ -23,12 +24,18 @@ def decompress(
         list[Path],
         typer.Argument(
             help="The checkpoint that FILE was compressed with (not needed where FILE holds the model), and the file "
-            "written by `llgae compress`; - for standard input.",
+            "written by `llgae compress`; - for standard input, a folder or a pattern with -o DIR.",
             metavar="[CHECKPOINT] FILE",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Array to write (.npy); - for standard output.", metavar="FILE")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Array to write (.npy), - for stdout, or a folder: an array for each file.",
+            metavar="FILE|DIR",
+        ),
     ],
     rows: Annotated[
         str | None, typer.Option(help="Decode rows a..b-1 only; either may be left out.", metavar="A:B")
@@ -36,12 +43,25 @@ def decompress(
     salvage: Annotated[
         bool, typer.Option("--salvage", help="Of a damaged file, decode the intact blocks; other rows become 0 or NaN.")
     ] = False,
+    jobs: Jobs = None,
+    resume: Resume = False,
+    engine: EngineOption = None,
+    address: Address = None,
     json: Json = False,
 ) -> None:
     """Run `llgae decompress`; `app` has its help."""
     if len(files) > 2:
         raise InputError(f"{len(files)} files: a checkpoint and a compressed file are expected, or only the latter")
     checkpoint, path = find_checkpoint(files[0]) if len(files) == 2 else None, files[-1]
+    sharing = Sharing(jobs, resume, engine, address)
+    if names_folder(output, sharing):
+        if rows is not None or salvage:
+            raise InputError("--rows and --salvage are for one file, not for shards")
+        run_over_shards(
+            "decompress", checkpoint, str(path), output, {},
+            sharing=sharing, json=json,
+        )  # fmt: skip
+        return
     check_output(output, ".npy", json)
     if salvage and path == STANDARD:
         raise InputError("--salvage: nothing can be searched in standard input: write it to a file first")

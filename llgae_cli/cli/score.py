@@ -8,6 +8,7 @@ import typer
 from llgae_cli.cli.console import print_json, print_lines, print_table
 from llgae_cli.cli.encode import Part
 from llgae_cli.cli.options import CheckpointFile, DataDir, Json
+from llgae_cli.cli.over_shards import Address, EngineOption, Jobs, Resume, Sharing, names_folder, run_over_shards
 from llgae_cli.errors import InputError, nearest, printable
 from llgae_cli.formatting import five_digits, percent
 
@@ -26,7 +27,13 @@ def score(
     ] = None,
     split: Annotated[Part | None, typer.Option(help="Split to score. Default: test; all for --task npy:FILE.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Scores of every row (.csv or .npz).", metavar="FILE")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Scores of every row (.csv or .npz), or a folder: an .npz for each shard.",
+            metavar="FILE|DIR",
+        ),
     ] = None,
     by: Annotated[
         str,
@@ -44,11 +51,26 @@ def score(
         str | None, typer.Option(help="Labels whose rows are not novel; those of all other labels are.")
     ] = None,
     data_dir: DataDir = None,
+    jobs: Jobs = None,
+    resume: Resume = False,
+    engine: EngineOption = None,
+    address: Address = None,
     json: Json = False,
 ) -> None:
     """Run `llgae score`; `app` has its help."""
+    sharing = Sharing(jobs, resume, engine, address)
+    if names_folder(output, sharing):
+        assert output is not None
+        if novel is not None or normal is not None:
+            raise InputError("--novel and --normal are for one file, not for shards")
+        run_over_shards(
+            "score", checkpoint, task, output, {"score": by, "quantile": quantile},
+            split=split and split.value, data_dir=data_dir,
+            sharing=sharing, json=json,
+        )  # fmt: skip
+        return
     if output is not None and output.suffix not in (".csv", ".npz"):
-        raise InputError(f"-o {printable(output, 200)}: a .csv or .npz file is expected")
+        raise InputError(f"-o {printable(output, 200)}: a .csv file, an .npz file or a folder is expected")
     if novel is not None and normal is not None:
         raise InputError("give --novel or --normal, not both")
     named = parse_labels("--novel" if normal is None else "--normal", novel if normal is None else normal)

@@ -1,0 +1,88 @@
+"""One shard after the other, in a process of its own: what both engines run."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from llgae_cli.batch.commands import COMMANDS, Job, Work
+from llgae_cli.batch.manifest import Entry, hash_file
+from llgae_cli.batch.shards import Shard
+from llgae_cli.errors import LlgaeError, explain
+
+
+def run_shard(work: Work, shard: Shard, entry: Entry) -> Entry:
+    """Run a command on a shard and return its new entry: done, or failed where the shard or its disk is at fault.
+
+    Where the entry says that the shard is done, and the shard and its result are still what they were, nothing is run.
+    """
+    source, output = Path(shard.source), Path(shard.output)
+    fresh = Entry(name=entry.name, output=entry.output)
+    try:
+        status = source.stat()
+        fresh.size, fresh.modified = status.st_size, status.st_mtime_ns
+        unchanged = (fresh.size, fresh.modified) == (entry.size, entry.modified)
+        if entry.state == "done" and unchanged and output.is_file() and hash_file(output) == entry.sha256:
+            return entry
+        figures = work(shard)
+        fresh.rows = int(figures.pop("rows") or 0)
+        fresh.figures = figures
+        fresh.bytes, fresh.sha256 = output.stat().st_size, hash_file(output)
+        fresh.state = "done"
+    except (LlgaeError, OSError, MemoryError) as error:
+        fresh.state = "failed"
+        fresh.error = str(error) if isinstance(error, LlgaeError) else f"{shard.source}: {explain(error)}"
+    return fresh
+
+
+def begin(job: Job) -> Work:
+    """Begin a job's command, with one thread: results then do not depend on how many there are."""
+    torch.set_num_threads(1)
+    with suppress(OSError):  # on another machine it may not exist
+        os.chdir(job.working)
+    return COMMANDS[job.command].begin(job)
+
+
+@lru_cache(1)
+def _begin_packed(job: str) -> Work:
+    return begin(Job(**json.loads(job)))
+
+
+def run_packed(job: str, request: str) -> str:
+    """Run a shard, with all arguments and the result as JSON. The command is begun once in each process."""
+    told = json.loads(request)
+    return run_shard(_begin_packed(job), Shard(**told["shard"]), Entry(**told["entry"])).model_dump_json()
+
+
+def pack_job(job: Job) -> str:
+    """Return a job as a line of JSON."""
+    return json.dumps(asdict(job))
+
+
+def pack_request(shard: Shard, entry: Entry) -> str:
+    """Return a shard and its entry as a line of JSON, for `run_packed`."""
+    return json.dumps({"shard": asdict(shard), "entry": entry.model_dump()})
+
+
+def serve(lines: "SimpleQueue[bytes]", answer: Callable[[str], None]) -> None:
+    """Run the shards that arrive as lines, after a first one with the job, until an empty line."""
+    job = lines.get().decode()
+    for request in _until_empty(lines):
+        answer(run_packed(job, request))
+
+
+def _until_empty(lines: "SimpleQueue[bytes]") -> Iterator[str]:
+    while request := lines.get().decode().strip():
+        yield request
+
+
+def read_answer(line: bytes) -> Any:
+    """Return the entry in a line that a worker answered."""
+    return Entry.model_validate_json(line)
