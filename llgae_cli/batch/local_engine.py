@@ -10,7 +10,7 @@ from pathlib import Path
 from llgae_cli.batch.commands import Job
 from llgae_cli.batch.manifest import Entry
 from llgae_cli.batch.shards import Shard
-from llgae_cli.batch.worker import pack_job, pack_request, read_answer
+from llgae_cli.batch.worker import Answer, pack_job, pack_request, read_answer
 from llgae_cli.sweep.process import describe_exit, release, start, stop
 
 TRIES = 3  # of a shard whose worker died
@@ -20,17 +20,21 @@ Task = tuple[Shard, Entry]
 
 
 class Worker:
-    """A process that runs shards, one at a time; `task` is the one that it is at."""
+    """A process that runs the shards of a job, one at a time; `task` is the one that it is at.
 
-    def __init__(self, job: Job, log: Path):
+    It loads torch as soon as it is there, before it has a job.
+    """
+
+    def __init__(self, log: Path):
         self.process: subprocess.Popen[bytes] = start(["shard-worker"], log, threads=1, answers=True)
         assert self.process.stdin is not None and self.process.stdout is not None
         self.answers = self.process.stdout
         self.task: Task | None = None
-        self._write(pack_job(job))
 
-    def give(self, task: Task) -> None:
-        """Let it begin a shard."""
+    def give(self, job: Job, task: Task) -> None:
+        """Let it begin a shard, always of the same job."""
+        if self.task is None:
+            self._write(pack_job(job))
         self.task = task
         self._write(pack_request(*task))
 
@@ -56,25 +60,26 @@ class LocalEngine:
 
     def __init__(self, jobs: int, log: Path):
         self.jobs, self.log = jobs, log
+        self._spare = [Worker(log) for _ in range(jobs)]  # they start while the caller prepares the job
 
-    def run(self, job: Job, tasks: Sequence[Task], finish: Callable[[Entry], None]) -> None:
-        """Run all tasks; `finish` gets the entry of each. On any exception all workers are stopped first."""
+    def run(self, job: Job, tasks: Sequence[Task], finish: Callable[[Answer], None]) -> None:
+        """Run all tasks; `finish` gets the answer of each. On any exception all workers are stopped first."""
         waiting, tries = deque(tasks), Counter[str]()
         workers: set[Worker] = set()
         with selectors.DefaultSelector() as ready:
             try:
                 while waiting or workers:
                     while waiting and len(workers) < self.jobs:
-                        worker = Worker(job, self.log)
+                        worker = self._spare.pop() if self._spare else Worker(self.log)
                         workers.add(worker)
                         ready.register(worker.answers, selectors.EVENT_READ, worker)
-                        worker.give(waiting.popleft())
+                        worker.give(job, waiting.popleft())
                     for key, _ in ready.select(POLL):
                         worker, line = key.data, key.data.answers.readline()
                         shard, entry = worker.task
                         answered = line.endswith(b"\n")
                         if answered and waiting:
-                            worker.give(waiting.popleft())
+                            worker.give(job, waiting.popleft())
                         else:
                             ready.unregister(worker.answers)
                             workers.remove(worker)
@@ -92,9 +97,10 @@ class LocalEngine:
                 stop(worker.process for worker in workers)
 
     def close(self) -> None:
-        """Do nothing: no process outlives `run`."""
+        """Stop the workers that had no shard."""
+        stop(worker.process for worker in self._spare)
 
 
-def fail(entry: Entry, error: str) -> Entry:
-    """Return the entry of a shard that failed."""
-    return Entry(name=entry.name, output=entry.output, state="failed", error=error)
+def fail(entry: Entry, error: str) -> Answer:
+    """Return the answer of a shard that failed."""
+    return Answer(Entry(name=entry.name, output=entry.output, state="failed", error=error))

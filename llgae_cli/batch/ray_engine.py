@@ -6,8 +6,7 @@ from typing import Any
 
 from llgae_cli.batch.commands import Job
 from llgae_cli.batch.local_engine import Task, fail
-from llgae_cli.batch.manifest import Entry
-from llgae_cli.batch.worker import pack_job, pack_request, read_answer, run_packed
+from llgae_cli.batch.worker import Answer, pack_job, pack_request, read_answer, run_packed
 from llgae_cli.sweep.ray_cluster import POLL, RETRIES, RayCluster
 
 IN_FLIGHT = 4  # tasks for each CPU that Ray knows of; more would only take memory
@@ -23,8 +22,8 @@ class RayEngine:
         self.cluster = RayCluster(address, jobs)
         self.jobs = self.cluster.cpus
 
-    def run(self, job: Job, tasks: Sequence[Task], finish: Callable[[Entry], None]) -> None:
-        """Run all tasks; `finish` gets the entry of each. On any exception all running tasks are cancelled first."""
+    def run(self, job: Job, tasks: Sequence[Task], finish: Callable[[Answer], None]) -> None:
+        """Run all tasks; `finish` gets the answer of each. On any exception all running tasks are cancelled first."""
         ray = self.cluster.ray
         remote = ray.remote(run_packed).options(num_cpus=1, max_retries=RETRIES)
         packed = ray.put(pack_job(job))

@@ -12,6 +12,7 @@ from llgae_cli.batch.commands import COMMANDS, Job
 from llgae_cli.batch.local_engine import Task
 from llgae_cli.batch.manifest import Entry, Manifest, ManifestWriter, hash_file, read_manifest
 from llgae_cli.batch.shards import Shard
+from llgae_cli.batch.worker import Answer
 from llgae_cli.errors import InputError, Interrupted, explain, show_path
 from llgae_cli.progress import OnProgress, Schedule, Work
 from llgae_cli.storage.atomic import check_writable, clean_temporaries
@@ -25,8 +26,8 @@ class Engine(Protocol):
 
     jobs: int
 
-    def run(self, job: Job, tasks: Sequence[Task], finish: Callable[[Entry], None]) -> None:
-        """Run all tasks; `finish` gets the entry of each. On any exception all work is stopped first."""
+    def run(self, job: Job, tasks: Sequence[Task], finish: Callable[[Answer], None]) -> None:
+        """Run all tasks; `finish` gets the answer of each. On any exception all work is stopped first."""
 
     def close(self) -> None:
         """Release what the engine started."""
@@ -104,12 +105,12 @@ def run_shards(
                 )
             before.check_same_work(manifest, out)
             manifest.prepared = before.prepared
-        command = COMMANDS[job.command]
-        command.begin(job)  # what is wrong with the model or an option is one error, not one for each shard
-        if not manifest.prepared:
-            manifest.prepared = command.prepare(job, shards)
         manifest.shards = _list_entries(shards, out, before.shards if before else [])
         with contextlib.closing(make_engine()) as engine:
+            command = COMMANDS[job.command]
+            command.begin(job)  # what is wrong with the model or an option is one error, not one for each shard
+            if not manifest.prepared:
+                manifest.prepared = command.prepare(job, shards)
             return _run(replace(job, prepared=manifest.prepared), shards, ManifestWriter(manifest, out), engine, report)
 
 
@@ -155,11 +156,12 @@ def _run(job: Job, shards: Sequence[Shard], writer: ManifestWriter, engine: Engi
     ended = failed = skipped = 0
     writer.write()
 
-    def finish(entry: Entry) -> None:
+    def finish(answer: Answer) -> None:
         nonlocal ended, failed, skipped
+        entry = answer.entry
         ended += 1
         failed += entry.state == "failed"
-        skipped += entry == entries[place[entry.name]] and entry.state == "done"
+        skipped += not answer.ran
         entries[place[entry.name]] = entry
         lost = f", {failed} failed" if failed else ""
         work.advance("shards", sizes[entry.name], f"{ended} of {len(shards)} shards{lost}")

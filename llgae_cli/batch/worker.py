@@ -4,11 +4,10 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import torch
 
@@ -18,7 +17,15 @@ from llgae_cli.batch.shards import Shard
 from llgae_cli.errors import LlgaeError, explain
 
 
-def run_shard(work: Work, shard: Shard, entry: Entry) -> Entry:
+@dataclass(frozen=True)
+class Answer:
+    """The new entry of a shard, and whether its command was run."""
+
+    entry: Entry
+    ran: bool = True
+
+
+def run_shard(work: Work, shard: Shard, entry: Entry) -> Answer:
     """Run a command on a shard and return its new entry: done, or failed where the shard or its disk is at fault.
 
     Where the entry says that the shard is done, and the shard and its result are still what they were, nothing is run.
@@ -30,7 +37,7 @@ def run_shard(work: Work, shard: Shard, entry: Entry) -> Entry:
         fresh.size, fresh.modified = status.st_size, status.st_mtime_ns
         unchanged = (fresh.size, fresh.modified) == (entry.size, entry.modified)
         if entry.state == "done" and unchanged and output.is_file() and hash_file(output) == entry.sha256:
-            return entry
+            return Answer(entry, ran=False)
         figures = work(shard)
         fresh.rows = int(figures.pop("rows") or 0)
         fresh.figures = figures
@@ -39,7 +46,7 @@ def run_shard(work: Work, shard: Shard, entry: Entry) -> Entry:
     except (LlgaeError, OSError, MemoryError) as error:
         fresh.state = "failed"
         fresh.error = str(error) if isinstance(error, LlgaeError) else f"{shard.source}: {explain(error)}"
-    return fresh
+    return Answer(fresh)
 
 
 def begin(job: Job) -> Work:
@@ -58,7 +65,8 @@ def _begin_packed(job: str) -> Work:
 def run_packed(job: str, request: str) -> str:
     """Run a shard, with all arguments and the result as JSON. The command is begun once in each process."""
     told = json.loads(request)
-    return run_shard(_begin_packed(job), Shard(**told["shard"]), Entry(**told["entry"])).model_dump_json()
+    answer = run_shard(_begin_packed(job), Shard(**told["shard"]), Entry(**told["entry"]))
+    return json.dumps({"entry": answer.entry.model_dump(), "ran": answer.ran})
 
 
 def pack_job(job: Job) -> str:
@@ -83,6 +91,7 @@ def _until_empty(lines: "SimpleQueue[bytes]") -> Iterator[str]:
         yield request
 
 
-def read_answer(line: bytes) -> Any:
-    """Return the entry in a line that a worker answered."""
-    return Entry.model_validate_json(line)
+def read_answer(line: bytes | str) -> Answer:
+    """Return the answer of `run_packed`."""
+    told = json.loads(line)
+    return Answer(Entry(**told["entry"]), told["ran"])
