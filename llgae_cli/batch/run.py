@@ -14,7 +14,7 @@ from llgae_cli.batch.manifest import Entry, Manifest, ManifestWriter, hash_file,
 from llgae_cli.batch.shards import Shard
 from llgae_cli.batch.worker import Answer
 from llgae_cli.errors import InputError, Interrupted, explain, show_path
-from llgae_cli.progress import OnProgress, Schedule, Work
+from llgae_cli.progress import OnProgress, Progress, Schedule, Work
 from llgae_cli.storage.atomic import check_writable, clean_temporaries
 from llgae_cli.sweep.folder import try_lock
 
@@ -107,6 +107,7 @@ def run_shards(
             manifest.prepared = before.prepared
         manifest.shards = _list_entries(shards, out, before.shards if before else [])
         with contextlib.closing(make_engine()) as engine:
+            report(Progress(0.0, 1.0, "preparing", None))
             command = COMMANDS[job.command]
             command.begin(job)  # what is wrong with the model or an option is one error, not one for each shard
             if not manifest.prepared:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -11,6 +11,7 @@ from queue import SimpleQueue
 
 import torch
 
+from llgae_cli import interrupts
 from llgae_cli.batch.commands import COMMANDS, Job, Work
 from llgae_cli.batch.manifest import Entry, hash_file
 from llgae_cli.batch.shards import Shard
@@ -81,14 +82,11 @@ def pack_request(shard: Shard, entry: Entry) -> str:
 
 def serve(lines: "SimpleQueue[bytes]", answer: Callable[[str], None]) -> None:
     """Run the shards that arrive as lines, after a first one with the job, until an empty line."""
+    interrupts.check()  # a signal during the import of torch
     job = lines.get().decode()
-    for request in _until_empty(lines):
-        answer(run_packed(job, request))
-
-
-def _until_empty(lines: "SimpleQueue[bytes]") -> Iterator[str]:
     while request := lines.get().decode().strip():
-        yield request
+        answer(run_packed(job, request))
+        interrupts.check()
 
 
 def read_answer(line: bytes | str) -> Answer:

@@ -52,7 +52,7 @@ def test_two_nodes_one_killed_midway_give_the_local_results(tmp_path: Path, clus
     try:
         while len(read_results(out, ".llgae")) < 5 and process.poll() is None:
             time.sleep(0.01)
-        cluster.remove_node(list(cluster.worker_nodes)[0], allow_graceful=False)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
         midway = len(read_results(out, ".llgae"))
         stdout, stderr = process.communicate(timeout=240)
     finally:
