@@ -5,6 +5,7 @@ writes the shard's result atomically. What a row is coded to depends on the mode
 more than one shard, such as a quantiser step for a rate, is prepared once, before any shard is coded.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -25,10 +26,11 @@ from llgae_cli.config import parse_config
 from llgae_cli.errors import InputError, LlgaeError
 from llgae_cli.evaluation.distortion import Bound
 from llgae_cli.evaluation.encoding import write_codes
+from llgae_cli.evaluation.metrics import measure
 from llgae_cli.evaluation.novelty import load_novelty
 from llgae_cli.factory import describe_loading, restore
 from llgae_cli.storage import load
-from llgae_cli.storage.atomic import write_atomically
+from llgae_cli.storage.atomic import write_atomically, write_text
 from llgae_cli.storage.compressed_file import CompressedFile, leave_room
 from llgae_cli.storage.compressed_header import choose_block_rows
 from llgae_cli.tasks import Samples, load_samples, load_whole
@@ -93,6 +95,31 @@ def begin_encode(job: Job) -> Work:
         return {"rows": samples.N, "mean_l2": write_codes(model, samples, Path(shard.output))}
 
     return encode
+
+
+def begin_eval(job: Job) -> Work:
+    """Return what writes the metrics of a shard as JSON, with the rows of each component."""
+    model, stored, config = restore(job.model_file)
+    how = describe_loading(config, stored, other=True)
+    data_dir = _data_dir(job, config.data_dir)
+
+    def evaluate(shard: Shard) -> Figures:
+        samples = load_samples(shard.task, "all", data_dir, **how)
+        check_values(samples, model.D)
+        measured = measure(model, samples, peak=float(stored.data.get("peak", 255.0)))
+        metrics = measured.metrics
+        if not math.isfinite(metrics.mean_l2):
+            raise InputError(f"{samples.origin}: mean L2 is {metrics.mean_l2}")
+        count = np.bincount(measured.k.numpy(), minlength=model.K)
+        named = {name: value for name, value in metrics.plain().items() if name != "usage"}
+        finite = {
+            name: value if not isinstance(value, float) or math.isfinite(value) else None
+            for name, value in named.items()
+        }
+        write_text(Path(shard.output), json.dumps({**finite, "count": count.tolist()}) + "\n")
+        return {"rows": samples.N, "mean_l2": metrics.mean_l2}
+
+    return evaluate
 
 
 def begin_score(job: Job) -> Work:
@@ -203,6 +230,7 @@ COMMANDS: dict[str, Command] = {
     "compress": Command(".llgae", begin_compress, prepare_compress),
     "decompress": Command(".npy", begin_decompress),
     "score": Command(".npz", begin_score),
+    "eval": Command(".json", begin_eval),
 }
 
 

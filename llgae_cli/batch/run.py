@@ -68,9 +68,14 @@ class Outcome:
         """Return the mean of a figure over the rows of the shards that are done."""
         return sum(entry.rows * (entry.figures.get(figure) or 0.0) for entry in self.done) / max(1, self.rows)
 
+    def find_largest(self, figure: str) -> Entry | None:
+        """Return the shard with the largest value of a figure; None where none is done."""
+        return max(self.done, key=lambda entry: entry.figures.get(figure) or 0.0, default=None)
+
     def largest(self, figure: str) -> float:
         """Return the largest value of a figure."""
-        return max((entry.figures.get(figure) or 0.0 for entry in self.done), default=0.0)
+        entry = self.find_largest(figure)
+        return 0.0 if entry is None else entry.figures.get(figure) or 0.0
 
 
 def run_shards(

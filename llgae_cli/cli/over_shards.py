@@ -11,13 +11,15 @@ import typer
 from llgae_cli.cli.console import print_error, print_json, print_lines
 from llgae_cli.cli.sweep import EngineName
 from llgae_cli.cli.training_progress import TrainingProgress
-from llgae_cli.errors import InputError
+from llgae_cli.errors import InputError, show_path
 from llgae_cli.formatting import five_digits
+from llgae_cli.storage.json_files import read_json
 
 if TYPE_CHECKING:
     from llgae_cli.batch.run import Engine, Outcome
 
 MAX_ERRORS = 20  # failed shards that are printed
+MAX_RESULT = 1 << 24  # bytes of the figures of a shard
 Jobs = Annotated[
     int | None,
     typer.Option(
@@ -109,7 +111,7 @@ def run_over_shards(
 
 def show(command: str, output: Path, outcome: "Outcome", json: bool) -> None:
     """Print the summary of a command over shards."""
-    figures = summarise(command, outcome)
+    figures = summarise(command, output, outcome)
     if json:
         document = {
             "output": str(output),
@@ -136,15 +138,25 @@ def show(command: str, output: Path, outcome: "Outcome", json: bool) -> None:
         "largest_row_error": "         largest of a row {}",
         "largest_value_error": "         largest of a value {}",
         "above": "novel    {} rows",
+        "worst_shard": "worst    {}",
+        "components": "k        {}",
     }
-    shown = {name: str(value) if isinstance(value, int) else five_digits(value) for name, value in figures.items()}
-    print_lines(*lines, *(words[name].format(text) for name, text in shown.items() if name in words))
+    shown = {name: five_digits(value) if isinstance(value, float) else str(value) for name, value in figures.items()}
+    print_lines(*lines, *(text.format(shown[name]) for name, text in words.items() if name in shown))
 
 
-def summarise(command: str, outcome: "Outcome") -> dict[str, Any]:
+def summarise(command: str, output: Path, outcome: "Outcome") -> dict[str, Any]:
     """Return the figures of all shards that are done, by name."""
     if command == "encode":
         return {"mean_l2": outcome.mean("mean_l2")}
+    if command == "eval":
+        count, worst = add_counts(output, outcome), outcome.find_largest("mean_l2")
+        return {
+            "mean_l2": outcome.mean("mean_l2"),
+            "worst_shard": f"{worst.name}, mean L2 {five_digits(worst.figures['mean_l2'])}" if worst else "-",
+            "components": f"{sum(n > 0 for n in count)} of {len(count)} in use",
+            "count": count,
+        }
     if command == "compress":
         return {
             "mean_squared_error": outcome.mean("mean_squared_error"),
@@ -152,6 +164,19 @@ def summarise(command: str, outcome: "Outcome") -> dict[str, Any]:
             "largest_value_error": outcome.largest("largest_value_error"),
         }
     return {"above": int(outcome.total("above"))} if command == "score" else {}
+
+
+def add_counts(output: Path, outcome: "Outcome") -> list[int]:
+    """Return the rows of each component, from the results of `eval`. Raises InputError where one is damaged."""
+    total: list[int] = []
+    for entry in outcome.done:
+        path = output / entry.output
+        found = read_json(path, MAX_RESULT, "result of llgae eval")
+        count = found.get("count") if isinstance(found, dict) else None
+        if not isinstance(count, list) or not all(isinstance(n, int) for n in count):
+            raise InputError(f"{show_path(path)}: has no count of rows; --resume makes it again")
+        total = [a + b for a, b in zip(total or [0] * len(count), count, strict=True)]
+    return total
 
 
 def _absolute(path: Path | None) -> str | None:

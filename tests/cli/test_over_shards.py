@@ -42,6 +42,9 @@ def test_shards_go_through_every_command(llgae: Command, made: tuple[Path, Path]
     (data.parent / "broken" / "part-09.npy").unlink()
     said = llgae("score", checkpoint, "--task", f"npy:{data}", "-o", "scores", "-j", 1)
     assert said.code == 0 and "novel    " in said.out
+    said = llgae("eval", checkpoint, "--task", f"npy:{data}", "-o", "figures", "-j", 2, "--json")
+    document = json.loads(said.out)
+    assert said.code == 0 and sum(document["count"]) == rows and document["worst_shard"].startswith("part-0")
     with np.load("scores/part-00.npz") as scores:
         assert sorted(scores) == ["above", "k", "nll", "row", "spe", "t2"]
 
