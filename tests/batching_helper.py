@@ -58,14 +58,15 @@ class Inline:
 def run_inline(
     command: str,
     checkpoint: Path | None,
-    data: Path,
+    data: Path | str,
     out: Path,
     engine: Any = None,
     resume: bool = False,
     **options: Any,
 ) -> Outcome:
-    """Run a command over the shards in a folder, in this process."""
+    """Run a command over the shards in a folder of .npy files, or of a task, in this process."""
     job = Job(command, checkpoint and str(checkpoint), None, os.getcwd(), options)
     find = find_compressed_shards if command == "decompress" else find_data_shards
-    source, shards = find(str(data) if command == "decompress" else f"npy:{data}", COMMANDS[command].suffix, out)
+    task = str(data) if command == "decompress" or isinstance(data, str) else f"npy:{data}"
+    source, shards = find(task, COMMANDS[command].suffix, out)
     return run_shards(job, source, shards, out, lambda: engine or Inline(), resume=resume)

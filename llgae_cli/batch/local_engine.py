@@ -76,22 +76,20 @@ class LocalEngine:
                         worker.give(job, waiting.popleft())
                     for key, _ in ready.select(POLL):
                         worker, line = key.data, key.data.answers.readline()
-                        shard, entry = worker.task
-                        answered = line.endswith(b"\n")
-                        if answered and waiting:
+                        (shard, entry), died = worker.task, not line.endswith(b"\n")
+                        if waiting and not died:
                             worker.give(job, waiting.popleft())
                         else:
                             ready.unregister(worker.answers)
                             workers.remove(worker)
-                            reason = worker.end()
-                        if answered:
+                            how = worker.end()
+                        if not died:
                             finish(read_answer(line))
-                            continue
-                        tries[shard.name] += 1
-                        if tries[shard.name] < TRIES:
+                        elif tries[shard.name] + 1 < TRIES:
+                            tries[shard.name] += 1
                             waiting.appendleft((shard, entry))
                         else:
-                            error = f"{shard.source}: its worker died {TRIES} times ({reason}); see {self.log}"
+                            error = f"{shard.source}: its worker died {TRIES} times ({how}); see {self.log}"
                             finish(fail(entry, error))
             finally:
                 stop(worker.process for worker in workers)

@@ -94,7 +94,7 @@ def run_shards(
     unchanged; failed ones are. Raises InputError, before anything is run, where `out` holds a manifest and `resume` is
     not set, where it was made by another command, model or option, and where another process is at work in it.
     """
-    check_writable(out)
+    check_writable(out, "results")
     clean_temporaries(out)
     with try_lock(out / "lock") as holder:
         if holder is not None:

@@ -1,6 +1,7 @@
 """Commands over shards: the same bytes in any order and by any command, what --resume keeps, what it refuses."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,19 @@ def test_rows_of_all_shards_choose_one_step_for_all(tmp_path: Path, made: tuple[
     np.save(alone / "part-05.npy", np.load(data / "part-05.npy"))
     run_inline("compress", checkpoint, alone, tmp_path / "single", bits=30)
     assert manifest_of(tmp_path / "single").prepared != manifest_of(tmp_path / "out").prepared
+
+
+def test_shards_of_parquet_files_are_coded_as_those_of_arrays(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow") if os.environ.get("CI") != "true" else None
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    arrays, tables = make_shards(tmp_path / "arrays", 3), tmp_path / "tables"
+    tables.mkdir()
+    for path in arrays.glob("*.npy"):
+        columns = {f"v{j}": column for j, column in enumerate(np.load(path).T)}
+        parquet.write_table(pa.table(columns), tables / f"{path.stem}.parquet")
+    checkpoint = train(tmp_path, arrays)
+    run_inline("compress", checkpoint, arrays, tmp_path / "one", max_abs=[3.0])
+    run_inline("compress", checkpoint, f"parquet:{tables}/*.parquet", tmp_path / "two", max_abs=[3.0])
+    assert read_results(tmp_path / "one", ".llgae") == read_results(tmp_path / "two", ".llgae")
