@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "llgae_cli"
 # From the top: a part may import from its own row and from those below, and no two parts import each other.
 ROWS = [
     {"cli"},
-    {"report", "api"},
+    {"report", "api", "batch"},
     {"sweep", "bench"},
     {"figures"},
     {"experiment", "proposal"},

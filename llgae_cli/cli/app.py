@@ -24,6 +24,7 @@ from llgae_cli.cli import (
     runs,
     sample,
     score,
+    shard_worker,
     signals,
     sweep,
     train,
@@ -116,6 +117,10 @@ app.command(
     help="Run a grid of trainings, one process each; print a leaderboard, write tables and figures.",
 )(sweep.sweep)
 app.command("sweep-cell", hidden=True, help="Run one cell of a sweep (started by `llgae sweep`).")(sweep.sweep_cell)
+
+app.command("shard-worker", hidden=True, help="Run shards, one after the other (started by commands over shards).")(
+    shard_worker.shard_worker
+)
 
 
 @app.callback()

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,6 @@ from llgae_cli.errors import InputError, printable
 from llgae_cli.storage.atomic import write_atomically
 
 STANDARD = Path("-")
-PATIENCE = 5.0  # seconds between two messages of progress
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +20,7 @@ def check_output(path: Path, suffix: str, json: bool = False) -> None:
     """Raise InputError where `path` is neither a file of that suffix nor `-`, or bytes may not go to `-`."""
     if path != STANDARD:
         if path.suffix != suffix:
-            raise InputError(f"-o {printable(path, 200)}: a file with the suffix {suffix} is expected, or -")
+            raise InputError(f"-o {printable(path, 200)}: a {suffix} file, a folder or - is expected")
     elif json:
         raise InputError("-o -: with --json, standard output has the JSON document: write to a file")
     elif sys.stdout.isatty():
@@ -60,19 +58,3 @@ def print_summary(output: Path, *lines: str) -> None:
         return
     for line in lines:
         logger.info("%s", line)
-
-
-class RowCounter:
-    """Reports on stderr how many of n rows are done, for work that takes more than PATIENCE seconds."""
-
-    def __init__(self, verb: str, n: int) -> None:
-        """Start; `verb` is "compressed" or another participle."""
-        self._verb, self._n, self._done = verb, n, 0
-        self._next = time.monotonic() + PATIENCE
-
-    def add(self, rows: int) -> None:
-        """Count `rows` more."""
-        self._done += rows
-        if time.monotonic() >= self._next and self._done < self._n:
-            logger.info("%s %d of %d rows", self._verb, self._done, self._n)
-            self._next = time.monotonic() + PATIENCE

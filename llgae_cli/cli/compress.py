@@ -2,25 +2,20 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llgae_cli.cli.binary_streams import STANDARD, RowCounter, check_output, open_output, print_summary
+from llgae_cli.cli.binary_streams import STANDARD, check_output, open_output, print_summary
 from llgae_cli.cli.console import print_json
 from llgae_cli.cli.encode import Part
 from llgae_cli.cli.options import CheckpointFile, DataDir, Json
-from llgae_cli.errors import InputError, RunError, printable, show_path
+from llgae_cli.cli.over_shards import Address, EngineOption, Jobs, Resume, Sharing, names_folder, run_over_shards
+from llgae_cli.errors import InputError, printable
 from llgae_cli.formatting import five_digits
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from llgae_cli.codec.codec import Codec
-    from llgae_cli.codec.settings import Settings
-    from llgae_cli.evaluation.distortion import Bound, Distortion
-    from llgae_cli.storage.compressed_file import Sizes
-    from llgae_cli.tasks.rows import Rows
 
 HEADER_BYTES = 120  # of header and trailer, about
 
@@ -28,7 +23,13 @@ HEADER_BYTES = 120  # of header and trailer, about
 def compress(
     checkpoint: CheckpointFile,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to write (.llgae); - for standard output.", metavar="FILE")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write (.llgae), - for stdout, or a folder: a file for each shard.",
+            metavar="FILE|DIR",
+        ),
     ],
     task: Annotated[
         str | None, typer.Option(help="Compress this task instead of the checkpoint's own, for instance npy:PATH.")
@@ -62,20 +63,33 @@ def compress(
     verify: Annotated[
         bool, typer.Option("--verify", help="Decode what was written and compare it, before the file gets its name.")
     ] = False,
+    jobs: Jobs = None,
+    resume: Resume = False,
+    engine: EngineOption = None,
+    address: Address = None,
     json: Json = False,
 ) -> None:
     """Run `llgae compress`; `app` has its help."""
     target = choose_target(bits, step, max_l2, max_abs, lossless)
+    sharing = Sharing(jobs, resume, engine, address)
+    if names_folder(output, sharing):
+        decisive = {**target, "embed_model": embed_model, "verify": verify}
+        run_over_shards(
+            "compress", checkpoint, task, output, decisive, split=split and split.value, data_dir=data_dir,
+            sharing=sharing, json=json,
+        )  # fmt: skip
+        return
     check_output(output, ".llgae", json)
     if verify and output == STANDARD:
         raise InputError("--verify: what went to standard output cannot be read back: write to a file")
+    from llgae_cli.batch.compression import load_rows, verify_file, write_rows
     from llgae_cli.codec.codec import Codec
     from llgae_cli.evaluation.distortion import Bound
     from llgae_cli.storage.compressed_file import leave_room
     from llgae_cli.storage.compressed_header import choose_block_rows
 
     codec = Codec.load(checkpoint)
-    rows = load_rows(checkpoint, task, split, data_dir)
+    rows = load_rows(checkpoint, task, split and split.value, data_dir)
     if math.prod(rows.shape) != codec.D:
         raise InputError(f"{rows.origin}: rows of {math.prod(rows.shape)} values; the model's have {codec.D}")
     if "max_abs" in target:
@@ -153,78 +167,3 @@ def spread(bounds: list[float], D: int) -> "np.ndarray":
     if len(bounds) not in (1, D):
         raise InputError(f"--max-abs: {len(bounds)} numbers; 1 or {D}, the number of variables, are expected")
     return np.array(bounds)
-
-
-def load_rows(checkpoint: Path, task: str | None, split: Part | None, data_dir: Path | None) -> "Rows":
-    """Load the rows of a split, or of both, of a task or the checkpoint's own; without a split as `load_samples`."""
-    from llgae_cli.config import parse_config
-    from llgae_cli.factory import describe_loading
-    from llgae_cli.storage import load
-    from llgae_cli.tasks import is_one_file, load_task, load_whole
-    from llgae_cli.tasks.rows import Rows
-
-    stored = load(checkpoint)
-    config = parse_config(stored.config)
-    name, folder = task or config.task, data_dir or config.data_dir
-    options = describe_loading(config, stored, other=task is not None)["options"]
-    if is_one_file(name) and split in (None, Part.all):
-        whole, shape = load_whole(name, folder, options)
-        return Rows([whole], shape)
-    loaded = load_task(name, folder, "none", config.seed, scaling=None, options=options)
-    parts = {Part.train: [loaded.train], Part.test: [loaded.test], Part.all: [loaded.train, loaded.test]}
-    rows = Rows(parts[split or Part.test], loaded.shape)
-    if len({part.stored for part in rows.parts}) > 1:
-        raise InputError(f"--split all: {rows.origin}: the train and the test rows are stored in different types")
-    return rows
-
-
-def write_rows(
-    file: BinaryIO, codec: "Codec", rows: "Rows", settings: "Settings", model: bytes, bound: "Bound"
-) -> "tuple[Distortion, Sizes]":
-    """Write all rows as a compressed file; return the errors of what they decode to, and where the bytes went."""
-    from llgae_cli.codec.entropy_coder import CODER
-    from llgae_cli.evaluation.distortion import Distortion
-    from llgae_cli.storage.compressed_file import CompressedWriter
-    from llgae_cli.storage.compressed_header import Header, choose_block_rows
-
-    block_rows = choose_block_rows(rows.row_bytes)
-    header = Header(
-        rows.n, rows.shape, rows.dtype, codec.identity, True, CODER, settings.pack(), block_rows, len(model)
-    )
-    error, counter = Distortion(bound), RowCounter("compressed", rows.n)
-    with CompressedWriter(file, header, model) as writer:
-        for x in rows.chunks(block_rows):
-            payloads, values = codec.code_blocks(x, settings, block_rows)
-            error.add(x, values)
-            for payload in payloads:
-                writer.write(payload)
-            counter.add(len(x))
-    assert writer.sizes is not None
-    return error, writer.sizes
-
-
-def verify_file(path: Path, codec: "Codec", rows: "Rows", settings: "Settings", expected: "Distortion") -> None:
-    """Decode a file and compare it with the rows and with what its blocks decoded to before they were written.
-
-    Raises RunError where it differs, or breaks the bound.
-    """
-    import numpy as np
-
-    from llgae_cli.evaluation.distortion import Distortion
-    from llgae_cli.storage.compressed_file import CompressedFile
-
-    error, counter = Distortion(expected.bound), RowCounter("verified", rows.n)
-    try:
-        with CompressedFile(path) as file:
-            number = 0
-            for x in rows.chunks(file.header.block_rows):
-                for start in range(0, len(x), file.header.block_rows):
-                    block = x[start : start + file.header.block_rows]
-                    payload = file.read_block(number)
-                    error.add(block, codec.decode_block(payload, len(block), np.dtype(rows.dtype), settings))
-                    number += 1
-                counter.add(len(x))
-    except InputError as wrong:
-        raise RunError(f"--verify: {show_path(path)} cannot be read back ({printable(wrong, 200)})") from None
-    if error.digest.digest() != expected.digest.digest():
-        raise RunError(f"--verify: {show_path(path)} decodes to other values than before it was written")

@@ -8,6 +8,7 @@ import typer
 
 from llgae_cli.cli.console import print_json, print_lines
 from llgae_cli.cli.options import CheckpointFile, DataDir, Json
+from llgae_cli.cli.over_shards import Address, EngineOption, Jobs, Resume, Sharing, names_folder, run_over_shards
 from llgae_cli.errors import InputError, printable
 from llgae_cli.formatting import five_digits
 
@@ -22,17 +23,33 @@ class Part(StrEnum):
 
 def encode(
     checkpoint: CheckpointFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Codes file to write (.npz).", metavar="FILE")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Codes file to write (.npz), or a folder: a file for each shard.", metavar="FILE|DIR"
+        ),
+    ],
     task: Annotated[
         str | None, typer.Option(help="Encode this task instead of the checkpoint's own, for instance npy:PATH.")
     ] = None,
     split: Annotated[Part | None, typer.Option(help="Split to encode. Default: test; all for --task npy:FILE.")] = None,
     data_dir: DataDir = None,
+    jobs: Jobs = None,
+    resume: Resume = False,
+    engine: EngineOption = None,
+    address: Address = None,
     json: Json = False,
 ) -> None:
     """Run `llgae encode`; `app` has its help."""
+    sharing = Sharing(jobs, resume, engine, address)
+    if names_folder(output, sharing):
+        run_over_shards(
+            "encode", checkpoint, task, output, {}, split=split and split.value, data_dir=data_dir,
+            sharing=sharing, json=json,
+        )  # fmt: skip
+        return
     if output.suffix != ".npz":
-        raise InputError(f"-o {printable(output, 200)}: an .npz file is expected")
+        raise InputError(f"-o {printable(output, 200)}: an .npz file or a folder is expected")
     from llgae_cli.evaluation.encoding import write_codes
     from llgae_cli.factory import describe_loading, restore
     from llgae_cli.tasks import load_samples

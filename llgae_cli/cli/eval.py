@@ -10,6 +10,7 @@ import typer
 
 from llgae_cli.cli.console import print_json, print_lines, print_table
 from llgae_cli.cli.options import DataDir, Device, Json, NewestOf
+from llgae_cli.cli.over_shards import Address, EngineOption, Jobs, Resume, Sharing, names_folder, run_over_shards
 from llgae_cli.config import read_config
 from llgae_cli.errors import InputError, printable
 from llgae_cli.formatting import five_digits, percent
@@ -51,10 +52,27 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="Evaluate on this task instead of the checkpoint's own.")] = None,
     data_dir: DataDir = None,
     device: Device = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Evaluate shards: a folder for the figures of each.", metavar="DIR"),
+    ] = None,
+    jobs: Jobs = None,
+    resume: Resume = False,
+    engine: EngineOption = None,
+    address: Address = None,
     json: Json = False,
 ) -> None:
     """Run `llgae eval`; `app` has its help."""
     (checkpoint,) = choose_checkpoints([checkpoint] if checkpoint else [], config)
+    sharing = Sharing(jobs, resume, engine, address)
+    if names_folder(output, sharing):
+        assert output is not None
+        if split is not Split.test or device not in ("auto", "cpu"):
+            raise InputError("--split and --device are not for shards, whose rows are all used, on the CPU")
+        run_over_shards("eval", checkpoint, task, output, {}, data_dir=data_dir, sharing=sharing, json=json)
+        return
+    if output is not None:
+        raise InputError(f"-o {printable(output, 200)}: a folder is expected, for the figures of each shard")
     from llgae_cli.evaluation import evaluate_checkpoint
 
     found = evaluate_checkpoint(checkpoint, split.value, task, data_dir, device)

@@ -8,7 +8,6 @@ import typer
 
 from llgae_cli.cli.binary_streams import open_input
 from llgae_cli.cli.console import print_json, print_lines
-from llgae_cli.cli.decompress import unpack_settings
 from llgae_cli.cli.options import Json
 from llgae_cli.formatting import format_value
 
@@ -23,6 +22,7 @@ def info(
     json: Json = False,
 ) -> None:
     """Run `llgae info`; `app` has its help."""
+    from llgae_cli.batch.decompression import unpack_settings
     from llgae_cli.storage.compressed_file import CompressedFile
 
     with CompressedFile(open_input(path), "standard input") as file:

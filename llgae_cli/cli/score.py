@@ -1,6 +1,5 @@
 """`llgae score`."""
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -9,13 +8,13 @@ import typer
 from llgae_cli.cli.console import print_json, print_lines, print_table
 from llgae_cli.cli.encode import Part
 from llgae_cli.cli.options import CheckpointFile, DataDir, Json
+from llgae_cli.cli.over_shards import Address, EngineOption, Jobs, Resume, Sharing, names_folder, run_over_shards
 from llgae_cli.errors import InputError, nearest, printable
 from llgae_cli.formatting import five_digits, percent
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from llgae_cli.evaluation.novelty import Novelty
     from llgae_cli.tasks import Samples
 
 MOST_NOVEL = 5  # rows that the summary names
@@ -28,7 +27,13 @@ def score(
     ] = None,
     split: Annotated[Part | None, typer.Option(help="Split to score. Default: test; all for --task npy:FILE.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Scores of every row (.csv or .npz).", metavar="FILE")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Scores of every row (.csv or .npz), or a folder: an .npz for each shard.",
+            metavar="FILE|DIR",
+        ),
     ] = None,
     by: Annotated[
         str,
@@ -46,16 +51,32 @@ def score(
         str | None, typer.Option(help="Labels whose rows are not novel; those of all other labels are.")
     ] = None,
     data_dir: DataDir = None,
+    jobs: Jobs = None,
+    resume: Resume = False,
+    engine: EngineOption = None,
+    address: Address = None,
     json: Json = False,
 ) -> None:
     """Run `llgae score`; `app` has its help."""
+    sharing = Sharing(jobs, resume, engine, address)
+    if names_folder(output, sharing):
+        assert output is not None
+        if novel is not None or normal is not None:
+            raise InputError("--novel and --normal are for one file, not for shards")
+        run_over_shards(
+            "score", checkpoint, task, output, {"score": by, "quantile": quantile},
+            split=split and split.value, data_dir=data_dir,
+            sharing=sharing, json=json,
+        )  # fmt: skip
+        return
     if output is not None and output.suffix not in (".csv", ".npz"):
-        raise InputError(f"-o {printable(output, 200)}: a .csv or .npz file is expected")
+        raise InputError(f"-o {printable(output, 200)}: a .csv file, an .npz file or a folder is expected")
     if novel is not None and normal is not None:
         raise InputError("give --novel or --normal, not both")
     named = parse_labels("--novel" if normal is None else "--normal", novel if normal is None else normal)
     import numpy as np
 
+    from llgae_cli.batch.scores import collect_scores, write_scores
     from llgae_cli.evaluation.novelty import QUANTILES, SCORES, Score, load_novelty
     from llgae_cli.factory import describe_loading
     from llgae_cli.tasks import load_samples
@@ -143,49 +164,6 @@ def find_novel(samples: "Samples", labels: list[int], normal: bool) -> "np.ndarr
     if found.all() or not found.any():
         raise InputError(f"{option}: {'every' if found.all() else 'no'} row is novel; AUROC needs both kinds")
     return found
-
-
-def collect_scores(novelty: "Novelty", samples: "Samples") -> dict[str, "np.ndarray"]:
-    """Return the scores of all samples by name, and their component k, arrays of shape (N,).
-
-    Raises InputError for values that have no finite score.
-    """
-    import numpy as np
-
-    from llgae_cli.evaluation.novelty import SCORES
-
-    columns: dict[str, np.ndarray] = {name: np.empty(samples.N) for name in SCORES}
-    columns["k"] = np.empty(samples.N, np.int64)
-    for rows, chunk in novelty.score(samples):
-        for name, column in columns.items():
-            column[rows] = getattr(chunk, name).cpu().numpy()
-        finite = np.isfinite(np.stack([column[rows] for column in columns.values()])).all(0)
-        if not finite.all():
-            row = rows.start + int(finite.argmin())
-            raise InputError(f"{samples.origin}: row {row} has no finite score (rows count from 0)")
-    return columns
-
-
-def write_scores(columns: dict[str, "np.ndarray"], path: Path) -> None:
-    """Write the columns and the number of each row to a .csv or .npz, atomically. Raises RunError: the disk is full."""
-    import numpy as np
-
-    from llgae_cli.storage.atomic import write_atomically
-
-    n = len(columns["k"])
-    with write_atomically(path) as temporary:
-        if path.suffix == ".npz":
-            with open(temporary, "wb") as file:
-                np.savez(file, row=np.arange(n), **columns)  # type: ignore[arg-type]  # of its own options
-            return
-        with open(temporary, "w", encoding="utf-8", newline="") as text:
-            text.write(",".join(["row", *columns]) + "\n")
-            text.writelines(_lines(columns.values()))
-
-
-def _lines(columns: Iterable["np.ndarray"]) -> Iterator[str]:
-    for row, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        yield f"{row}," + ",".join(str(int(v)) if isinstance(v, (bool, int)) else f"{v:.9g}" for v in values) + "\n"
 
 
 def measure(values: "np.ndarray", novel: "np.ndarray") -> dict[str, Any]:

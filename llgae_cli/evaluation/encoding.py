@@ -12,6 +12,7 @@ from llgae_cli.errors import InputError
 from llgae_cli.models import Model
 from llgae_cli.storage.codes import create_codes
 from llgae_cli.tasks import Samples
+from llgae_cli.threads import run_parallel
 
 CHUNK = 2048  # rows encoded at a time
 
@@ -60,15 +61,28 @@ def encode(model: Coder, samples: Samples) -> Iterator[Encoded]:
 def write_codes(model: Model, samples: Samples, path: Path) -> float:
     """Write the codes of all samples, in order, to the .npz at `path`; return their mean L2.
 
-    Raises InputError for values that are not finite, RunError when the disk is full; `path` is then as it was.
+    Chunks are encoded in parallel, each by one thread: the file does not depend on the number of threads. Raises
+    InputError for values that are not finite, RunError when the disk is full; `path` is then as it was.
     """
     total = 0.0
+
+    @torch.no_grad()
+    def code(rows: slice) -> tuple[slice, Any, Tensor, Tensor]:
+        x = samples.rows(rows)
+        chunk = Encoded(model, rows, x, model.encode(x))
+        return rows, chunk.code, chunk.squared_residual() / samples.D, samples.means(rows)
+
     with create_codes(path, model, samples.N) as add:
-        for chunk in encode(model, samples):
-            mean_l2 = chunk.squared_residual() / samples.D
+
+        def write(coded: tuple[slice, Any, Tensor, Tensor]) -> None:
+            nonlocal total
+            rows, codes, mean_l2, means = coded
             if not bool(torch.isfinite(mean_l2).all()):
-                row = chunk.rows.start + int((~torch.isfinite(mean_l2)).nonzero()[0])
+                row = rows.start + int((~torch.isfinite(mean_l2)).nonzero()[0])
                 raise InputError(f"{samples.origin}: row {row} has no finite code (rows count from 0)")
             total += float(mean_l2.double().sum())
-            add(chunk.code, mean_l2, samples.means(chunk.rows))
+            add(codes, mean_l2, means)
+
+        chunks = [slice(low, min(low + CHUNK, samples.N)) for low in range(0, samples.N, CHUNK)]
+        run_parallel(code, chunks, write, samples.device.type == "cpu")
     return total / samples.N

@@ -63,8 +63,8 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def check_writable(folder: Path) -> None:
-    """Make `folder` where missing and write a trial file in it: called before training, so that no run is lost to it.
+def check_writable(folder: Path, what: str = "checkpoints") -> None:
+    """Make `folder` where missing and write a trial file in it: called before long work, so that none is lost to it.
 
     Raises, with the system's reason, RunError where the disk is full, read-only or belongs to another user, and
     InputError where a folder of that name is impossible.
@@ -80,7 +80,7 @@ def check_writable(folder: Path) -> None:
             discard(trial)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         kind = RunError if getattr(error, "errno", None) in _REFUSALS else InputError
-        raise kind(f"{show_path(folder)}: checkpoints cannot be written here ({explain(error)})") from None
+        raise kind(f"{show_path(folder)}: {what} cannot be written here ({explain(error)})") from None
 
 
 def make_folder(folder: Path) -> None:

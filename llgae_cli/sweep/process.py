@@ -1,4 +1,4 @@
-"""The process of a cell: starting and stopping it, limits on what it uses, and its end when its parent dies."""
+"""Processes of cells and of shards' workers: starting and stopping them, limits, their end when the parent dies."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -63,25 +63,36 @@ def spawn(
 ) -> "subprocess.Popen[bytes]":
     """Start the process of the cell in `folder`, which sees only `gpu` if one is named. Its log gets its output.
 
-    It gets a process group of its own: Ctrl-C in a terminal reaches only the parent, which then asks every cell once to
-    save and stop. Its standard input is a pipe to which nothing is written, see `follow_parent`.
+    Nothing is written to its standard input, see `start`.
     """
-    command = [sys.executable, "-m", "llgae_cli", "sweep-cell", str(folder)]
+    command = ["sweep-cell", str(folder)]
     command += ["--until", str(until)] if until is not None else []
     command += ["--memory", str(share.memory)] if share.memory is not None else []
     command += ["--keep-all"] if keep_all else []
-    pools = {name: str(share.threads) for name in THREAD_POOLS}
-    seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-    with os.fdopen(open_own(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as log:
-        log.write(f"--- {datetime.now(UTC).isoformat(timespec='seconds')}\n".encode())
-        log.flush()
+    return start(command, folder / "log.txt", share.threads, {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+
+
+def start(
+    arguments: Sequence[str], log: Path, threads: int, seen: Mapping[str, str] | None = None, answers: bool = False
+) -> "subprocess.Popen[bytes]":
+    """Start `llgae ARGUMENTS` with so many threads and the variables `seen`.
+
+    The file `log` gets what it prints; with `answers` only what it prints on stderr, and its stdout is a pipe.
+
+    It gets a process group of its own: Ctrl-C in a terminal reaches only the parent, which then asks every process once
+    to save and stop. Its standard input is a pipe, see `follow_parent`.
+    """
+    pools = {name: str(threads) for name in THREAD_POOLS}
+    with os.fdopen(open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
+        file.write(f"--- {datetime.now(UTC).isoformat(timespec='seconds')}\n".encode())
+        file.flush()
         return subprocess.Popen(
-            command,
+            [sys.executable, "-m", "llgae_cli", *arguments],
             stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
+            stdout=subprocess.PIPE if answers else file,
+            stderr=file,
             process_group=0,
-            env={**os.environ, **pools, **seen, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"},
+            env={**os.environ, **pools, **(seen or {}), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"},
         )
 
 
@@ -101,9 +112,11 @@ def stop(processes: Iterable["subprocess.Popen[bytes]"]) -> None:
 
 
 def release(process: "subprocess.Popen[bytes]") -> None:
-    """Close this side of an ended process's pipe."""
-    if process.stdin is not None:
-        process.stdin.close()
+    """Close this side of an ended process's pipes."""
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):  # what was written last has not been read
+                pipe.close()
 
 
 def describe_exit(status: int) -> str:
@@ -114,17 +127,17 @@ def describe_exit(status: int) -> str:
     return f"killed by {name}" + (" (as the system does when memory runs out)" if -status == signal.SIGKILL else "")
 
 
-def follow_parent() -> None:
-    """Make this process, a cell's, stop as on SIGTERM once its standard input is closed: then its parent has died.
+def follow_parent(consume: Callable[[bytes], None] = lambda line: None) -> None:
+    """Make this process stop as on SIGTERM once its standard input is closed: then its parent has died.
 
-    The system closes the pipe however the parent died, on every Unix, so no cell runs on without its sweep. A cell
-    that has not saved within GRACE seconds is killed.
+    The system closes the pipe however the parent died, on every Unix, so no cell runs on without its sweep. A process
+    that has not saved within GRACE seconds is killed. `consume` is called with each line that the parent writes.
     """
 
     def watch() -> None:
-        with suppress(OSError):
-            while os.read(0, 1024):
-                pass
+        with suppress(OSError), open(0, "rb", closefd=False) as lines:
+            for line in lines:
+                consume(line)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE)
         os.kill(os.getpid(), signal.SIGKILL)

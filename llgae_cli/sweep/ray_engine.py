@@ -4,24 +4,17 @@ A task starts the cell's own process (see `process`), as the local engine does, 
 node must see the sweep's folder under the same path.
 """
 
-import contextlib
-import logging
 import os
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llgae_cli.errors import InputError, RunError, printable
+from llgae_cli.errors import RunError
 from llgae_cli.sweep.plan import Cell
-from llgae_cli.sweep.process import GIB, GRACE, Share, release, spawn, stop
+from llgae_cli.sweep.process import GIB, Share, release, spawn, stop
 from llgae_cli.sweep.progress import SweepProgress
-
-RETRIES = 3  # of a cell whose worker or node died; it continues from its last checkpoint
-POLL = 0.2  # seconds
+from llgae_cli.sweep.ray_cluster import POLL, RETRIES, RayCluster
 
 
 class RayEngine:
@@ -33,26 +26,9 @@ class RayEngine:
     """
 
     def __init__(self, address: str | None, jobs: int, share: Share):
-        try:
-            import ray
-        except ImportError:
-            raise InputError("--engine ray: Ray is not installed; pip install 'llgae[ray]'") from None
-        self.ray, self.share, self.jobs = ray, share, jobs
-        self._redirected = contextlib.ExitStack()
-        self._redirected.enter_context(contextlib.redirect_stdout(sys.stderr))  # Ray prints messages on stdout
-        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-        where = address or os.environ.get("RAY_ADDRESS")
-        # Ray runs workers at nice 15, so that cells would starve on a shared machine. Read when a cluster starts here.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        started: dict[str, Any] = {} if where else {"num_cpus": jobs * share.threads, "include_dashboard": False}
-        try:
-            ray.init(address=where or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            raise InputError(f"--engine ray: no cluster at {where or 'this machine'} ({printable(error)})") from None
-        for signum, handler in handlers.items():  # Ray has replaced them
-            signal.signal(signum, handler)
-        if where:
-            self.jobs = max(1, int(ray.cluster_resources().get("CPU", 1) // share.threads))
+        self.cluster = RayCluster(address, jobs * share.threads)
+        self.ray, self.share = self.cluster.ray, share
+        self.jobs = max(1, self.cluster.cpus // share.threads)
 
     def run(self, progress: SweepProgress) -> None:
         """Run all waiting cells. On any exception their tasks are cancelled first, and the processes asked to save."""
@@ -73,7 +49,7 @@ class RayEngine:
                         progress.start(cell)
                 progress.draw()
         finally:
-            self._cancel(pending)
+            self.cluster.cancel(pending)
 
     def _submit(self, task: Any, progress: SweepProgress, cell: Cell) -> Any:
         """Hand a cell to Ray and return the reference of its task."""
@@ -89,21 +65,11 @@ class RayEngine:
         try:
             return self.ray.get(ref)
         except self.ray.exceptions.RayError as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            reason = printable(lines[-1] if lines else type(error).__name__, 200)
-            return f"lost by Ray after {RETRIES} retries: {reason}"
-
-    def _cancel(self, pending: Iterable[Any]) -> None:
-        refs = list(pending)
-        for ref in refs:
-            self.ray.cancel(ref)
-        if refs:
-            self.ray.wait(refs, num_returns=len(refs), timeout=GRACE)
+            return self.cluster.describe_loss(error)
 
     def close(self) -> None:
         """Disconnect from the cluster; one that was started on this machine ends."""
-        self.ray.shutdown()
-        self._redirected.close()
+        self.cluster.close()
 
 
 def run_process(folder: str, working: str, until: int | None, keep_all: bool, share: Share) -> int:

@@ -220,3 +220,15 @@ def test_sample_writes_pictures_and_arrays(tmp_path: Path, checkpoint: Path) -> 
     assert x.shape == (5000, 8, 8) and x.mean() == pytest.approx(7, abs=0.01)
     with Image.open(tmp_path / "b.png") as image:
         assert image.size == (12 + 4 * 60 - 4 + 12, 10 + 4 * 60 - 4 + 12)
+
+
+def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
+    values = np.random.default_rng(4).integers(0, 256, (3 * CHUNK + 77, 40)).astype(np.uint8)
+    samples, model, threads = Samples(values), model_of(5, 40, 4), torch.get_num_threads()
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            write_codes(model, samples, tmp_path / f"{n}.npz")
+    finally:
+        torch.set_num_threads(threads)
+    assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "2.npz").read_bytes()
