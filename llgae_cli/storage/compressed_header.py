@@ -27,7 +27,7 @@ IDENTITY_BYTES = 16
 MAX_ROWS = 1 << 48
 MAX_BLOCKS = 1 << 30  # the numbers that a block's check tells apart, see `compressed_file.compute_check`
 MAX_SIDES = 8
-BLOCK_ROWS, BLOCK_BYTES = 256, 1 << 25  # rows of a block that is written, and most bytes of its values
+BLOCK_ROWS, BLOCK_BYTES = 512, 1 << 25  # rows of a block that is written, and most bytes of its values
 MAX_BLOCK_BYTES = 1 << 28  # of the values in one block, so that a hostile header cannot ask for more memory
 MAX_CODER = 64
 MAX_SETTINGS = 1 << 20
@@ -39,7 +39,7 @@ _EXACT = 1
 
 
 def choose_block_rows(row_bytes: int) -> int:
-    """Return the rows of a block: 256, fewer where their values take more than 32 MiB, at least one."""
+    """Return the rows of a block: 512, fewer where their values take more than 32 MiB, at least one."""
     return max(1, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes))
 
 
