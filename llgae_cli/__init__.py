@@ -9,10 +9,11 @@ when a name is first used.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llgae_cli.api import Codes, FittedModel, Progress, TrainingResult, load, train
+    from llgae_cli.api import Codes, FittedModel, TrainingResult, load, train
     from llgae_cli.codec import Codec
     from llgae_cli.config import Config, read_config
     from llgae_cli.errors import InputError, LlgaeError, RunError
+    from llgae_cli.progress import Progress
     from llgae_cli.tasks import load_task
 
 __version__ = "0.1.0"

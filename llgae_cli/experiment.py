@@ -118,9 +118,8 @@ def train(
     the history's row after each epoch, and the largest number of epochs; `on_progress` what is done of what and the
     time left, several times a second, perhaps from another thread.
 
-    Raises InputError for a config that does not
-    fit the data, and RunError for a training that cannot go on. On Interrupted, and when another process of the run
-    dies, the state after the last complete epoch is saved first.
+    Raises InputError for a config that does not fit the data, and RunError for a training that cannot go on. On
+    Interrupted, and when another process of the run dies, the state after the last complete epoch is saved first.
     """
     set_up_torch(config)
     device = choose_device(config.device)
@@ -136,7 +135,8 @@ def train(
         logger.info(
             "%s: %d training samples of %d values, %s", run.task.name, run.train.N, run.train.D, run.task.source
         )
-        plan(run, Work(Schedule(on_progress)) if on_progress else NOBODY)
+        row = run.history[-1] if run.history else {}
+        plan(run, Work(Schedule(on_progress, epochs=config.epochs, row=row)) if on_progress else NOBODY)
         try:
             with interrupts.unmask(), storage.log_epochs(config, on_epoch, distributed.rank() == 0) as on_epoch:
                 run_epochs(run, on_epoch)
@@ -195,6 +195,7 @@ def run_epochs(run: Run, on_epoch: OnEpoch) -> None:
         if is_measured(config, run.done):
             run.history[-1] |= measure_splits(run)
         on_epoch(run.history[-1], config.epochs)
+        run.work.complete_epoch(run.history[-1])
         if config.save_every and run.done % config.save_every == 0:
             save(run)
     warn_of_divergence(run.model)
@@ -255,8 +256,7 @@ def check_finite(run: Run, figures: dict[str, float]) -> None:
 def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
     """Measure the final model on the test and training samples, once each, and write the checkpoint."""
     operations = count_evaluation(run)
-    run.work.end()  # fewer epochs may have sufficed
-    run.work.expect("evaluation", sum(operations.values()))
+    run.work.expect_only("evaluation", sum(operations.values()))  # fewer epochs may have sufficed
     test = measure(run.model, run.task.test, run.task.peak)
     figures = {"test_mean_l2": test.metrics.mean_l2}
     if run.validation is not None:
@@ -269,6 +269,7 @@ def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
     if run.snapshot is not None:  # None: resumed from a checkpoint of a finished run; nothing is written
         run.history[-1] |= figures
         on_epoch(run.history[-1], run.config.epochs)
+        run.work.complete_epoch(run.history[-1])
         extras: dict[str, Any] = train.latents.stored()
         if not run.trainer.exact:
             extras["candidates_lost"] = lost = run.history[-1]["train_mean_l2"] / train_mean_l2 - 1
@@ -281,6 +282,7 @@ def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
             if run.model.as_llgae() is not None:
                 extras["novelty"] = fit_novelty(run.model, run.train, train).stored()
         save(run, train_mean_l2=train_mean_l2, extras=extras)
+    run.work.end()
     saved, evaluated = run.folder.saved, None
     if distributed.rank():
         saved = None
@@ -317,19 +319,12 @@ def save(run: Run, train_mean_l2: float | None = None, extras: dict[str, Any] | 
             "N": run.train.N,
             "D": run.train.D,
             "source": task.origin,
-            **describe_rows(run.train),
+            **run.train.describe_rows(),
         },
         provenance=storage.provenance(),
         **{name: getattr(snapshot, name) for name in ("history", "seconds", "state", "trainer_state")},
     )
     return run.folder.save(run.checkpoint)
-
-
-def describe_rows(samples: Samples) -> dict[str, Any]:
-    """Return what a checkpoint says of how rows are prepared: names of columns, centring and scaling."""
-    columns = {} if samples.names is None else {"columns": list(samples.names)}
-    scaling = {} if samples.scaling is None else {"scaling": samples.scaling.plain()}
-    return {**columns, "centring": samples.centring, **scaling}
 
 
 def measure_snapshot(run: Run, snapshot: Snapshot) -> float:

@@ -10,8 +10,10 @@ measured while it is done. A kind that has not been measured yet is expected to 
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from llgae_cli.formatting import describe_time_left, five_digits
 
 MEASURED = 1.0  # seconds of a kind of work from which it has a pace of its own
 # Time of a row after the last epoch over that of a row in an epoch, about: to encode it (after gradients, which take
@@ -22,17 +24,35 @@ INTERVAL = 0.1  # seconds between two reports, at least
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """How far a run is. `str()` of it is a line such as `34 %, about 12 s left, epoch 3 of 40: mean L2 713.00`.
 
-    done, total    operations done, and those expected in the whole run; the latter is an estimate, which may change
-    what           the present stage in words, as `restart 2 of 4, move 7`
-    seconds_left   estimated seconds to the end; None before any work is done
+    done, total         operations done, and those expected in the whole run, an estimate that may change
+    what                the present stage in words, as `restart 2 of 4, move 7`
+    seconds_left        estimated seconds to the end; None before any work is done
+    epoch, epochs       epochs done, 0 during the initialisation, and the largest number of epochs
+    train_mean_l2       mean L2 on the training samples in the last complete epoch; None before it
+    validation_mean_l2  mean L2 on the validation samples after that epoch; None where it was not measured
+    test_mean_l2        mean L2 on the test samples after that epoch; None where it was not measured
     """
 
     done: float
     total: float
     what: str
     seconds_left: float | None
+    epoch: int = 0
+    epochs: int = 0
+    train_mean_l2: float | None = None
+    validation_mean_l2: float | None = None
+    test_mean_l2: float | None = None
+
+    def __str__(self) -> str:
+        """Return the progress in one line."""
+        share = [f"{100 * self.done / self.total:.0f} %"] if self.total else []
+        left = [] if self.seconds_left is None else [describe_time_left(self.seconds_left)]
+        where = (
+            [f"epoch {self.epoch} of {self.epochs}: mean L2 {five_digits(self.train_mean_l2)}"] if self.epoch else []
+        )
+        return ", ".join(share + left + (where or [self.what or "starting"]))
 
 
 OnProgress = Callable[[Progress], None]
@@ -50,10 +70,15 @@ class Stage:
 
 @dataclass
 class Schedule:
-    """All stages of a run. Calls `report` at most every INTERVAL seconds, one call at a time, from any thread."""
+    """All stages of a run.
+
+    Calls `report` at most every INTERVAL seconds, after each epoch, and at the end; one call at a time, any thread.
+    """
 
     report: OnProgress
     clock: Callable[[], float] = time.monotonic
+    epochs: int = 0
+    row: Mapping[str, float] = field(default_factory=dict)  # figures of the last complete epoch, by their names
     stages: dict[tuple[str, str], Stage] = field(default_factory=dict)
     measured: dict[str, tuple[float, float]] = field(default_factory=dict)  # of each kind: operations, seconds
 
@@ -68,11 +93,23 @@ class Schedule:
             stage = self.stages.setdefault((part, kind), Stage(kind))
             stage.total = stage.done + left
 
-    def end(self) -> None:
+    def forget(self) -> None:
         """Expect nothing more of any stage."""
         with self._lock:
             for stage in self.stages.values():
                 stage.total = stage.done
+
+    def end(self) -> None:
+        """Report that nothing more is expected."""
+        with self._lock:
+            self.forget()
+            self.report(self.progress())
+
+    def complete_epoch(self, row: Mapping[str, float]) -> None:
+        """Report the figures of an epoch: `epoch`, `train_mean_l2`, and those of other splits that were measured."""
+        with self._lock:
+            self.row = row
+            self.report(self.progress())
 
     def advance(self, part: str, kind: str, operations: float, what: str) -> None:
         """Count operations that are done; `what` names the step for the reader."""
@@ -95,7 +132,13 @@ class Schedule:
         what = next((stage.what for stage in stages if 0 < stage.done < stage.total), "")
         what = what or next((stage.what for stage in reversed(stages) if stage.done), "")
         return Progress(
-            sum(stage.done for stage in stages), sum(stage.total for stage in stages), what, self.seconds_left()
+            sum(stage.done for stage in stages),
+            sum(stage.total for stage in stages),
+            what,
+            self.seconds_left(),
+            int(self.row.get("epoch", 0)),
+            self.epochs,
+            *(self.row.get(f"{split}_mean_l2") for split in ("train", "validation", "test")),
         )
 
     def seconds_left(self) -> float | None:
@@ -128,13 +171,24 @@ class Work:
         if self.schedule is not None:
             self.schedule.expect(self.part, kind, left)
 
+    def expect_only(self, kind: str, left: float) -> None:
+        """Expect so many operations of one kind of work, and nothing more of any other in any part."""
+        if self.schedule is not None:
+            self.schedule.forget()
+            self.expect(kind, left)
+
     def advance(self, kind: str, operations: float, what: str = "") -> None:
         """Count operations of that kind that are done; `what` names the step."""
         if self.schedule is not None:
             self.schedule.advance(self.part, kind, operations, what)
 
+    def complete_epoch(self, row: Mapping[str, float]) -> None:
+        """Report the figures of an epoch, a row of the history."""
+        if self.schedule is not None:
+            self.schedule.complete_epoch(row)
+
     def end(self) -> None:
-        """Expect nothing more of any kind of work, in any part."""
+        """Report that nothing more is expected of any kind of work, in any part."""
         if self.schedule is not None:
             self.schedule.end()
 

@@ -63,6 +63,20 @@ def test_reports_are_not_more_frequent_than_a_reader_needs(work: Work, clock: Cl
     assert [report.done for report in reports] == sorted(report.done for report in reports)
 
 
+def test_an_epoch_and_the_end_are_reported_at_once(clock: Clock, reports: list[Progress]) -> None:
+    work = Work(Schedule(reports.append, clock, epochs=9))
+    work.expect("passes", 10)
+    work.advance("passes", 4, "pass 1")
+    assert str(reports[-1]) == "40 %, about 0 s left, pass 1" and reports[-1].train_mean_l2 is None
+    work.complete_epoch({"epoch": 1, "train_mean_l2": 713.0, "test_mean_l2": 724.0})
+    last = reports[-1]
+    assert (last.epoch, last.epochs, last.train_mean_l2, last.test_mean_l2) == (1, 9, 713.0, 724.0)
+    assert last.validation_mean_l2 is None and str(last).endswith("epoch 1 of 9: mean L2 713.00")
+    work.expect_only("evaluation", 5)
+    work.end()
+    assert (reports[-1].done, reports[-1].total, reports[-1].epoch) == (4, 4, 1)
+
+
 def test_unexpected_work_raises_the_total(work: Work) -> None:
     work.expect("passes", 10)
     work.advance("passes", 15)

@@ -6,8 +6,9 @@ set_wait_policy()  # before torch is imported
 
 from llgae_cli.api.codes import Codes  # noqa: E402
 from llgae_cli.api.fitted_model import FittedModel, load  # noqa: E402
-from llgae_cli.api.training import Progress, TrainingResult, train  # noqa: E402
+from llgae_cli.api.training import TrainingResult, train  # noqa: E402
 from llgae_cli.codec import Codec  # noqa: E402
+from llgae_cli.progress import Progress  # noqa: E402
 from llgae_cli.tasks import load_task  # noqa: E402
 
 __all__ = ["Codec", "Codes", "FittedModel", "Progress", "TrainingResult", "load", "load_task", "train"]

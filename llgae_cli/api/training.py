@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +16,8 @@ from llgae_cli import experiment, interrupts
 from llgae_cli.api.fitted_model import FittedModel
 from llgae_cli.config import Config, read_config, read_values
 from llgae_cli.errors import Interrupted, RunError
+from llgae_cli.progress import OnProgress
 from llgae_cli.threads import limited_threads
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a training is, after an epoch.
-
-    epoch          epochs done
-    epochs         the largest number of epochs
-    seconds        time spent training
-    train_mean_l2  mean L2 on the training samples in this epoch
-    test_mean_l2   mean L2 on the test samples; None where it was not measured
-    """
-
-    epoch: int
-    epochs: int
-    seconds: float
-    train_mean_l2: float
-    test_mean_l2: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +39,16 @@ class TrainingResult:
 
 def train(
     config: Config | Mapping[str, Any] | str | os.PathLike[str],
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> TrainingResult:
     """Train as the config says, write the checkpoint, and return the model with its metrics.
 
     `config`: the keys of a config, with dashes or underscores (`{"task": "mnist", "embed_dim": 10}`), a YAML file, or a
-    Config. `on_progress` is called after every epoch. `resume` is `last` or a checkpoint. The number of torch's threads
-    and its random state on the CPU are restored at the end. Ctrl-C saves the last complete epoch, as it does on the
-    command line, and then raises KeyboardInterrupt; a second one ends at once. No figures are drawn.
+    Config. `on_progress` is called with a `Progress` several times a second, one call at a time, perhaps from another
+    thread. `resume` is `last` or a checkpoint. The number of torch's threads and its random state on the CPU are
+    restored at the end. Ctrl-C saves the last complete epoch, as it does on the command line, and then raises
+    KeyboardInterrupt; a second one ends at once. No figures are drawn.
 
     Raises InputError, with the line that `llgae train` prints, for a wrong config or data, and RunError for a training
     that cannot go on.
@@ -74,20 +58,8 @@ def train(
     elif not isinstance(config, Config):
         config = read_config([Path(config)])
 
-    def show_epoch(record: dict[str, float], epochs: int) -> None:
-        if on_progress is not None:
-            on_progress(
-                Progress(
-                    epoch=int(record["epoch"]),
-                    epochs=epochs,
-                    seconds=record["seconds"],
-                    train_mean_l2=record["train_mean_l2"],
-                    test_mean_l2=record.get("test_mean_l2"),
-                )
-            )
-
     with torch.random.fork_rng(devices=[]), limited_threads(), catch_keyboard():
-        outcome = experiment.train(config, None if resume is None else str(resume), on_epoch=show_epoch)
+        outcome = experiment.train(config, None if resume is None else str(resume), on_progress=on_progress)
     if outcome.checkpoint is None or outcome.evaluated is None:
         raise RunError("train: of several processes only the first has a result; start them with llgae train")
     stored = outcome.evaluated.checkpoint

@@ -170,6 +170,12 @@ class Samples:
         prepared.centring, prepared.scaling = centring, scaling
         return prepared
 
+    def describe_rows(self) -> dict[str, Any]:
+        """Return what a checkpoint says of how rows are prepared: names of columns, centring and scaling."""
+        columns = {} if self.names is None else {"columns": list(self.names)}
+        scaling = {} if self.scaling is None else {"scaling": self.scaling.plain()}
+        return {**columns, "centring": self.centring, **scaling}
+
     def to(self, device: torch.device | str) -> "Samples":
         """Return the same samples with rows on `device`, where they are converted and centred too.
 

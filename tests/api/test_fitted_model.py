@@ -170,8 +170,11 @@ def test_progress_and_errors_of_train(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     result = llgae.train(keys, on_progress=seen.append)
     assert torch.equal(torch.get_rng_state(), before)
-    assert [one.epoch for one in seen] == list(range(1, len(seen) + 1)) and seen[-1].epochs == 3
-    assert seen[-1].test_mean_l2 == result.metrics["mean_l2"] and len(result.history) == len(seen)
+    assert list(dict.fromkeys(one.epoch for one in seen)) == list(range(len(result.history) + 1))
+    last = seen[-1]
+    assert seen[0].train_mean_l2 is None and last.epochs == 3
+    assert last.done == last.total and last.seconds_left == 0 and last.test_mean_l2 == result.metrics["mean_l2"]
+    assert str(last).startswith(f"100 %, about 0 s left, epoch {last.epoch} of 3: mean L2 ")
     for wrong, words in (
         ({"embed-dims": 3}, "config: unknown key 'embed-dims'; did you mean 'embed-dim'"),
         ({"K": "many"}, 'K: "many" is not allowed'),
@@ -185,7 +188,7 @@ def test_ctrl_c_saves_and_then_interrupts(tmp_path: Path) -> None:
     keys = {"task": "subspaces", "checkpoint_dir": tmp_path, **QUICK, "trainer": "gradient"}
     del keys["restarts"], keys["moves"]
     with pytest.raises(KeyboardInterrupt, match="saved .*resume='last'"):
-        llgae.train(keys, on_progress=lambda progress: signal.raise_signal(signal.SIGINT))
+        llgae.train(keys, on_progress=lambda progress: progress.epoch and signal.raise_signal(signal.SIGINT))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert llgae.train(keys, resume="last").metrics["epochs"] == 3
 

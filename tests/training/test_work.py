@@ -38,8 +38,12 @@ def test_all_expected_work_is_done_in_the_end(
     experiment.train(config, on_progress=seen.append)
     assert words <= {progress.what for progress in seen}
     assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
-    last = seen[-1]
-    assert last.done >= 0.8 * last.total and all(0 < progress.done <= progress.total for progress in seen)
+    *_, last, end = seen
+    assert (
+        end.done == end.total
+        and last.done >= 0.8 * last.total
+        and all(0 < progress.done <= progress.total for progress in seen)
+    )
     assert all(progress.seconds_left is not None and progress.seconds_left >= 0 for progress in seen)
 
 
