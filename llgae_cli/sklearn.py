@@ -24,7 +24,7 @@ from torch import Tensor
 
 from llgae_cli import models
 from llgae_cli.errors import InputError
-from llgae_cli.evaluation.novelty import Density, fit_density
+from llgae_cli.evaluation.novelty import Density, describe_projections, fit_novelty_to_codes
 from llgae_cli.factory import restore_subspaces
 from llgae_cli.models import Code
 from llgae_cli.storage.estimator import KEYS, fitted_attributes, save_estimator
@@ -164,7 +164,11 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
         self.means_: NDArray[Any] = model.mu.detach().numpy().copy()
         self.bases_: NDArray[Any] = model.W.detach().numpy().copy()
-        self.labels_, self.mean_l2_ = self._assign(samples)  # of the final subspaces, as in `predict`
+        self.labels_, mean_l2 = self._assign(samples)  # of the final subspaces, as in `predict`
+        self.mean_l2_ = float(mean_l2.mean())
+        with limited_threads():
+            novelty = fit_novelty_to_codes(model, samples, *map(torch.from_numpy, (self.labels_, mean_l2)))
+        self._novelty: dict[str, NDArray[Any]] = {name: tensor.numpy() for name, tensor in novelty.stored().items()}
         used = len(np.unique(self.labels_))
         if used < self.n_clusters:
             self._warn(f"only {used} of n_clusters={self.n_clusters} hold samples: fewer may describe X as well")
@@ -195,8 +199,7 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             raise ValueError(f"X has {codes.shape[1]} columns; {self._n_features_out} are expected: k, and then b.")
         if not np.isin(codes[:, 0], np.arange(len(self.means_))).all():
             raise ValueError(f"The first column of X holds k, whole numbers from 0 to {len(self.means_) - 1}.")
-        k = codes[:, 0].astype(np.int64)
-        model = self._model()
+        k, model = codes[:, 0].astype(np.int64), self._model()
         x_hat: NDArray[Any] = np.empty((len(codes), self.n_features_in_), self.means_.dtype)
         for low in range(0, len(codes), CHUNK):
             here = slice(low, low + CHUNK)
@@ -218,12 +221,14 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         A larger n_components nearly always scores higher, on held-out samples too, because the code is longer. A larger
         n_clusters can over-fit, so a grid search over it has an optimum.
         """
-        return -self._assign(self._new_samples(X))[1]
+        return -float(self._assign(self._new_samples(X))[1].mean())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator as a checkpoint, which `from_checkpoint`, `llgae_cli.load` and `llgae` read."""
         check_is_fitted(self)
-        save_estimator(path, self.get_params(), vars(self))
+        novelty = getattr(self, "_novelty", None)  # None: pickled by an earlier version
+        extras = {} if novelty is None else describe_projections(novelty, self.means_, self.bases_)
+        save_estimator(path, self.get_params(), vars(self), extras)
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str]) -> "LLGAE":
@@ -282,13 +287,13 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             yield here, x, model, model.encode(x)
 
     @torch.no_grad()
-    def _assign(self, samples: Samples) -> tuple[NDArray[np.int64], float]:
-        """Return the nearest subspaces k (n,), and the mean L2."""
-        labels, total = np.empty(samples.N, np.int64), 0.0
+    def _assign(self, samples: Samples) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the nearest subspaces k (n,), and the mean L2 of each sample (n,)."""
+        labels, mean_l2 = np.empty(samples.N, np.int64), np.empty(samples.N)
         for here, x, model, code in self._encode(samples):
             labels[here] = code.k
-            total += float(model.residual(x, code).square_().sum(1).double().sum())
-        return labels, total / samples.N / samples.D
+            mean_l2[here] = model.residual(x, code).square_().sum(1).double() / samples.D
+        return labels, mean_l2
 
     def _warn(self, message: str) -> None:
         warnings.warn(f"{type(self).__name__}: {message}", ConvergenceWarning, stacklevel=3)
@@ -350,14 +355,10 @@ class LLGAEOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         X = validate_data(self, X, dtype=DTYPES)
         options = {name: value for name, value in self.get_params().items() if name != "contamination"}
         subspaces = LLGAE(**options).fit(X)
-        with limited_threads():
-            density = fit_density(subspaces._model(), _samples(X), torch.from_numpy(subspaces.labels_))
-        self.n_iter_ = subspaces.n_iter_
-        self.weights_: NDArray[np.float64] = (density.count / density.count.sum()).numpy()
-        self.means_: NDArray[Any] = density.mean.numpy()
-        self.axes_: NDArray[Any] = density.axes.numpy()
-        self.variances_: NDArray[np.float64] = density.variance.numpy()
-        self.noise_variances_: NDArray[np.float64] = density.noise.numpy()
+        self.n_iter_, density = subspaces.n_iter_, subspaces._novelty
+        self.weights_: NDArray[np.float64] = density["count"] / density["count"].sum()
+        self.means_, self.axes_ = density["mean"], density["axes"]
+        self.variances_, self.noise_variances_ = density["variance"], density["noise"]
         self.offset_ = float(np.quantile(self._log_likelihood(X), self.contamination))
         return self
 
@@ -375,9 +376,8 @@ class LLGAEOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def _log_likelihood(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        density = Density(
-            *map(torch.tensor, (self.weights_, self.means_, self.axes_, self.variances_, self.noise_variances_))
-        )
+        parts = self.weights_, self.means_, self.axes_, self.variances_, self.noise_variances_
+        density = Density(*map(torch.tensor, parts))
         log_p = np.empty(len(X))
         with limited_threads():
             for here, x in _samples(X).chunks(CHUNK, dtype=density.mean.dtype):

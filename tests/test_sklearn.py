@@ -30,7 +30,7 @@ import llgae_cli
 from llgae_cli import experiment, models, storage
 from llgae_cli.config import read_config
 from llgae_cli.models import Code
-from llgae_cli.sklearn import LLGAE
+from llgae_cli.sklearn import LLGAE, LLGAEOutlierDetector
 from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm
 
@@ -307,6 +307,22 @@ def test_a_saved_estimator_comes_back(tmp_path: Path, dtype: type) -> None:
     assert again.transform(X).dtype == dtype and again.mean_l2_ == fitted.mean_l2_
     x_hat = fitted.inverse_transform(fitted.transform(X))
     np.testing.assert_allclose(llgae_cli.load(tmp_path / "x.pkl").reconstruct(X), x_hat, rtol=1e-3, atol=1e-3)
+
+
+def test_a_saved_estimator_draws_samples_and_scores_rows(tmp_path: Path) -> None:
+    X = planes()
+    fitted = quick(3, 2).fit(X)
+    fitted.save(tmp_path / "x.pkl")
+    LLGAE.from_checkpoint(tmp_path / "x.pkl").save(tmp_path / "again.pkl")
+    for name in ("x.pkl", "again.pkl"):
+        model = llgae_cli.load(tmp_path / name)
+        drawn = model.sample(4000, seed=0)
+        assert (np.abs(drawn.mean(0) - X.mean(0)) < 0.1 * X.std(0)).all()
+        np.testing.assert_allclose(drawn.std(0), X.std(0), rtol=0.1)
+        np.testing.assert_array_equal(np.unique(model.encode(drawn).k), np.unique(fitted.labels_))
+        assert model.score_samples(X + 10 * X.std(0)).max() < np.median(model.score_samples(X))
+    detector = LLGAEOutlierDetector(3, 2, n_init=1, moves=0, random_state=0).fit(X)
+    np.testing.assert_allclose(model.score_samples(X), detector.score_samples(X), rtol=1e-3, atol=1e-2)
 
 
 def test_a_trained_checkpoint_is_an_estimator_where_rows_are_unchanged(tmp_path: Path) -> None:

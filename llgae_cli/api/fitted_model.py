@@ -179,8 +179,8 @@ class FittedModel:
         latents = read_latents(self.checkpoint.extras, self.module, self.path)
         if latents is None:
             raise InputError(
-                f"{printable(self.path.name, 200)}: has no statistics of its codes (an unfinished run or an "
-                "estimator); finish the run with resume"
+                f"{printable(self.path.name, 200)}: has no statistics of its codes (an unfinished run, or an "
+                "estimator of an earlier version); finish the run with resume, or fit again"
             )
         return latents
 

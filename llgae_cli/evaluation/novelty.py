@@ -30,11 +30,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, printable
 from llgae_cli.evaluation.encoding import CHUNK
+from llgae_cli.evaluation.latents import Latents
 from llgae_cli.evaluation.metrics import Measured, measure
 from llgae_cli.factory import describe_loading, restore
 from llgae_cli.models import LLGAE, Model
@@ -109,6 +111,16 @@ class Density:
             z = ((x[rows] - self.mean[j].to(x)) @ self.axes[j].to(x)).double()
             t2[rows] = (z.square() / self.variance[j]).sum(1)
         return t2
+
+    def latents(self, mu: Tensor, U: Tensor) -> Latents:
+        """Return the statistics of codes b = U_k^T (x - mu_k), for mu (K, D) and orthonormal U (K, D, E).
+
+        The columns of U_k span the axes of component k. Covariances have the density's shrinkage.
+        """
+        U, axes = U.double(), self.axes.double()
+        mean = torch.einsum("kde,kd->ke", U, self.mean.double() - mu.double())
+        B = U.mT @ axes  # (K, E, E)
+        return Latents(self.count.float(), mean.float(), (B * self.variance[:, None, :] @ B.mT).float())
 
     def to(self, device: torch.device) -> "Density":
         """Return the density with its tensors on a device."""
@@ -222,16 +234,32 @@ def fit_novelty(model: Model, samples: Samples, measured: Measured | None = None
     """
     affine = affine_part(model)
     measured = measure(affine, samples, peak=1.0) if measured is None else measured
-    density = fit_density(affine, samples, measured.k)
+    return fit_novelty_to_codes(affine, samples, measured.k, measured.mean_l2)
+
+
+@torch.no_grad()
+def fit_novelty_to_codes(affine: LLGAE, samples: Samples, k: Tensor, mean_l2: Tensor) -> Novelty:
+    """Return `fit_novelty` of samples whose component k (N,) and mean L2 (N,) are known."""
+    density = fit_density(affine, samples, k)
     step = -(-samples.N // THRESHOLD_ROWS)
-    few, k = samples.every(step), measured.k[::step].to(samples.device)
-    values = {"spe": measured.mean_l2[::step] * samples.D, "nll": torch.empty(few.N, dtype=torch.float64)}
+    few, k = samples.every(step), k[::step].to(samples.device)
+    values = {"spe": mean_l2[::step] * samples.D, "nll": torch.empty(few.N, dtype=torch.float64)}
     values["t2"] = values["nll"].clone()
     for here, x in few.chunks(CHUNK, dtype=affine.mu.dtype):
         values["nll"][here] = density.negative_log_likelihood(x).cpu()
         values["t2"][here] = density.t2(x, k[here]).cpu()
     at = torch.tensor(QUANTILES, dtype=torch.float64)
     return Novelty(affine, density, {score: tuple(_quantiles(values[score], at).tolist()) for score in SCORES})
+
+
+def describe_projections(novelty: Mapping[str, NDArray[Any]], mu: NDArray[Any], U: NDArray[Any]) -> dict[str, Any]:
+    """Return the extras of a checkpoint whose codes are b = U_k^T (x - mu_k), of mu (K, D) and orthonormal U (K, D, E).
+
+    `novelty`: the tensors of `Novelty.stored` as arrays. The statistics of the codes are those of its density.
+    """
+    stored = {name: torch.tensor(array) for name, array in novelty.items()}
+    density = Density(*(stored[name] for name in KEYS if name != "quantiles"))
+    return {"novelty": stored, **density.latents(torch.tensor(mu), torch.tensor(U)).stored()}
 
 
 def read_novelty(extras: dict[str, Any], model: Model, path: Path) -> Novelty | None:

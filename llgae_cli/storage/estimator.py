@@ -17,10 +17,13 @@ KEYS = {"n_init": "restarts", "moves": "moves", "tol": "tol", "candidates": "can
 SEED = 28  # where random_state is no number
 
 
-def save_estimator(path: str | os.PathLike[str], parameters: Mapping[str, Any], fitted: Mapping[str, Any]) -> None:
+def save_estimator(
+    path: str | os.PathLike[str], parameters: Mapping[str, Any], fitted: Mapping[str, Any], extras: Mapping[str, Any]
+) -> None:
     """Write a checkpoint of model llgae with mu (K, D) and W = U (K, D, E), which beta 1 decodes exactly.
 
-    `parameters` and `fitted` are those of the estimator, by its names. Its mean L2, of the training samples, stands for
+    `parameters` and `fitted` are those of the estimator, by its names; `extras` are statistics of the training samples,
+    as a run's checkpoint has them. Its mean L2, of the training samples, stands for
     that of the test samples too: an estimator has none. Raises RunError where the file cannot be written.
     """
     import torch
@@ -56,7 +59,7 @@ def save_estimator(path: str | os.PathLike[str], parameters: Mapping[str, Any], 
                 **({} if names is None else {"columns": [str(name) for name in names]}),
             },
             provenance=checkpoints.provenance(),
-            extras={} if labels is None else {"labels": torch.from_numpy(labels)},
+            extras={**extras, **({} if labels is None else {"labels": torch.from_numpy(labels)})},
         ),
         Path(path),
     )
@@ -67,6 +70,7 @@ def fitted_attributes(checkpoint: checkpoints.Checkpoint, mu: "Tensor", U: "Tens
     import numpy as np
 
     labels, columns = checkpoint.extras.get("labels"), checkpoint.data.get("columns")
+    novelty = checkpoint.extras.get("novelty")
     return {
         "means_": mu.numpy(),
         "bases_": U.numpy(),
@@ -74,5 +78,6 @@ def fitted_attributes(checkpoint: checkpoints.Checkpoint, mu: "Tensor", U: "Tens
         "n_iter_": checkpoint.epoch,
         "mean_l2_": checkpoint.mean_l2,
         **({} if labels is None else {"labels_": labels.numpy()}),
+        **({} if novelty is None else {"_novelty": {name: tensor.numpy() for name, tensor in novelty.items()}}),
         **({"feature_names_in_": np.array(columns, dtype=object)} if columns else {}),
     }
