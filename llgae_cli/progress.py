@@ -7,6 +7,7 @@ measured while it is done. A kind that has not been measured yet is expected to 
     seconds left = sum over the stages of (expected - done operations) * pace of the stage's kind.
 """
 
+import html
 import math
 import threading
 import time
@@ -48,11 +49,17 @@ class Progress:
     def __str__(self) -> str:
         """Return the progress in one line."""
         share = [f"{100 * self.done / self.total:.0f} %"] if self.total else []
-        left = [] if self.seconds_left is None else [describe_time_left(self.seconds_left)]
+        left = [describe_time_left(self.seconds_left)] if self.seconds_left and self.seconds_left >= 0.5 else []
         where = (
             [f"epoch {self.epoch} of {self.epochs}: mean L2 {five_digits(self.train_mean_l2)}"] if self.epoch else []
         )
         return ", ".join(share + left + (where or [self.what or "starting"]))
+
+    def _repr_html_(self) -> str:
+        """Return a bar and the line, for notebooks."""
+        share = self.done / self.total if self.total else 0.0
+        bar = f'<progress value="{share:.3f}" max="1" aria-label="training"></progress>'
+        return f"{bar} {html.escape(str(self))}"
 
 
 OnProgress = Callable[[Progress], None]

@@ -66,8 +66,10 @@ def test_reports_are_not_more_frequent_than_a_reader_needs(work: Work, clock: Cl
 def test_an_epoch_and_the_end_are_reported_at_once(clock: Clock, reports: list[Progress]) -> None:
     work = Work(Schedule(reports.append, clock, epochs=9))
     work.expect("passes", 10)
-    work.advance("passes", 4, "pass 1")
-    assert str(reports[-1]) == "40 %, about 0 s left, pass 1" and reports[-1].train_mean_l2 is None
+    clock.now = 2.0
+    work.advance("passes", 4, "pass <1>")
+    assert str(reports[-1]) == "40 %, about 3 s left, pass <1>" and reports[-1].train_mean_l2 is None
+    assert reports[-1]._repr_html_().endswith("</progress> 40 %, about 3 s left, pass &lt;1&gt;")
     work.complete_epoch({"epoch": 1, "train_mean_l2": 713.0, "test_mean_l2": 724.0})
     last = reports[-1]
     assert (last.epoch, last.epochs, last.train_mean_l2, last.test_mean_l2) == (1, 9, 713.0, 724.0)

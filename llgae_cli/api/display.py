@@ -55,7 +55,7 @@ def _picture(model: "FittedModel") -> str:
     alt = "Means of the most used components" if is_image else "Use of the components by the training samples"
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_inline(dark)}">'
-        f'<img alt="{alt}" title="{alt}" style="max-width:100%" src="{_inline(light)}"></picture>'
+        f'<img alt="{alt}" title="{alt}" style="max-width:min(100%,32em)" src="{_inline(light)}"></picture>'
     )
 
 

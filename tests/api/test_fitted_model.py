@@ -174,7 +174,7 @@ def test_progress_and_errors_of_train(tmp_path: Path) -> None:
     last = seen[-1]
     assert seen[0].train_mean_l2 is None and last.epochs == 3
     assert last.done == last.total and last.seconds_left == 0 and last.test_mean_l2 == result.metrics["mean_l2"]
-    assert str(last).startswith(f"100 %, about 0 s left, epoch {last.epoch} of 3: mean L2 ")
+    assert str(last).startswith(f"100 %, epoch {last.epoch} of 3: mean L2 ")
     for wrong, words in (
         ({"embed-dims": 3}, "config: unknown key 'embed-dims'; did you mean 'embed-dim'"),
         ({"K": "many"}, 'K: "many" is not allowed'),
