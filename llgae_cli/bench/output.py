@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from llgae_cli.bench.rate import KINDS, trace_curves
 from llgae_cli.figures import style
 from llgae_cli.figures.rate_distortion import Curve, rate_distortion
+from llgae_cli.figures.units import error_unit_of_tasks
 from llgae_cli.storage.atomic import write_atomically
 
 GROWTHS = {"growth over K": "K, components", "growth over E": "E, latent dimensions", "growth over N": "N, samples"}
@@ -49,4 +50,5 @@ def _draw_rate(document: dict[str, Any], path: Path) -> None:
     ]
     curves = [Curve(name, KINDS[name], *np.transpose(curve)) for name, curve in trace_curves(points).items()]
     if curves:
-        style.save(rate_distortion(curves, data=f"Test images of {document['task']}"), path)
+        unit = error_unit_of_tasks([document["task"]])
+        style.save(rate_distortion(curves, data=f"Test images of {document['task']}", unit=unit), path)

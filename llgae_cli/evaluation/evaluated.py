@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 RANGE_SAMPLES = 1000
 RANGES = {"uint8": (0.0, 255.0), "bool": (0.0, 1.0)}
 TOLERANCE = 1e-4  # relative difference from the recorded mean L2 that is reported
-MAX_DIFFERENCES = 2  # config keys that a model's name shows, at most
+MAX_DIFFERENCES = 3  # config keys that a model's name shows, at most
 
 
 @dataclass(frozen=True)
@@ -314,18 +314,31 @@ def name_models(evaluated: Sequence[Evaluated]) -> list[str]:
     """Return a short name for each, no two alike: the title, with config keys that tell equal titles apart."""
     names: list[str] = []
     for one in evaluated:
-        alike = [other.config for other in evaluated if other.title == one.title]
-        values = [config.used_values() for config in alike]
         own = one.config.used_values()
-        different = [
-            key for key in own if key not in one.config.neutral() and len({str(other.get(key)) for other in values}) > 1
-        ]
-        name = " ".join(
-            [one.title, *(f"{key}={format_value(hide_folders(own[key]), 16)}" for key in different[:MAX_DIFFERENCES])]
-        )
+        alike = [other.config.used_values() for other in evaluated if other.title == one.title]
+        telling = choose_keys(alike, [key for key in own if key not in one.config.neutral()])
+        name = " ".join([one.title, *(f"{key}={format_value(hide_folders(own[key]), 16)}" for key in telling)])
         same = sum(other.partition(" (")[0] == name for other in names)
         names.append(f"{name} ({same + 1})" if same else name)
     return names
+
+
+def choose_keys(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
+    """Return at most MAX_DIFFERENCES of the keys that tell configs apart, in their order; fewer where those suffice.
+
+    Each is the one by which most configs differ, given those chosen before it.
+    """
+
+    def count(chosen: Sequence[str]) -> int:
+        return len({tuple(str(config.get(key)) for key in chosen) for config in configs})
+
+    chosen: list[str] = []
+    while len(chosen) < MAX_DIFFERENCES:
+        best = max(keys, key=lambda key: count([*chosen, key]), default=None)
+        if best is None or count([*chosen, best]) == count(chosen):
+            break
+        chosen.append(best)
+    return [key for key in keys if key in chosen]
 
 
 def hide_folders(value: Any) -> Any:

@@ -38,7 +38,20 @@ def _looks(evaluated: Evaluated) -> Looks:
 
 
 def _training(evaluated: Evaluated, theme: Theme) -> Figure:
-    return training_curve(evaluated.checkpoint.history, unit=find_error_unit(evaluated), theme=theme)
+    state, unit = evaluated.checkpoint.trainer_state, find_error_unit(evaluated)
+    return training_curve(evaluated.checkpoint.history, _read_starts(state), unit=unit, theme=theme)
+
+
+def _read_starts(state: Mapping[str, Any]) -> dict[str, float]:
+    """Return the mean L2 of the restarts in a trainer's state, by number; of several levels as `2.1`."""
+    levels = [state.get("starts"), *(level.get("starts") for level in state.get("levels", []))]
+    found = [values for values in levels if values]
+    several = len(found) > 1
+    return {
+        f"{i}.{j}" if several else str(j): float(value)
+        for i, values in enumerate(found, 1)
+        for j, value in enumerate(values, 1)
+    }
 
 
 def _reconstructions(evaluated: Evaluated, theme: Theme) -> Figure:

@@ -17,18 +17,21 @@ from matplotlib.textpath import TextPath
 from llgae_cli.figures.style import BLUE, DPI, INKS, RED, RESIDUAL, Theme
 
 MAX_WIDTH = 64  # a line of more than 16 times as many values is thinned: its pixels cannot show more
+TILE = 56  # pixels of the longer side of an image, about
 GAP = 4  # pixels between cells
 CAPTION = 14  # pixels a line of a caption takes
-SHORT = 5  # characters that fit above every cell
+SIZES = (8.0, 6.5)  # of captions, in points
+SHORT = 5  # characters of a caption that is neither made smaller nor cut: they are numbers
 
 
 @dataclass(frozen=True)
 class Looks:
-    """How samples are drawn: their `shape`, and the values drawn black (`low`) and white (`high`)."""
+    """How samples are drawn: their `shape`, the values drawn black (`low`) and white (`high`), and `tile` pixels."""
 
     shape: tuple[int, ...]
     low: float
     high: float
+    tile: int = TILE
 
     @property
     def is_image(self) -> bool:
@@ -37,11 +40,11 @@ class Looks:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of a cell in pixels: a whole multiple of the image's near 56, or 56 x 112 for lines."""
+        """Height and width of a cell in pixels: a whole multiple of the image's near `tile`, or 56 x 112 for lines."""
         if not self.is_image:
             return 56, 112
         H, W = self.shape[:2]
-        times = max(1, round(56 / max(H, W)))
+        times = max(1, round(self.tile / max(H, W)))
         shrink = max(1, -(-max(H, W) // 128))
         return max(1, H * times // shrink), max(1, W * times // shrink)
 
@@ -92,9 +95,8 @@ def draw(axes: Axes, rows: Sequence[Row], looks: Looks, theme: Theme = "light", 
         for column, values in enumerate(row.values):
             left = column * (W + GAP)
             if column < len(row.captions):
-                caption = row.captions[column]
-                fits = len(caption) <= SHORT or _width(caption, 8) <= W + GAP + 1
-                axes.text(left + W / 2, top - 4, caption, ha="center", va="bottom", fontsize=8 if fits else 6.5)
+                caption, size = _fit(row.captions[column], W + GAP - 1)
+                axes.text(left + W / 2, top - 4, caption, ha="center", va="bottom", fontsize=size)
             if np.isnan(values).all():  # a cell left empty
                 continue
             if looks.is_image:
@@ -105,6 +107,20 @@ def draw(axes: Axes, rows: Sequence[Row], looks: Looks, theme: Theme = "light", 
     axes.imshow(mosaic, extent=(0, width, height, 0), interpolation="nearest", zorder=0)
     if not looks.is_image:
         _draw_lines(axes, rows, looks, limit)
+
+
+@cache
+def _fit(caption: str, width: float) -> tuple[str, float]:
+    """Return a caption that is at most so many pixels wide, and its size: smaller, then cut, where it has to be."""
+    for size in SIZES:
+        if len(caption) <= SHORT or _width(caption, size) <= width:
+            return caption, size
+    lines = caption.split("\n")
+    longest = max(lines, key=lambda line: _width(line, size))
+    if len(longest) <= SHORT:
+        return caption, size
+    cut = [f"{line[: len(longest) - 2]}…" if len(line) > len(longest) - 2 > 0 else line for line in lines]
+    return _fit("\n".join(cut), width)
 
 
 @cache

@@ -1,7 +1,8 @@
 """Several checkpoints on the same test samples, and walks through some components: one wide picture."""
 
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,6 +14,8 @@ from llgae_cli.formatting import five_digits
 
 MARGIN = 118  # pixels left of the cells, where no name takes more
 LETTER = 7.3  # pixels that a name's letter takes, at most on average
+NAME = 26  # letters in a line of a name
+TILE = 84  # pixels of an image: one that is compared has to be seen
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,15 @@ def comparison(
 ) -> Figure:
     """Draw originals (n, D), a row of reconstructions for each checkpoint, then the walks."""
     rows = [cells.Row(originals, "original", captions=captions)]
+    names: list[list[str]] = []
     for one in reconstructed:
-        text = label(f"{one.name}\nmean L2 {five_digits(one.mean_l2)}")
+        names.append(textwrap.wrap(one.name, NAME, break_on_hyphens=False) or [""])
+        text = label("\n".join([*names[-1], f"mean L2 {five_digits(one.mean_l2)}"]))
         rows.append(cells.Row(one.values, text))
     for i, walk in enumerate(walks):
         steps = np.linspace(-2, 2, len(walk.values))
         above = [f"{step:+.1f}".replace("-", "−") for step in steps] if i == 0 else []
         rows.append(cells.Row(walk.values, walk.label, captions=above, gap_before=i == 0))
-    longest = max(len(one.name) for one in reconstructed)
-    return draw_sheet(rows, looks, "", theme, margin=max(MARGIN, round(LETTER * longest) + 16))
+    longest = max(len(line) for lines in names for line in lines)
+    margin = max(MARGIN, round(LETTER * longest) + 16)
+    return draw_sheet(rows, replace(looks, tile=TILE), "", theme, margin=margin)

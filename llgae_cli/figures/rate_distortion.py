@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import NDArray
 
 from llgae_cli.figures.style import BLUE, GREY, INKS, MARKERS, RED, Theme, label, new_figure, styled
+from llgae_cli.figures.units import GREY_LEVELS
 
 Kind = Literal["ours", "baseline", "quantiser", "image codec"]
 
@@ -40,12 +41,12 @@ class Curve:
 
 
 @styled
-def rate_distortion(curves: Sequence[Curve], *, data: str, theme: Theme = "light") -> Figure:
+def rate_distortion(curves: Sequence[Curve], *, data: str, unit: str = GREY_LEVELS, theme: Theme = "light") -> Figure:
     """Draw mean squared error against bits a sample, both logarithmic, and the ratio of each error to ours.
 
     The ratio is taken where both curves have a value; between two points log error is linear in the rate. Where it is
-    below 1, the other method is better: that part is shaded. The title is `data`, what was
-    coded.
+    below 1, the other method is better: that part is shaded. The title is `data`, what was coded; `unit` is that of the
+    error.
     """
     ink = INKS[theme]
     figure = new_figure(11, 4.9)
@@ -56,7 +57,7 @@ def rate_distortion(curves: Sequence[Curve], *, data: str, theme: Theme = "light
         errors.plot(curve.bits, curve.error, **look)
         if ours is not None:
             ratios.plot(*divide(curve, ours), **look)
-    errors.set(title=label(data), ylabel="mean squared error (grey levels²)")
+    errors.set(title=label(data), ylabel=f"mean squared error ({unit})")
     ratios.set(title="Error relative to llgae at the same rate", ylabel="mean squared error / that of llgae")
     _set_rates(errors, curves)
     _set_rates(ratios, curves)

@@ -105,7 +105,6 @@ def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
         ("bits_float", "mean_l2", "k and b as numbers: log2 K + 32 E"),
         ("bits_coded", "mean_l2_coded", "bits as coded, at the model's own step"),
     )
-    named = ["K", "embed_dim"] if len({row.get("model") for row in rows}) == 1 else ["model", "K", "embed_dim"]
     for axes, (rate, distortion, title) in zip(panels, names, strict=True):
         points = [(row[rate], row[distortion]) for row in rows]
         front = find_pareto_front(points)
@@ -113,7 +112,7 @@ def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
         axes.plot(x, y, ls="", marker="o", color=GREY, label="a run")
         axes.plot(x[front], y[front], color=RED, marker="s", label="Pareto front")
         for i in _choose_labelled(front, x, y):
-            text = ", ".join(str(rows[i][key]) for key in named)
+            text = name_row(rows[i], rows)
             axes.annotate(text, (x[i], y[i]), (5, 4), textcoords="offset points", fontsize=8)
         axes.set_xscale("symlog", linthresh=8)
         axes.set_xticks([0, 4, 16, 64, 256, 1024])
@@ -125,8 +124,18 @@ def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
         _plain_ticks(axes)
     panels[0].set_ylabel(f"test {_axis(rows)}")
     _add_caution(figure, value)
-    panels[1].legend(title="labels: " + ", ".join({"embed_dim": "E"}.get(key, key) for key in named), loc="upper right")
+    panels[1].legend(loc="upper right")
     return figure
+
+
+def name_row(row: Row, rows: Sequence[Row]) -> str:
+    """Return a short name of a row: its model, K and E, of which only those that differ among rows (of its model)."""
+    own = [one for one in rows if one.get("model") == row.get("model")]
+    parts = [str(row["model"])] if len(own) < len(rows) else []
+    for key, letter in (("K", "K"), ("embed_dim", "E")):
+        if len({one.get(key) for one in own}) > 1:
+            parts.append(f"{letter}={row.get(key)}")
+    return " ".join(parts)
 
 
 @styled

@@ -53,8 +53,8 @@ def tradeoffs(rows: Sequence[Mapping[str, Any]], *, unit: str = GREY_LEVELS, the
         by_bits.plot(*ends, color=ink.faint, lw=1, zorder=0)
     for axes, xlabel in (
         (by_bits, "bits a sample"),
-        (by_training, "training time (seconds)"),
-        (by_encoding, "encoding time (microseconds a sample)"),
+        (by_training, "training (seconds)"),
+        (by_encoding, "encoding (µs a sample)"),
     ):
         axes.set_xlabel(xlabel)
         _set_scale(axes.xaxis, [x for line in axes.lines for x in line.get_xdata()])

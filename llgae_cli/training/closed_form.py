@@ -82,6 +82,7 @@ class ClosedForm(Trainer):
         self.first_generator_state = self.generator.get_state()  # that before `initialise`
         self.restarts: Restarts | None = None  # during `initialise`
         self.restarts_done: list[Restart] = []
+        self.starts: list[float] = []  # mean L2 of each restart, on its rows
         self.statistics: Statistics | None = None  # of the present components
         self.workspace = Workspace()
         self.finished = False
@@ -145,6 +146,7 @@ class ClosedForm(Trainer):
             )
             self.restarts.run(self.restarts_done)
             initial = self.restarts.best(self.restarts_done)
+            self.starts = list(map(self.restarts.mean_l2, self.restarts_done))
             self.restarts, self.restarts_done = None, []
         else:
             initial = Initialisation.empty(self.components)
@@ -333,6 +335,7 @@ class ClosedForm(Trainer):
             "V": self.coordinates.V,
             "generator": self.first_generator_state if self.restarts_done else self.generator.get_state(),
             "attempts": [(one.components.mu, one.components.U, one.objective) for one in self.restarts_done],
+            "starts": self.starts,
             "finished": self.finished,
             "repaired": self.repaired,
             "before": None if before is None else before.to(torch.int32),
@@ -359,6 +362,7 @@ class ClosedForm(Trainer):
             )
             for mu_d, U_d, objective in state.get("attempts", [])  # older checkpoints have none
         ]
+        self.starts = [read_number(value) for value in state.get("starts", [])]  # likewise
         self.generator.set_state(state["generator"])
         self.finished, self.repaired = bool(state["finished"]), read_count(state["repaired"])
 

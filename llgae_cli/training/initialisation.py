@@ -158,13 +158,17 @@ class Restarts:
             expected = sum(self.spent) / len(self.spent)
             for i in range(first + self.started, len(self.seeds)):
                 self.part(i).expect("restarts", expected)
-            n, D = len(self.larger_subset.x), len(self.coordinates.centre)
-            mean_l2 = five_digits((restart.objective + self.outside / n) / D)
+            n, mean_l2 = len(self.larger_subset.x), five_digits(self.mean_l2(restart))
             best = ", the best so far" if restart is best_restart(done) and len(done) > 1 else ""
             logger.info("restart %d of %d: mean L2 %s on %d rows%s", len(done), len(self.seeds), mean_l2, n, best)
 
         several = len(self.seeds) > 1 and self.subset.on_cpu
         run_parallel(self.run_one, self.seeds[first:], add, parallel=several)
+
+    def mean_l2(self, restart: Restart) -> float:
+        """Return a restart's mean L2 on its rows, in all D coordinates."""
+        outside = self.outside / len(self.larger_subset.x)
+        return float(restart.objective + outside) / len(self.coordinates.centre)
 
     def part(self, i: int) -> Work:
         """Return the part of the work that restart i reports to."""

@@ -1,5 +1,6 @@
 """Figures are right for every kind of model and data, and look the same each time."""
 
+import itertools
 import warnings
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from typer.testing import CliRunner
 from llgae_cli import figures
 from llgae_cli.cli.app import app
 from llgae_cli.evaluation import Evaluated, evaluate_checkpoint
-from llgae_cli.figures import cells, components, reconstructions, training_curve
+from llgae_cli.figures import cells, comparison, components, reconstructions, training_curve
 from llgae_cli.figures.contact_sheet import find_levels
-from llgae_cli.figures.sweep import panels_by_key
+from llgae_cli.figures.sweep import name_row, panels_by_key
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,50 @@ def test_the_training_curve_has_units_and_both_clocks() -> None:
     assert "grey levels² per pixel" in by_epoch.get_ylabel() and "seconds" in by_time.get_xlabel()
     assert by_epoch.lines[0].get_xdata().tolist() == [1, 2, 3] and by_time.lines[1].get_ydata().tolist() == [8, 7, 6]
     assert training_curve.training_curve([]).axes
+
+
+def test_the_training_curve_shows_each_start_and_which_was_used() -> None:
+    history = [{"epoch": 1, "seconds": 2.0, "test_mean_l2": 9.0, "train_mean_l2": 8.0}]
+    starts, by_epoch, _ = training_curve.training_curve(history, {"1": 8.5, "2": 8.2, "3": 8.7}).axes
+    assert [line.get_ydata()[0] for line in starts.lines] == [8.5, 8.2, 8.7]
+    assert [line.get_mfc() == line.get_color() for line in starts.lines] == [False, True, False]
+    assert [text.get_text() for text in starts.texts] == ["8.5000", "8.2000", "8.7000"]
+    assert "grey levels² per pixel" in starts.get_ylabel() and not by_epoch.get_ylabel()
+    many = training_curve.training_curve(history, {str(i): 9.0 - i / 100 for i in range(1, 31)}).axes[0]
+    assert len(many.lines) == 30 and not many.texts and len(many.get_xticks()) <= 6
+
+
+def test_a_heading_never_overlaps_the_next() -> None:
+    looks = cells.Looks((12, 9), 0, 1)
+    row = cells.Row(np.zeros((3, 108)), captions=["automobile factory", "Ankle boot", "99999"])
+    figure = reconstructions.draw_sheet([row], looks, "", "light", margin=60)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert all(one.x1 <= other.x0 for one, other in itertools.pairwise(boxes))
+    assert figure.axes[0].texts[0].get_text().endswith("…")
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_a_comparison_has_tiles_that_are_seen_and_room_for_long_names(n: int) -> None:
+    looks = cells.Looks((28, 28), 0, 255)
+    rows = [
+        comparison.Reconstructed(f"deep-llgae K=11 E=20 restarts={i} shrinkage=auto", 7.0, np.zeros((2, 784)))
+        for i in range(n)
+    ]
+    figure = comparison.comparison(np.zeros((2, 784)), ["a", "b"], rows, [], looks)
+    figure.canvas.draw()
+    texts = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert all(box.x0 >= 0 for box in texts) and figure.bbox.height >= 84 * (n + 1)
+    beside = sorted(box.y0 for box in texts if box.x1 < figure.axes[0].get_window_extent().x0)
+    heights = [box.height for box in texts]
+    assert len(beside) == n + 1 and min(b - a for a, b in itertools.pairwise(beside)) > min(heights)
+
+
+def test_points_of_a_sweep_name_only_keys_that_differ_for_their_model() -> None:
+    rows = [{"model": "llgae", "K": K, "embed_dim": 20} for K in (5, 11)]
+    assert [name_row(row, rows) for row in rows] == ["K=5", "K=11"]
+    rows += [{"model": "kmeans", "K": K, "embed_dim": 0} for K in (5, 50)] + [{"model": "pca", "K": 1, "embed_dim": 9}]
+    assert [name_row(row, rows) for row in rows[2:]] == ["kmeans K=5", "kmeans K=50", "pca"]
 
 
 def test_a_sweep_is_drawn_by_its_keys() -> None:
