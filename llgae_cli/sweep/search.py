@@ -29,7 +29,7 @@ class Search(BaseModel):
     `keys`: a range or a list of choices for each key, see `read_ranges`. `trials`: how many cells run; `minutes`: after
     which no further one starts; the first of both ends the search. `objectives`: what is minimised, mean L2 on the
     validation samples and, optionally, the rate (bits a validation sample as coded) or the seconds of training.
-    `sampler`: what proposes the next trial: `gp`, a Gaussian process, which needs the fewest trials; `tpe`, which is
+    `sampler`: what proposes the next trial: `gp`, Gaussian processes, which need the fewest trials; `tpe`, which is
     quicker where there are hundreds; `nsga-ii`; `auto`: gp for at most 100 trials, else tpe. `seed`: of its random
     numbers.
     """
@@ -119,6 +119,11 @@ class Range:
         value = min(max(value, self.low), self.high)
         return round(value) if self.whole else value
 
+    def coordinates(self, value: float) -> list[float]:
+        """Return the share of the range, on its scale, at which a value lies; `place` undoes it."""
+        low, high, at = map(math.log, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        return [min(max((at - low) / (high - low), 0.0), 1.0)]
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -143,6 +148,10 @@ class Choice:
     def place(self, share: float) -> Any:
         """Return the value at a share in [0, 1] of the list."""
         return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
+
+    def coordinates(self, value: Any) -> list[float]:
+        """Return 1 for the value and 0 for each other one."""
+        return [float(type(one) is type(value) and one == value) for one in self.values]
 
 
 Space = dict[str, Range | Choice]

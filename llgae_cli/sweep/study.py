@@ -6,7 +6,8 @@ those without a result run when the search resumes. What a proposal depends on i
 results so far; no state of a sampler has to survive.
 
 The first trials are spread over the ranges: their corners, then the points of a Halton sequence. Where there are two
-objectives the sampler sees log(1 + value), in which small and large improvements count by their share.
+objectives, `gp` is our own, see `surrogate`; Optuna's samplers see log(1 + value), in which small and large
+improvements count by their share.
 """
 
 import itertools
@@ -18,8 +19,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llgae_cli.errors import InputError, RunError, explain
 from llgae_cli.regular_files import check_own
+from llgae_cli.sweep import surrogate
 from llgae_cli.sweep.plan import Cell, Plan, Values
 from llgae_cli.sweep.search import Choice, Range, Search, Space
 
@@ -27,6 +31,7 @@ JOURNAL = "search.log"
 ATTEMPTS = 50  # proposals that were tried before, in a row, until the search moves on to any untried cell
 GP_ATTEMPTS = 5  # of these by a Gaussian process; the others by TPE
 MAX_LISTED = 100_000  # cells that are looked through for an untried one
+CANDIDATES = 4096  # cells that are compared by their expected gain of hypervolume
 MAX_START = 8  # trials that are spread over the ranges
 MAX_CORNERED = 3  # keys of a search that tries all corners of its ranges
 POPULATION = 20  # of NSGA-II
@@ -134,6 +139,10 @@ class Study:
         for values in start[number:]:
             if self.plan.make_cell(values).id not in tried:
                 return values
+        if self.search.proposer == "gp" and len(self.search.objectives) > 1:
+            for values in self._rank_candidates(cells, results, number):
+                if self.plan.make_cell(values).id not in tried:
+                    return values
         for attempt in range(ATTEMPTS):
             # A Gaussian process takes seconds, and proposes whole numbers near the same best point each time.
             sampler = "tpe" if attempt >= GP_ATTEMPTS and self.search.proposer == "gp" else self.search.proposer
@@ -147,6 +156,36 @@ class Study:
         rows = itertools.product(*(one.list_values() for one in self.plan.space.values()))
         every = (dict(zip(self.plan.space, row, strict=True)) for row in rows)
         return next((values for values in every if self.plan.make_cell(values).id not in tried), None)
+
+    def _rank_candidates(self, cells: list[Cell], results: Sequence[Figures | None], number: int) -> list[Values]:
+        """Return values, those with the largest expected gain of hypervolume first.
+
+        Before two trials have a result these are the next ones that are spread over the ranges.
+        """
+        space, failed = self.plan.space, self.optuna.trial.TrialState.FAIL
+        done, pending, measured = [], [], []
+        for trial, result in zip(self.study.trials, results, strict=True):
+            point = self._place(trial.params)
+            if result is not None:
+                done.append(point)
+                measured.append(self._measure(result))
+            elif trial.state != failed:
+                pending.append(point)
+        if len(done) < 2:
+            return spread(space, number + ATTEMPTS, self.search.seed)[number:]
+        if math.prod(one.size for one in space.values()) <= CANDIDATES:
+            rows = itertools.product(*(one.list_values() for one in space.values()))
+            candidates = [dict(zip(space, row, strict=True)) for row in rows]
+        else:
+            candidates = spread(space, CANDIDATES, self.search.seed + number)
+        at = np.array([self._place(values) for values in candidates])
+        seed, ends = self.search.seed + number, np.array(pending).reshape(-1, at.shape[1])
+        order = surrogate.propose(np.array(done), np.array(measured), ends, at, seed)
+        return [candidates[i] for i in order]
+
+    def _place(self, values: Values) -> list[float]:
+        """Return the point of the unit cube at which values lie."""
+        return [share for key, one in self.plan.space.items() for share in one.coordinates(values[key])]
 
     def _copy(
         self,

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from llgae_cli.sweep.local_engine import LocalEngine
 from llgae_cli.sweep.process import Share, choose_jobs
 from llgae_cli.sweep.search import Choice, Range, read_space
 from llgae_cli.sweep.study import Study, spread
+from llgae_cli.sweep.surrogate import fit, measure_gain
 
 HELPER = Path(__file__).parents[1] / "sweeping_helper.py"
 KEYS = {"K": {"low": 1, "high": 8, "log": True}, "embed-dim": {"low": 0, "high": 6}}
@@ -199,33 +201,78 @@ def interpolate(table: list[list[float]], K: int, E: int) -> float:
     return float(np.interp(np.log(K), np.log(K_OF_GRID), by_k))
 
 
-def hypervolume(points: list[tuple[float, float]]) -> float:
-    """The area that the points dominate, up to the worst bits and the worst mean L2 of the grid."""
-    right, lowest = max(map(max, BITS)), max(map(max, MEAN_L2))
-    area = 0.0
+def hypervolume(points: list[tuple[float, float]], right: float, top: float) -> float:
+    """The area that the points dominate, up to `right` and `top`."""
+    area, lowest = 0.0, top
     for x, y in sorted(points):
-        area, lowest = area + (right - x) * max(0.0, lowest - y), min(lowest, y)
+        area, lowest = area + max(0.0, right - x) * max(0.0, lowest - y), min(lowest, y)
     return area
+
+
+def measured(K: int, E: int) -> tuple[float, float]:
+    """Bits and mean L2 as of the finished sweep."""
+    return interpolate(BITS, K, E), interpolate(MEAN_L2, K, E)
+
+
+def falling_exponentially(K: int, E: int) -> tuple[float, float]:
+    """Made up: the mean L2 falls by a share a latent, and by more where K is large."""
+    bits = 0.8 * np.log2(K) + 2.4 * E**0.9 * (1 + 0.03 * np.log2(K))
+    error = 900 * np.exp(-0.07 * E) * (1 - 0.09 * np.log(K)) + 60 * np.exp(-0.02 * E) / (1 + 0.2 * np.log(K)) + 20
+    return float(bits), float(error)
+
+
+def falling_as_a_power(K: int, E: int) -> tuple[float, float]:
+    """Made up: the mean L2 falls as a power of the latents, whose bits grow with K."""
+    bits = 0.95 * np.log2(K) + 2.0 * E * (1 + 0.02 * np.log(K))
+    error = 5000 * (1 + 0.3 * E) ** -0.8 * (1 + 0.5 * np.log(K)) ** -0.6 + 50 * np.exp(-E / 30)
+    return float(bits), float(error)
 
 
 @pytest.mark.slow
 @pytest.mark.numeric
-def test_twelve_trials_reach_most_of_the_hypervolume_of_35_cells(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("surface", [measured, falling_exponentially, falling_as_a_power])
+def test_twelve_trials_reach_most_of_the_hypervolume_of_35_cells(
+    tmp_path: Path, surface: Callable[[int, int], tuple[float, float]], seed: int
+) -> None:
     keys = {"K": {"low": 1, "high": 100, "log": True}, "embed-dim": {"low": 0, "high": 40}}
-    study, results = Study(plan_of(tmp_path, keys=keys, trials=12), tmp_path), []
+    study, results = Study(plan_of(tmp_path, keys=keys, trials=12, seed=seed), tmp_path), []
     for _ in range(12):
         cell = study.add_trial(results)
         assert cell is not None
-        at = cell.config.K, cell.config.embed_dim
-        results.append(
-            {"validation_bits_coded": interpolate(BITS, *at), "validation_mean_l2": interpolate(MEAN_L2, *at)}
-        )
-    grid = [(x, y) for row, other in zip(BITS, MEAN_L2, strict=True) for x, y in zip(row, other, strict=True)]
-    share = hypervolume([tuple(one.values()) for one in results]) / hypervolume(grid)
+        bits, error = surface(cell.config.K, cell.config.embed_dim)
+        results.append({"validation_bits_coded": bits, "validation_mean_l2": error})
+    grid = [surface(K, E) for K in K_OF_GRID for E in E_OF_GRID]
+    ends = max(x for x, _ in grid), max(y for _, y in grid)
+    share = hypervolume([tuple(one.values()) for one in results], *ends) / hypervolume(grid, *ends)
     print(f"{share:.4f}", [(cell.config.K, cell.config.embed_dim) for cell in study.list_cells()])
-    # 0.961 to 0.978 for seeds 0, 1, 2. The proposals depend on rounding; 12 random trials
-    # reach 0.930 in the median of 200 seeds.
-    assert share > 0.94
+    assert share >= 0.98  # 12 random trials reach 0.930 on the first surface, in the median of 200 seeds
+
+
+@pytest.mark.numeric
+def test_the_gain_of_a_point_is_the_area_that_it_adds() -> None:
+    values, right, top = np.array([[0.0, 9.0], [4.0, 4.0], [6.0, 5.0], [10.0, 0.0]]), 10.0, 9.0
+    x, y = np.random.default_rng(0).uniform(-1, 11, (2, 50))
+    before = hypervolume([tuple(one) for one in values], right, top)
+    after = [hypervolume([*map(tuple, values), point], right, top) for point in zip(x, y, strict=True)]
+    np.testing.assert_allclose(measure_gain(values, x, y), np.array(after) - before, atol=1e-12)
+
+
+@pytest.mark.numeric
+def test_a_process_interpolates_its_results_and_is_less_sure_farther_away() -> None:
+    u = np.random.default_rng(1).uniform(size=(9, 2))
+    process = fit(u, np.sqrt(u[:, 0]) + u[:, 1])
+    mean, deviation = process.predict(np.concatenate([u, [[0.5, 0.5], [1.0, 0.0]]]))
+    np.testing.assert_allclose(mean[:9], np.sqrt(u[:, 0]) + u[:, 1], atol=1e-2)
+    assert deviation[:9].max() < deviation[9:].min()
+
+
+def test_the_share_of_a_value_is_undone_by_place() -> None:
+    space = read_space({"K": {"low": 1, "high": 100, "log": True}, "beta": {"low": 0, "high": 1}}, "s")
+    for one, values in zip(space.values(), ((1, 7, 100), (0.0, 0.3, 1.0)), strict=True):
+        assert isinstance(one, Range)
+        assert [one.place(*one.coordinates(value)) for value in values] == pytest.approx(list(values))
+    assert Choice(("a", 1, True)).coordinates(1) == [0.0, 1.0, 0.0]
 
 
 # ---- Running one
