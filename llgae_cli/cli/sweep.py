@@ -154,7 +154,7 @@ def show(leaderboard: "Leaderboard", duplicates: int = 0) -> None:
         return
     if two:
         front = sum(row["front"] for row in leaderboard.done)
-        names = " and ".join(name.replace("_", " ") for name in leaderboard.objectives)
+        names = " and ".join(leaderboard.objectives)
         print_lines(f"* on the front: {front} of {len(leaderboard.done)} trials, by {names}")
     first = leaderboard.done[0]
     label = " ".join(f"{key.replace('_', '-')}={first[key]}" for key in keys) or first["cell"]

@@ -10,7 +10,12 @@ from matplotlib.figure import Figure
 
 from llgae_cli.figures.style import CYCLE, label, new_figure, styled
 
-LOGARITHMIC = 20  # largest over least value of an axis, from which its scale is logarithmic
+LOGARITHMIC = (20, 1e4)  # largest over least value of an axis, between which its scale is logarithmic
+NAMES = {
+    "validation_mean_l2": "mean L2 (validation)",
+    "validation_bits_coded": "bits a sample (validation)",
+    "seconds": "seconds of training",
+}
 TICKS = 5
 
 
@@ -39,7 +44,7 @@ def parallel_coordinates(rows: Sequence[Mapping[str, Any]], keys: Sequence[str],
     The colour is the mean L2, the last of the columns; trials on the front (`front` of a row) are drawn bold.
     """
     columns = [*keys, *sorted(objectives, key=lambda name: name == "validation_mean_l2")]
-    figure = new_figure(max(6.4, 1.7 * len(columns)), 4.2)
+    figure = new_figure(max(6.8, 1.9 * len(columns)), 4.2)
     axes = figure.subplots()
     heights = []
     for place, column in enumerate(columns):
@@ -53,7 +58,7 @@ def parallel_coordinates(rows: Sequence[Mapping[str, Any]], keys: Sequence[str],
     for row, line, colour in zip(rows, lines, colours, strict=True):
         bold = bool(row.get("front"))
         axes.plot(line, color=colour, lw=2.2 if bold else 0.9, alpha=1.0 if bold else 0.6, zorder=3 if bold else 2)
-    axes.set_xticks(range(len(columns)), [label(column.replace("_", " "), 22) for column in columns])
+    axes.set_xticks(range(len(columns)), [label(NAMES.get(column, column.replace("_", "-")), 26) for column in columns])
     axes.set(yticks=[], xlim=(-0.1, len(columns) - 0.6), title="Trials of the search; those on the front are bold")
     axes.spines[:].set_visible(False)
     axes.grid(False)
@@ -68,10 +73,12 @@ def _scale(values: Sequence[Any]) -> tuple[np.ndarray, list[tuple[float, str]]]:
         return np.array([at[str(value)] for value in values]), [(at[name], label(name, 12)) for name in names]
     numbers = np.array(values, dtype=np.float64)
     low, high = numbers.min(), numbers.max()
-    as_logs = low > 0 and high >= LOGARITHMIC * low
+    as_logs = low > 0 and LOGARITHMIC[0] * low <= high <= LOGARITHMIC[1] * low
     rise = np.log if as_logs else np.asarray
     height = (rise(numbers) - rise(low)) / ((rise(high) - rise(low)) or 1.0)
     between = np.linspace(rise(low), rise(high), TICKS if high > low else 1)
     shown = np.exp(between) if as_logs else between
-    ticks = [(float(i / max(1, len(shown) - 1)), f"{value:.3g}") for i, value in enumerate(shown)]
-    return height, ticks
+    if all(isinstance(value, int) for value in values):
+        shown = np.unique(shown.round())
+    at = (rise(shown) - rise(low)) / ((rise(high) - rise(low)) or 1.0)
+    return height, [(float(place), f"{value:.4g}") for place, value in zip(at, shown, strict=True)]
