@@ -14,6 +14,7 @@ import pytest
 from sweeping_helper import run, write_sweep_file
 
 from llgae_cli.errors import InputError
+from llgae_cli.figures.search import parallel_coordinates
 from llgae_cli.sweep import Leaderboard, Plan, read_plan
 from llgae_cli.sweep.local_engine import LocalEngine
 from llgae_cli.sweep.process import Share, choose_jobs
@@ -326,3 +327,12 @@ def test_cells_are_spread_over_several_gpus_and_one_job_a_core_is_the_default(mo
     assert [choose_jobs(0, None, 99), choose_jobs(0, 4, 99), choose_jobs(2, None, 99), choose_jobs(0, None, 3)] == [
         8, 4, 2, 3,
     ]  # fmt: skip
+
+
+@pytest.mark.numeric
+def test_axes_of_the_trials_have_whole_numbers_and_names() -> None:
+    rows = [{"K": K, "validation_bits_coded": bits, "front": True} for K, bits in ((1, 1e-5), (4, 9.0), (12, 22.0))]
+    axes = parallel_coordinates(rows, ["K"], ["validation_bits_coded"]).axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["K", "bits a sample (validation)"]
+    assert [text.get_text() for text in axes.texts][:5] == ["1", "4", "6", "9", "12"]
+    assert axes.lines[-2].get_ydata()[1] == pytest.approx(9 / 22, abs=1e-3)  # linear: the least is nearly zero
