@@ -19,6 +19,7 @@ import pytest
 from command_line import Command, Said, check_refused  # tests/command_line.py
 
 from llgae_cli.errors import InputError
+from llgae_cli.storage import compressed_header
 from llgae_cli.storage.compressed_file import CompressedFile, create_compressed
 from llgae_cli.tasks import load_task
 
@@ -99,6 +100,12 @@ class FakeCodec:
         if dtype.kind != "f":
             x_hat = np.clip(np.rint(x_hat), np.iinfo(dtype).min, np.iinfo(dtype).max)
         return x_hat.astype(dtype)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks in files of a few hundred rows."""
+    monkeypatch.setattr(compressed_header, "BLOCK_ROWS", 256)
 
 
 @pytest.fixture(autouse=True)
@@ -272,7 +279,7 @@ def test_rows_of_another_width_are_refused(llgae: Command, checkpoint: Path) -> 
         (("--max-abs", "1,x"), ("--max-abs 1,x", "positive")),
         (("--max-abs", "1,2,3"), ("--max-abs: 3 numbers; 1 or 64",)),
         (("--step", -3), ("--step -3", "positive")),
-        (("--step", 1, "-o", "x.npz"), ("x.npz", "suffix .llgae")),
+        (("--step", 1, "-o", "x.npz"), ("x.npz", "a .llgae file")),
         (("--step", 1, "-o", "-", "--json"), ("--json",)),
         (("--step", 1, "-o", "-", "--verify"), ("--verify",)),
     ],
@@ -290,7 +297,7 @@ def test_files_of_another_kind_are_refused(llgae: Command, checkpoint: Path) -> 
     check_refused(llgae("decompress", checkpoint, "x.llgae", "-o", "x.npy"), "not a file of `llgae compress`")
     check_refused(llgae("info", "x.llgae"), "not a file of `llgae compress`")
     check_refused(llgae("info", "missing.llgae"), "no such file")
-    check_refused(llgae("decompress", checkpoint, "x.llgae", "-o", "x.txt"), "suffix .npy")
+    check_refused(llgae("decompress", checkpoint, "x.llgae", "-o", "x.txt"), "a .npy file")
     check_refused(llgae("decompress", checkpoint, "-", "-o", "x.npy", "--salvage"), "--salvage")
 
 
