@@ -1,17 +1,13 @@
 """Training an experiment: from a config to its checkpoint."""
 
-import copy
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llgae_cli import interrupts, storage
 from llgae_cli.codec import fit_codec, store_codec
@@ -32,9 +28,10 @@ from llgae_cli.factory import (
 from llgae_cli.formatting import five_digits
 from llgae_cli.models import Model
 from llgae_cli.progress import NOBODY, OnProgress, Schedule, Work, count_evaluation_steps
+from llgae_cli.run import Run, Snapshot, describe_rows, take_snapshot, timed
 from llgae_cli.storage import Checkpoint, RunFolder
-from llgae_cli.tasks import Samples, Task, load_task
-from llgae_cli.training import EpochRecord, Trainer, distributed
+from llgae_cli.tasks import draw_rows, load_task
+from llgae_cli.training import EpochRecord, distributed
 
 OnEpoch = Callable[[dict[str, float], int], None]
 
@@ -55,54 +52,6 @@ class Outcome:
     seconds: float
     validation_mean_l2: float | None
     evaluated: Evaluated | None
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """State of a run after a complete epoch, in tensors of its own: what its checkpoint holds."""
-
-    history: list[dict[str, float]]
-    seconds: float
-    state: dict[str, Tensor]
-    trainer_state: dict[str, Any]
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done; 0 while only initialisations are."""
-        return int(self.history[-1]["epoch"]) if self.history else 0
-
-    @property
-    def test_mean_l2(self) -> float | None:
-        """Test mean L2 after the last epoch, None where it was not measured."""
-        return self.history[-1].get("test_mean_l2") if self.history else None
-
-
-@dataclass
-class Run:
-    """A training in progress."""
-
-    config: Config
-    task: Task
-    train: Samples
-    validation: Samples | None
-    model: Model
-    trainer: Trainer
-    folder: RunFolder
-    history: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    snapshot: Snapshot | None = None  # None until something is worth saving
-    work: Work = NOBODY
-    checkpoint: Checkpoint | None = None  # the last one written or resumed from
-
-    @property
-    def done(self) -> int:
-        """Epochs done."""
-        return int(self.history[-1]["epoch"]) if self.history else 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether no epoch is left to do."""
-        return self.done >= self.config.epochs or self.trainer.finished
 
 
 def train(
@@ -136,6 +85,8 @@ def train(
         logger.info(
             "%s: %d training samples of %d values, %s", run.task.name, run.train.N, run.train.D, run.task.source
         )
+        if run.fitted is not run.train:
+            logger.info("rows: fitted to %d of the training samples", run.fitted.N)
         plan(run, Work(Schedule(on_progress)) if on_progress else NOBODY)
         try:
             with interrupts.unmask(), storage.log_epochs(config, on_epoch, distributed.rank() == 0) as on_epoch:
@@ -159,9 +110,10 @@ def set_up(config: Config, device: torch.device, folder: RunFolder) -> Run:
     task = load_task(config.task, config.data_dir, **describe_loading(config)).to(device)
     check_fit(config, task.train.N, task.train.D)
     train, validation = task.hold_out(config.validation, config.seed)
+    fitted = train if config.rows is None else draw_rows(train, config.rows, config.seed)
     model = build_model(config, task.shape).to(device)
-    trainer = build_trainer(config, model, train, task.shape)
-    return Run(config, task, train, validation, model, trainer, folder)
+    trainer = build_trainer(config, model, fitted, task.shape)
+    return Run(config, task, train, fitted, validation, model, trainer, folder)
 
 
 def plan(run: Run, work: Work) -> None:
@@ -174,7 +126,7 @@ def plan(run: Run, work: Work) -> None:
 
 def count_evaluation(run: Run) -> dict[str, float]:
     """Return the operations of each step after the last epoch."""
-    sizes = run.train.N, run.task.test.N
+    sizes = run.train.N + (run.fitted.N if run.fitted is not run.train else 0), run.task.test.N
     row, affine = run.trainer.row_operations, run.model.as_llgae() is not None
     return count_evaluation_steps(row, *sizes, by_gradient=run.config.trainer == "gradient", affine=affine)
 
@@ -215,22 +167,6 @@ def complete_epoch(run: Run, record: EpochRecord) -> None:
     interrupts.check()
 
 
-def take_snapshot(run: Run) -> Snapshot:
-    """Copy the present state."""
-    state = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
-    return Snapshot(list(run.history), run.seconds, state, copy.deepcopy(run.trainer.state_dict()))
-
-
-@contextmanager
-def timed(run: Run) -> Iterator[None]:
-    """Add the time that the block takes to the run's seconds."""
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        run.seconds += time.perf_counter() - began
-
-
 def is_measured(config: Config, epoch: int) -> bool:
     """Return whether the history holds the test mean L2 after this epoch. That of the last one is always measured."""
     return any(every and epoch % every == 0 for every in (config.eval_every, config.save_every))
@@ -263,23 +199,25 @@ def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
         figures["validation_mean_l2"] = mean_l2(run.model, run.validation)
     check_finite(run, figures)
     run.work.advance("evaluation", operations["test samples"], "test samples")
-    train = measure(run.model, run.train, run.task.peak)
+    fitted = measure(run.model, run.fitted, run.task.peak)
+    fitted_mean_l2 = train_mean_l2 = fitted.metrics.mean_l2
+    if run.fitted is not run.train:
+        train_mean_l2 = mean_l2(run.model, run.train)
     run.work.advance("evaluation", operations["training samples"], "training samples")
-    train_mean_l2 = train.metrics.mean_l2
     if run.snapshot is not None:  # None: resumed from a checkpoint of a finished run; nothing is written
         run.history[-1] |= figures
         on_epoch(run.history[-1], run.config.epochs)
-        extras: dict[str, Any] = train.latents.stored()
+        extras: dict[str, Any] = fitted.latents.stored()
         if not run.trainer.exact:
-            extras["candidates_lost"] = lost = run.history[-1]["train_mean_l2"] / train_mean_l2 - 1
+            extras["candidates_lost"] = lost = run.history[-1]["train_mean_l2"] / fitted_mean_l2 - 1
             logger.info(
-                "candidates: shortlists lost %.4f%% of the train mean L2 %s", 100 * lost, five_digits(train_mean_l2)
+                "candidates: shortlists lost %.4f%% of the train mean L2 %s", 100 * lost, five_digits(fitted_mean_l2)
             )
         if distributed.rank() == 0:
-            extras |= store_codec(fit_codec(run.model, run.train, run.trainer.quantisation))
+            extras |= store_codec(fit_codec(run.model, run.fitted, run.trainer.quantisation))
             run.work.advance("evaluation", operations.get("codec", 0.0), "codec")
             if run.model.as_llgae() is not None:
-                extras["novelty"] = fit_novelty(run.model, run.train, train).stored()
+                extras["novelty"] = fit_novelty(run.model, run.fitted, fitted).stored()
         save(run, train_mean_l2=train_mean_l2, extras=extras)
     saved, evaluated = run.folder.saved, None
     if distributed.rank():
@@ -323,13 +261,6 @@ def save(run: Run, train_mean_l2: float | None = None, extras: dict[str, Any] | 
         **{name: getattr(snapshot, name) for name in ("history", "seconds", "state", "trainer_state")},
     )
     return run.folder.save(run.checkpoint)
-
-
-def describe_rows(samples: Samples) -> dict[str, Any]:
-    """Return what a checkpoint says of how rows are prepared: names of columns, centring and scaling."""
-    columns = {} if samples.names is None else {"columns": list(samples.names)}
-    scaling = {} if samples.scaling is None else {"scaling": samples.scaling.plain()}
-    return {**columns, "centring": samples.centring, **scaling}
 
 
 def measure_snapshot(run: Run, snapshot: Snapshot) -> float:

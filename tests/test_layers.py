@@ -20,7 +20,7 @@ ROWS = [
     {"experiment", "proposal"},
     {"evaluation", "sklearn"},
     {"codec"},
-    {"factory"},
+    {"factory", "run"},
     {"training", "storage"},
     {"models"},
     {"inference", "tasks", "config"},

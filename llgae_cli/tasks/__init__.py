@@ -4,7 +4,7 @@ from llgae_cli.tasks.registry import TASKS, is_one_file, load_samples, load_task
 from llgae_cli.tasks.samples import Samples
 from llgae_cli.tasks.subspaces import SUBSPACES_E, SUBSPACES_K, SUBSPACES_OPTIMUM
 from llgae_cli.tasks.table_options import TableOptions
-from llgae_cli.tasks.task import Task
+from llgae_cli.tasks.task import Task, draw_rows
 
 __all__ = [
     "SUBSPACES_E",
@@ -14,6 +14,7 @@ __all__ = [
     "Samples",
     "TableOptions",
     "Task",
+    "draw_rows",
     "is_one_file",
     "load_samples",
     "load_task",

@@ -61,6 +61,20 @@ class Task:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
+def draw_rows(samples: Samples, n: int, seed: int) -> Samples:
+    """Return n of the samples, drawn without replacement, each subset with the same probability; in their order.
+
+    They depend on N, n and the seed only, not on how many processes or files hold the samples. Memory: O(n).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if 2 * n > samples.N:
+        return samples.subset(torch.randperm(samples.N, generator=generator)[:n].sort().values)
+    drawn = torch.empty(0, dtype=torch.int64)
+    while len(drawn) < n:  # row after row, one that is drawn already is drawn again
+        drawn = torch.cat([drawn, torch.randint(samples.N, (n - len(drawn),), generator=generator)]).unique()
+    return samples.subset(drawn)
+
+
 def fingerprint(train: Samples, test: Samples, shape: tuple[int, ...]) -> str:
     """Return 16 hex digits of the SHA-256 over shape, type and bytes of the stored values of both sets, in order.
 
