@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from llgae_cli import interrupts, storage
+from llgae_cli import distributed, interrupts, storage
 from llgae_cli.codec import fit_codec, store_codec
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, Interrupted, ProcessLostError, RunError, printable
@@ -28,10 +28,10 @@ from llgae_cli.factory import (
 from llgae_cli.formatting import five_digits
 from llgae_cli.models import Model
 from llgae_cli.progress import NOBODY, OnProgress, Schedule, Work, count_evaluation_steps
-from llgae_cli.run import Run, Snapshot, describe_rows, take_snapshot, timed
+from llgae_cli.run import Run, Snapshot, acquire, describe_rows, take_snapshot, timed
 from llgae_cli.storage import Checkpoint, RunFolder
 from llgae_cli.tasks import draw_rows, load_task
-from llgae_cli.training import EpochRecord, distributed
+from llgae_cli.training import EpochRecord
 
 OnEpoch = Callable[[dict[str, float], int], None]
 
@@ -78,7 +78,7 @@ def train(
     try:
         if distributed.rank() == 0:
             folder.prepare()
-        distributed.acquire(folder.lock, patience)
+        acquire(folder.lock, patience)
         run = set_up(config, device, folder)
         if resume is not None:
             restore_run(run, resume)

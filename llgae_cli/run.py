@@ -1,6 +1,7 @@
-"""A training in progress, and the state of it that a checkpoint holds."""
+"""A training in progress, the state of it that a checkpoint holds, and its lock."""
 
 import copy
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +10,18 @@ from typing import Any
 
 from torch import Tensor
 
+from llgae_cli import distributed
 from llgae_cli.config import Config
+from llgae_cli.errors import InputError, printable
 from llgae_cli.models import Model
 from llgae_cli.progress import NOBODY, Work
-from llgae_cli.storage import Checkpoint, RunFolder
+from llgae_cli.storage import Checkpoint, Lock, RunFolder
 from llgae_cli.tasks import Samples, Task
 from llgae_cli.training import Trainer
+
+LOCK_POLL = 0.3  # seconds between attempts; the first refusal may be `clean_locks` of another process holding the lock
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,3 +94,26 @@ def describe_rows(samples: Samples) -> dict[str, Any]:
     columns = {} if samples.names is None else {"columns": list(samples.names)}
     scaling = {} if samples.scaling is None else {"scaling": samples.scaling.plain()}
     return {**columns, "centring": samples.centring, **scaling}
+
+
+def acquire(lock: Lock, patience: float) -> None:
+    """Take the lock of a config, waiting up to `patience` seconds for another run to end; InputError after that.
+
+    Only rank 0 takes it. The others take part in the exchange, because a process that is silent for minutes counts as
+    dead.
+    """
+    began, announced = time.monotonic(), False
+    while not distributed.any_process(distributed.rank() == 0 and lock.attempt()):
+        waited = time.monotonic() - began
+        if distributed.any_process(waited > max(patience, LOCK_POLL)):
+            who = lock.holder or "another process"
+            raise InputError(
+                f"{printable(lock.path.parent, 300)}: {who} is already training this config ({lock.subject}) here; "
+                "wait for its end with --wait, or choose another checkpoint-dir or seed"
+            )
+        if waited > LOCK_POLL and not announced:
+            logger.info("waiting for %s, which is training this config (%s) here", lock.holder, lock.subject)
+            announced = True
+        time.sleep(LOCK_POLL)
+    if not lock.supported:
+        logger.info("this folder's file system has no locks: do not start a second run of this config here")

@@ -93,6 +93,6 @@ def fingerprint(train: Samples, test: Samples, shape: tuple[int, ...]) -> str:
         else:
             starts = sorted({last * i // (HASHED_BLOCKS - 1) for i in range(HASHED_BLOCKS)})
         for start in starts:
-            part = samples.part(start, start + block).stored_rows()
+            part = samples.gather(slice(start, start + block)).stored_rows()
             digest.update(part.contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()[:16]

@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from llgae_cli import distributed
 from llgae_cli.errors import RunError
 from llgae_cli.inference import gauge
 from llgae_cli.models import LLGAE
 from llgae_cli.progress import Work, expect_passes
 from llgae_cli.tasks import Samples
 from llgae_cli.threads import run_single_threaded
-from llgae_cli.training import distributed, int8
+from llgae_cli.training import int8
 from llgae_cli.training.components import Components, Coordinates, align, halve
 from llgae_cli.training.initialisation import Initialisation, Restart, Restarts
 from llgae_cli.training.int8 import ByteScorer

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from llgae_cli import distributed
 from llgae_cli.errors import RunError
 from llgae_cli.formatting import five_digits
 from llgae_cli.models import Model
 from llgae_cli.progress import Work
 from llgae_cli.tasks import Samples
-from llgae_cli.training import distributed
 from llgae_cli.training.closed_form import ClosedForm
 from llgae_cli.training.state import load_optimizer, read_count, read_tensor
 from llgae_cli.training.trainer import EpochRecord, Trainer

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from llgae_cli import distributed
 from llgae_cli.errors import RunError
 from llgae_cli.formatting import five_digits
 from llgae_cli.inference import gauge
@@ -15,7 +16,6 @@ from llgae_cli.models import LLGAE
 from llgae_cli.progress import Work, expect_passes
 from llgae_cli.tasks import Samples
 from llgae_cli.threads import run_parallel, run_single_threaded
-from llgae_cli.training import distributed
 from llgae_cli.training.components import Components, Coordinates, align, choose_seeds, orthonormalise
 from llgae_cli.training.expected_rate import expect_bits, solve_step, step_to_theta
 from llgae_cli.training.initialisation import SEEDED_K, principal_coordinates

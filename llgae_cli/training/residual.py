@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from llgae_cli import distributed
 from llgae_cli.errors import RunError
 from llgae_cli.models import Residual
 from llgae_cli.progress import Work, expect_passes
 from llgae_cli.tasks import Samples
-from llgae_cli.training import distributed
 from llgae_cli.training.closed_form import ClosedForm
 from llgae_cli.training.components import Components
 from llgae_cli.training.state import read_count

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from llgae_cli import distributed
 from llgae_cli.inference import choose_exactly, has_lost_digits, within_rounding
-from llgae_cli.training import distributed
 from llgae_cli.training.components import Components, Coordinates
 from llgae_cli.training.scoring import Scorer, Workspace, orthogonal_offsets, project_each
 from llgae_cli.training.statistics import Statistics, accumulate

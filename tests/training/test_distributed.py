@@ -32,7 +32,7 @@ import torch
 from llgae_cli import experiment
 from llgae_cli.cli.console import set_up_logging
 from llgae_cli.config import read_config
-from llgae_cli.training import distributed
+from llgae_cli import distributed
 set_up_logging(False)
 assert distributed.join(torch.device("cpu")) and not distributed.join(torch.device("cpu"))
 for trainer in ("closed-form", "rate", "gradient"):
