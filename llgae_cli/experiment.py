@@ -13,7 +13,7 @@ from llgae_cli import distributed, interrupts, storage
 from llgae_cli.codec import fit_codec, store_codec
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, Interrupted, ProcessLostError, RunError, printable
-from llgae_cli.evaluation import Evaluated, mean_l2, measure
+from llgae_cli.evaluation import Evaluated, keep_held, mean_l2, mean_l2_alone, measure
 from llgae_cli.evaluation.novelty import fit_novelty
 from llgae_cli.factory import (
     build_model,
@@ -42,7 +42,8 @@ logger = logging.getLogger(__name__)
 class Outcome:
     """Result of a training. Mean L2 in squared grey levels per pixel, times in seconds.
 
-    `checkpoint` and `evaluated`, the model on its test samples, are None on all ranks but the first.
+    `checkpoint` and `evaluated`, the model on its test samples, are None on all ranks but the first. With `shards: own`
+    `evaluated` has the samples of that rank only, and is None where it has none.
     """
 
     checkpoint: Path | None
@@ -213,17 +214,19 @@ def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
             logger.info(
                 "candidates: shortlists lost %.4f%% of the train mean L2 %s", 100 * lost, five_digits(fitted_mean_l2)
             )
-        if distributed.rank() == 0:
+        if distributed.rank() == 0 or run.fitted.held is not None:  # rows of other processes are gathered by all
             extras |= store_codec(fit_codec(run.model, run.fitted, run.trainer.quantisation))
             run.work.advance("evaluation", operations.get("codec", 0.0), "codec")
-            if run.model.as_llgae() is not None:
-                extras["novelty"] = fit_novelty(run.model, run.fitted, fitted).stored()
+        if run.model.as_llgae() is not None:
+            extras["novelty"] = fit_novelty(run.model, run.fitted, fitted).stored()
         save(run, train_mean_l2=train_mean_l2, extras=extras)
     saved, evaluated = run.folder.saved, None
     if distributed.rank():
         saved = None
     elif saved is not None and run.checkpoint is not None:
-        evaluated = Evaluated(saved, run.checkpoint, run.config, run.model, run.task, "test", run.task.test, test)
+        samples, own = keep_held(run.task.test, test)
+        if samples.N:
+            evaluated = Evaluated(saved, run.checkpoint, run.config, run.model, run.task, "test", samples, own)
     return Outcome(
         checkpoint=saved,
         mean_l2=figures["test_mean_l2"],
@@ -240,10 +243,14 @@ def save(run: Run, train_mean_l2: float | None = None, extras: dict[str, Any] | 
     if distributed.rank() or run.snapshot is None:
         return None
     snapshot, task = run.snapshot, run.task
+    test_mean_l2 = measure_snapshot(run, snapshot)
+    if test_mean_l2 is None:
+        logger.warning("nothing was saved: this process holds no samples to measure the state on")
+        return None
     run.checkpoint = Checkpoint(
         config=storage.export_config(run.config),
         epoch=snapshot.epoch,  # 0: the best of the initialisations that were done
-        mean_l2=measure_snapshot(run, snapshot),
+        mean_l2=test_mean_l2,
         train_mean_l2=train_mean_l2,
         extras=extras or {},
         data={
@@ -263,16 +270,25 @@ def save(run: Run, train_mean_l2: float | None = None, extras: dict[str, Any] | 
     return run.folder.save(run.checkpoint)
 
 
-def measure_snapshot(run: Run, snapshot: Snapshot) -> float:
+def measure_snapshot(run: Run, snapshot: Snapshot) -> float | None:
     """Return the test mean L2 of the last complete epoch, for its checkpoint.
 
     Where it was not measured, the run is ending: the model, perhaps half-way through the next epoch, is set back to the
-    snapshot. The history stays as it would be without the interrupt.
+    snapshot. The history stays as it would be without the interrupt. Other processes may be gone, so each has only what
+    it holds: without test samples, the last train mean L2 stands in; None where there is none.
     """
     if snapshot.test_mean_l2 is not None:
         return snapshot.test_mean_l2
     run.model.load_state_dict(snapshot.state)
-    figures = measure_splits(run)
+    test = mean_l2_alone(run.model, run.task.test)
+    if run.task.test.held is not None:
+        logger.warning("the mean L2 of what is saved is that of the samples of this process only")
+        return test if test is not None else snapshot.history[-1]["train_mean_l2"] if snapshot.history else None
+    assert test is not None
+    figures = {"test_mean_l2": test}
+    if run.validation is not None:
+        figures["validation_mean_l2"] = mean_l2_alone(run.model, run.validation) or 0.0
+    check_finite(run, figures)
     if snapshot.history and is_measured(run.config, snapshot.epoch):
         snapshot.history[-1].update(figures)
     return figures["test_mean_l2"]

@@ -54,7 +54,8 @@ def describe_loading(config: Config, checkpoint: Checkpoint | None = None, other
         centring = found if found in ("sample", "none") else "sample"  # earlier versions centred all data
         scaling = restore_scaling(data.get("scaling"), data.get("D", 0))
         columns = tuple(data.get("columns", ())) if other else columns
-    options = TableOptions(columns, config.labels, config.test, config.missing, stored=other)
+    own = config.shards == "own"
+    options = TableOptions(columns, config.labels, config.test, config.missing, stored=other, own=own)
     return {"centring": centring, "seed": config.seed, "scaling": scaling, "options": options}
 
 

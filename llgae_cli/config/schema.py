@@ -244,11 +244,16 @@ class Config(BaseModel):
     missing: Literal["error", "drop"] = key(
         "error", "missing values of own data: an error, or their rows are dropped", later=True
     )
+    shards: Literal["all", "own"] = key(
+        "all",
+        "files of data in shards that a process of torchrun opens: all, or only its own",
+        neutral=True,
+        later=True,
+    )
     validation: float = key(0.0, "fraction of the training samples held out as the validation split", ge=0, le=0.5)
     rows: Positive | None = key(
         None,
-        "number of training samples that the model is fitted to, drawn with the seed; default: all. Reported figures "
-        "are still of all",
+        "number of training samples to fit to, drawn with the seed; default: all. Figures are still of all",
         later=True,
     )
     seed: int = key(28, "seed of all random numbers", ge=0, lt=2**63)

@@ -104,6 +104,8 @@ def load_rows(kind: str, where: str, data_dir: Path, options: TableOptions) -> L
         names = None if values.names is None else list(values.names)
         if values.held is None and values.N * values.D * values.dtype.itemsize <= npy.IN_MEMORY_BYTES:
             values = values.read(range(values.N)).reshape(values.shape)
+    elif options.own and not options.stored:
+        raise InputError(f"shards: own is for a folder or a pattern of .npy or .parquet files, not for {shown}")
     elif kind == "npy":
         assert path is not None
         names, raw_labels, raw_test = None, None, None

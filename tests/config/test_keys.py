@@ -24,6 +24,7 @@ NEUTRAL_KEYS = {
     "threads",
     "figures",
     "log",
+    "shards",
 }
 SOURCE_KEYS = {"K", "embed-dim", "beta", "n-step", "lr", "task"}
 DATA_KEYS = {"centring", "scaling", "columns", "labels", "test", "missing"}
