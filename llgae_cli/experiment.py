@@ -286,8 +286,9 @@ def measure_snapshot(run: Run, snapshot: Snapshot) -> float | None:
         return test if test is not None else snapshot.history[-1]["train_mean_l2"] if snapshot.history else None
     assert test is not None
     figures = {"test_mean_l2": test}
-    if run.validation is not None:
-        figures["validation_mean_l2"] = mean_l2_alone(run.model, run.validation) or 0.0
+    validation = None if run.validation is None else mean_l2_alone(run.model, run.validation)
+    if validation is not None:
+        figures["validation_mean_l2"] = validation
     check_finite(run, figures)
     if snapshot.history and is_measured(run.config, snapshot.epoch):
         snapshot.history[-1].update(figures)
