@@ -94,9 +94,11 @@ def train(
                 run_epochs(run, on_epoch)
                 return finish(run, on_epoch)
         except Interrupted as interrupt:
+            replace_lost_saver(run)
             interrupt.saved = save_interrupted(run)
             raise
         except ProcessLostError as lost:
+            replace_lost_saver(run)
             saved = save_after_signal(run)
             raise RunError(f"{lost}" + (f"; saved {saved}, continue with --resume last" if saved else "")) from None
     finally:
@@ -239,13 +241,13 @@ def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
 
 
 def save(run: Run, train_mean_l2: float | None = None, extras: dict[str, Any] | None = None) -> Path | None:
-    """Write the last complete epoch's state as a checkpoint; only rank 0 does, and the others get None."""
-    if distributed.rank() or run.snapshot is None:
+    """Write the last complete epoch's state as a checkpoint; only one process does, and the others get None."""
+    if not run.saves or run.snapshot is None:
         return None
     snapshot, task = run.snapshot, run.task
-    test_mean_l2 = measure_snapshot(run, snapshot)
-    if test_mean_l2 is None:
-        logger.warning("nothing was saved: this process holds no samples to measure the state on")
+    test_mean_l2, measured = measure_snapshot(run, snapshot)
+    if not math.isfinite(test_mean_l2):
+        logger.warning("nothing was saved: this process has no test samples to measure the state on")
         return None
     run.checkpoint = Checkpoint(
         config=storage.export_config(run.config),
@@ -263,6 +265,7 @@ def save(run: Run, train_mean_l2: float | None = None, extras: dict[str, Any] | 
             "D": run.train.D,
             "source": task.origin,
             **describe_rows(run.train),
+            **({} if measured == task.test.N else {"measured": measured}),
         },
         provenance=storage.provenance(),
         **{name: getattr(snapshot, name) for name in ("history", "seconds", "state", "trainer_state")},
@@ -270,29 +273,30 @@ def save(run: Run, train_mean_l2: float | None = None, extras: dict[str, Any] | 
     return run.folder.save(run.checkpoint)
 
 
-def measure_snapshot(run: Run, snapshot: Snapshot) -> float | None:
-    """Return the test mean L2 of the last complete epoch, for its checkpoint.
+def measure_snapshot(run: Run, snapshot: Snapshot) -> tuple[float, int]:
+    """Return the test mean L2 of the last complete epoch, for its checkpoint, and of how many samples it is.
 
     Where it was not measured, the run is ending: the model, perhaps half-way through the next epoch, is set back to the
-    snapshot. The history stays as it would be without the interrupt. Other processes may be gone, so each has only what
-    it holds: without test samples, the last train mean L2 stands in; None where there is none.
+    snapshot. The history stays as it would be without the interrupt. Time is short then, and other processes may be
+    gone: of a large test set, and of one that is divided among processes, a part is measured. A process that has no
+    test samples gives the last train mean L2, of 0 samples.
     """
     if snapshot.test_mean_l2 is not None:
-        return snapshot.test_mean_l2
+        return snapshot.test_mean_l2, run.task.test.N
     run.model.load_state_dict(snapshot.state)
-    test = mean_l2_alone(run.model, run.task.test)
-    if run.task.test.held is not None:
-        logger.warning("the mean L2 of what is saved is that of the samples of this process only")
-        return test if test is not None else snapshot.history[-1]["train_mean_l2"] if snapshot.history else None
-    assert test is not None
+    test, n = mean_l2_alone(run.model, run.task.test)
+    if n < run.task.test.N:
+        logger.info("the mean L2 of what is saved is of %d of the %d test samples", n, run.task.test.N)
+        if n == 0 and snapshot.history:
+            test = snapshot.history[-1]["train_mean_l2"]
+        return test, n
     figures = {"test_mean_l2": test}
-    validation = None if run.validation is None else mean_l2_alone(run.model, run.validation)
-    if validation is not None:
-        figures["validation_mean_l2"] = validation
+    if run.validation is not None:
+        figures["validation_mean_l2"] = mean_l2_alone(run.model, run.validation)[0]
     check_finite(run, figures)
     if snapshot.history and is_measured(run.config, snapshot.epoch):
         snapshot.history[-1].update(figures)
-    return figures["test_mean_l2"]
+    return test, n
 
 
 def save_interrupted(run: Run) -> Path | None:
@@ -305,6 +309,18 @@ def save_interrupted(run: Run) -> Path | None:
     if run.snapshot.test_mean_l2 is None:
         logger.info("interrupted: measuring the last complete state, which is then saved")
     return save(run)
+
+
+def replace_lost_saver(run: Run) -> None:
+    """Let this process save what the run has where rank 0 is lost: its lock is free, and it saved nothing newer."""
+    if run.saves or run.snapshot is None or not run.folder.lock.attempt():
+        return
+    try:
+        last = storage.load(storage.find_last(run.config.checkpoint_dir, run.config))
+    except InputError:  # there is none
+        run.saves = True
+    else:
+        run.saves = last.epoch < run.snapshot.epoch
 
 
 def save_after_signal(run: Run) -> Path | None:

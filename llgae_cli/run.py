@@ -61,6 +61,7 @@ class Run:
     snapshot: Snapshot | None = None  # None until something is worth saving
     work: Work = NOBODY
     checkpoint: Checkpoint | None = None  # the last one written or resumed from
+    saves: bool = field(default_factory=lambda: distributed.rank() == 0)  # whether this process writes checkpoints
 
     @property
     def done(self) -> int:

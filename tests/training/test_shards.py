@@ -1,6 +1,11 @@
 """With `shards: own` several processes, each with other files, give the result of one that has them all."""
 
+import json
+import os
+import random
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command_line import Command, check_refused
-from torchrun_helper import torchrun
+from torchrun_helper import child_of_rank, torchrun
 
 from llgae_cli import experiment
 from llgae_cli.config import read_config
@@ -117,6 +122,41 @@ def test_shards_have_one_owner_and_owners_equally_many_rows() -> None:
     assert assign_shards([10, 10, 10, 30], [[0, 1]] * 4, 2) == [1, 1, 1, 0]
     assert assign_shards([10, 30, 5], [[0, 1, 2], [0], [0, 1, 2]], 3) == [1, 0, 2]
     assert assign_shards([5, 5], [[2], [2]], 3) == [2, 2]
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_a_lost_process_ends_all_with_a_saved_state_that_fewer_go_on_with(tmp_path: Path, lost: int) -> None:
+    write_data(tmp_path, "npy", {"a": (0, 900), "b": (0, 1700), "c": (0, 37), "d": (0, 600)})
+    (tmp_path / "c.yaml").write_text(f"task: 'npy:node-0'\n{CONFIG}trainer: gradient\nbatch-size: 70\n")
+    command = ("-m", "llgae_cli", "train", "-c", "c.yaml", "--json")
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with torchrun(3, tmp_path, *command, "-S", "epochs=1000000", **output) as run:
+        assert run.stderr is not None
+        try:
+            for line in run.stderr:
+                if line.startswith("epoch 2/"):
+                    break
+            time.sleep(random.random())
+            os.kill(child_of_rank(run.pid, lost), signal.SIGKILL)
+            began = time.monotonic()
+            err = run.stderr.read()
+            run.wait(60)
+        except BaseException:
+            os.killpg(run.pid, signal.SIGKILL)
+            raise
+    assert time.monotonic() - began < 30, err  # seconds, on a machine that does nothing else
+    ours = [line for line in err.splitlines() if line.startswith("llgae: ")]
+    (path,) = (tmp_path / "checkpoints").glob("*.pkl")
+    assert any(f"saved checkpoints/{path.name}" in line for line in ours), err
+    saved = load(path)
+    assert saved.epoch >= 2 and 0 < saved.data["measured"] < saved.data["N"]
+    with torchrun(2, tmp_path, *command, "-S", f"epochs={saved.epoch + 2}", "--resume", "last", **output) as run:
+        out, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
+    result = json.loads(out)
+    last = load(tmp_path / result["checkpoint"])
+    assert last.history[: saved.epoch] == saved.history and last.epoch == saved.epoch + 2
+    assert result["mean_l2"] < 2 * saved.mean_l2 and "measured" not in last.data
 
 
 def test_what_is_wrong_on_one_process_ends_all_with_its_reason(tmp_path: Path) -> None:
