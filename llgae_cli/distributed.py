@@ -117,7 +117,7 @@ def _run_collective(collective, tensor: Tensor, *arguments) -> None:  # type: ig
     try:
         collective(rows, *arguments)
     except RuntimeError as error:  # of gloo and NCCL, for a process that is dead or does not respond
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". This is")[0]
         who = f"rank {rank()} of {world_size()}"
         raise ProcessLostError(f"{who}: another process died or does not respond ({reason})") from None
     if rows is not tensor:
