@@ -166,7 +166,8 @@ def hold_out_evenly(N: int, share: float) -> np.ndarray:
     if not 0 < share < 1:
         raise InputError(f"test: {share:g}; a share is more than 0 and less than 1")
     t = Fraction(str(share))
-    counts = np.arange(N + 1, dtype=object) * t.numerator // t.denominator
+    exact = np.int64 if (N + 1) * t.numerator < 1 << 63 else object
+    counts = np.arange(N + 1, dtype=exact) * t.numerator // t.denominator
     held = np.diff(counts).astype(bool)
     if not held.any():
         held[-1] = True
