@@ -32,7 +32,7 @@ NOT_OURS = {
     "--nodes",
     "--ntasks-per-node",
     "--cpus-per-task",
-}  # further ones of pip and SLURM
+}  # pip, SLURM
 # Names that stand for many, and files and folders that a run makes.
 MADE = re.compile(r"NAME|^(build|checkpoints|sweeps|data)/")
 
