@@ -43,3 +43,25 @@ class ArrayRows:
     def read(self, at: "range | np.ndarray") -> np.ndarray:
         """Return rows `at`, as `RowSource.read`."""
         return self._array[at.start : at.stop : at.step] if isinstance(at, range) else self._array[at]
+
+
+class HeldRows:
+    """N rows of which this process has those in `held`, one range after the other, as `values` (n, D) in memory."""
+
+    names: tuple[str, ...] | None = None
+
+    def __init__(self, values: np.ndarray, held: tuple[range, ...], N: int) -> None:
+        """Keep a reference to the values; the ranges are ascending."""
+        self.N, self.D = N, values.shape[1]
+        self.dtype = values.dtype
+        self.shape: tuple[int, ...] = (N, self.D)
+        self.held: tuple[range, ...] | None = held
+        self._values = values
+        self._first = np.array([rows.start for rows in held], np.int64)
+        self._before = np.cumsum([0, *map(len, held)])  # rows held before each range
+
+    def read(self, at: "range | np.ndarray") -> np.ndarray:
+        """Return rows `at`, all of them held, as `RowSource.read`."""
+        rows = np.asarray(at, np.int64)
+        which = np.searchsorted(self._first, rows, side="right") - 1
+        return self._values[rows - self._first[which] + self._before[which]]

@@ -16,7 +16,7 @@ from llgae_cli import distributed
 from llgae_cli.errors import InputError
 from llgae_cli.tasks.npy_file import DTYPES, NpyFile
 from llgae_cli.tasks.positions import AllBut, Positions, count_below
-from llgae_cli.tasks.row_source import RowSource
+from llgae_cli.tasks.row_source import HeldRows, RowSource
 
 Centring = Literal["sample", "none"]
 Index = slice | Tensor | np.ndarray
@@ -204,6 +204,20 @@ class Samples:
         gathered = copy.copy(self)
         gathered._source, gathered._at, gathered.N = _tensor(values).to(self._workplace), range(len(rows)), len(rows)
         return gathered
+
+    def load(self) -> "Samples":
+        """Return the same samples with their stored values in memory, as far as this process holds them."""
+        held = self.held
+        loaded = copy.copy(self)
+        loaded._at = range(self.N)
+        if held is None:
+            loaded._source = self.stored_rows()
+        else:
+            parts = [self.stored_array(slice(here.start, here.stop)) for here in held]
+            loaded._source = HeldRows(
+                np.concatenate([np.empty((0, self.D), np.dtype(self.stored)), *parts]), held, self.N
+            )
+        return loaded
 
     def prepare(self, centring: Centring, scaling: Scaling | None) -> "Samples":
         """Return the same samples with a centring and a scaling."""
