@@ -1,23 +1,19 @@
 """Training an experiment: from a config to its checkpoint."""
 
-import copy
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from llgae_cli import interrupts, storage
+from llgae_cli import distributed, interrupts, storage
 from llgae_cli.codec import fit_codec, store_codec
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, Interrupted, ProcessLostError, RunError, printable
-from llgae_cli.evaluation import Evaluated, mean_l2, measure
+from llgae_cli.evaluation import Evaluated, keep_held, mean_l2, mean_l2_alone, measure
 from llgae_cli.evaluation.novelty import fit_novelty
 from llgae_cli.factory import (
     build_model,
@@ -32,9 +28,10 @@ from llgae_cli.factory import (
 from llgae_cli.formatting import five_digits
 from llgae_cli.models import Model
 from llgae_cli.progress import NOBODY, OnProgress, Schedule, Work, count_evaluation_steps
+from llgae_cli.run import Run, Snapshot, acquire, take_snapshot, timed
 from llgae_cli.storage import Checkpoint, RunFolder
-from llgae_cli.tasks import Samples, Task, load_task
-from llgae_cli.training import EpochRecord, Trainer, distributed
+from llgae_cli.tasks import draw_rows, load_task
+from llgae_cli.training import EpochRecord
 
 OnEpoch = Callable[[dict[str, float], int], None]
 
@@ -45,7 +42,8 @@ logger = logging.getLogger(__name__)
 class Outcome:
     """Result of a training. Mean L2 in squared grey levels per pixel, times in seconds.
 
-    `checkpoint` and `evaluated`, the model on its test samples, are None on all ranks but the first.
+    `checkpoint` and `evaluated`, the model on its test samples, are None on all ranks but the first. With `shards: own`
+    `evaluated` has the samples of that rank only, and is None where it has none.
     """
 
     checkpoint: Path | None
@@ -55,54 +53,6 @@ class Outcome:
     seconds: float
     validation_mean_l2: float | None
     evaluated: Evaluated | None
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """State of a run after a complete epoch, in tensors of its own: what its checkpoint holds."""
-
-    history: list[dict[str, float]]
-    seconds: float
-    state: dict[str, Tensor]
-    trainer_state: dict[str, Any]
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done; 0 while only initialisations are."""
-        return int(self.history[-1]["epoch"]) if self.history else 0
-
-    @property
-    def test_mean_l2(self) -> float | None:
-        """Test mean L2 after the last epoch, None where it was not measured."""
-        return self.history[-1].get("test_mean_l2") if self.history else None
-
-
-@dataclass
-class Run:
-    """A training in progress."""
-
-    config: Config
-    task: Task
-    train: Samples
-    validation: Samples | None
-    model: Model
-    trainer: Trainer
-    folder: RunFolder
-    history: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    snapshot: Snapshot | None = None  # None until something is worth saving
-    work: Work = NOBODY
-    checkpoint: Checkpoint | None = None  # the last one written or resumed from
-
-    @property
-    def done(self) -> int:
-        """Epochs done."""
-        return int(self.history[-1]["epoch"]) if self.history else 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether no epoch is left to do."""
-        return self.done >= self.config.epochs or self.trainer.finished
 
 
 def train(
@@ -128,13 +78,15 @@ def train(
     try:
         if distributed.rank() == 0:
             folder.prepare()
-        distributed.acquire(folder.lock, patience)
+        acquire(folder.lock, patience)
         run = set_up(config, device, folder)
         if resume is not None:
             restore_run(run, resume)
         logger.info(
             "%s: %d training samples of %d values, %s", run.task.name, run.train.N, run.train.D, run.task.source
         )
+        if run.fitted is not run.train:
+            logger.info("rows: fitted to %d of the training samples", run.fitted.N)
         row = run.history[-1] if run.history else {}
         plan(run, Work(Schedule(on_progress, epochs=config.epochs, row=row)) if on_progress else NOBODY)
         try:
@@ -142,9 +94,11 @@ def train(
                 run_epochs(run, on_epoch)
                 return finish(run, on_epoch)
         except Interrupted as interrupt:
+            replace_lost_saver(run)
             interrupt.saved = save_interrupted(run)
             raise
         except ProcessLostError as lost:
+            replace_lost_saver(run)
             saved = save_after_signal(run)
             raise RunError(f"{lost}" + (f"; saved {saved}, continue with --resume last" if saved else "")) from None
     finally:
@@ -159,9 +113,10 @@ def set_up(config: Config, device: torch.device, folder: RunFolder) -> Run:
     task = load_task(config.task, config.data_dir, **describe_loading(config)).to(device)
     check_fit(config, task.train.N, task.train.D)
     train, validation = task.hold_out(config.validation, config.seed)
+    fitted = train if config.rows is None else draw_rows(train, config.rows, config.seed)
     model = build_model(config, task.shape).to(device)
-    trainer = build_trainer(config, model, train, task.shape)
-    return Run(config, task, train, validation, model, trainer, folder)
+    trainer = build_trainer(config, model, fitted, task.shape)
+    return Run(config, task, train, fitted, validation, model, trainer, folder)
 
 
 def plan(run: Run, work: Work) -> None:
@@ -174,7 +129,7 @@ def plan(run: Run, work: Work) -> None:
 
 def count_evaluation(run: Run) -> dict[str, float]:
     """Return the operations of each step after the last epoch."""
-    sizes = run.train.N, run.task.test.N
+    sizes = run.train.N + (run.fitted.N if run.fitted is not run.train else 0), run.task.test.N
     row, affine = run.trainer.row_operations, run.model.as_llgae() is not None
     return count_evaluation_steps(row, *sizes, by_gradient=run.config.trainer == "gradient", affine=affine)
 
@@ -216,22 +171,6 @@ def complete_epoch(run: Run, record: EpochRecord) -> None:
     interrupts.check()
 
 
-def take_snapshot(run: Run) -> Snapshot:
-    """Copy the present state."""
-    state = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
-    return Snapshot(list(run.history), run.seconds, state, copy.deepcopy(run.trainer.state_dict()))
-
-
-@contextmanager
-def timed(run: Run) -> Iterator[None]:
-    """Add the time that the block takes to the run's seconds."""
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        run.seconds += time.perf_counter() - began
-
-
 def is_measured(config: Config, epoch: int) -> bool:
     """Return whether the history holds the test mean L2 after this epoch. That of the last one is always measured."""
     return any(every and epoch % every == 0 for every in (config.eval_every, config.save_every))
@@ -263,31 +202,35 @@ def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
         figures["validation_mean_l2"] = mean_l2(run.model, run.validation)
     check_finite(run, figures)
     run.work.advance("evaluation", operations["test samples"], "test samples")
-    train = measure(run.model, run.train, run.task.peak)
+    fitted = measure(run.model, run.fitted, run.task.peak)
+    fitted_mean_l2 = train_mean_l2 = fitted.metrics.mean_l2
+    if run.fitted is not run.train:
+        train_mean_l2 = mean_l2(run.model, run.train)
     run.work.advance("evaluation", operations["training samples"], "training samples")
-    train_mean_l2 = train.metrics.mean_l2
     if run.snapshot is not None:  # None: resumed from a checkpoint of a finished run; nothing is written
         run.history[-1] |= figures
         on_epoch(run.history[-1], run.config.epochs)
         run.work.complete_epoch(run.history[-1])
-        extras: dict[str, Any] = train.latents.stored()
+        extras: dict[str, Any] = fitted.latents.stored()
         if not run.trainer.exact:
-            extras["candidates_lost"] = lost = run.history[-1]["train_mean_l2"] / train_mean_l2 - 1
+            extras["candidates_lost"] = lost = run.history[-1]["train_mean_l2"] / fitted_mean_l2 - 1
             logger.info(
-                "candidates: shortlists lost %.4f%% of the train mean L2 %s", 100 * lost, five_digits(train_mean_l2)
+                "candidates: shortlists lost %.4f%% of the train mean L2 %s", 100 * lost, five_digits(fitted_mean_l2)
             )
-        if distributed.rank() == 0:
-            extras |= store_codec(fit_codec(run.model, run.train, run.trainer.quantisation))
+        if distributed.rank() == 0 or run.fitted.held is not None:  # rows of other processes are gathered by all
+            extras |= store_codec(fit_codec(run.model, run.fitted, run.trainer.quantisation))
             run.work.advance("evaluation", operations.get("codec", 0.0), "codec")
-            if run.model.as_llgae() is not None:
-                extras["novelty"] = fit_novelty(run.model, run.train, train).stored()
+        if run.model.as_llgae() is not None:
+            extras["novelty"] = fit_novelty(run.model, run.fitted, fitted).stored()
         save(run, train_mean_l2=train_mean_l2, extras=extras)
     run.work.end()
     saved, evaluated = run.folder.saved, None
     if distributed.rank():
         saved = None
     elif saved is not None and run.checkpoint is not None:
-        evaluated = Evaluated(saved, run.checkpoint, run.config, run.model, run.task, "test", run.task.test, test)
+        samples, own = keep_held(run.task.test, test)
+        if samples.N:
+            evaluated = Evaluated(saved, run.checkpoint, run.config, run.model, run.task, "test", samples, own)
     return Outcome(
         checkpoint=saved,
         mean_l2=figures["test_mean_l2"],
@@ -300,14 +243,18 @@ def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
 
 
 def save(run: Run, train_mean_l2: float | None = None, extras: dict[str, Any] | None = None) -> Path | None:
-    """Write the last complete epoch's state as a checkpoint; only rank 0 does, and the others get None."""
-    if distributed.rank() or run.snapshot is None:
+    """Write the last complete epoch's state as a checkpoint; only one process does, and the others get None."""
+    if not run.saves or run.snapshot is None:
         return None
     snapshot, task = run.snapshot, run.task
+    test_mean_l2, measured = measure_snapshot(run, snapshot)
+    if not math.isfinite(test_mean_l2):
+        logger.warning("nothing was saved: this process has no test samples to measure the state on")
+        return None
     run.checkpoint = Checkpoint(
         config=storage.export_config(run.config),
         epoch=snapshot.epoch,  # 0: the best of the initialisations that were done
-        mean_l2=measure_snapshot(run, snapshot),
+        mean_l2=test_mean_l2,
         train_mean_l2=train_mean_l2,
         extras=extras or {},
         data={
@@ -320,6 +267,7 @@ def save(run: Run, train_mean_l2: float | None = None, extras: dict[str, Any] | 
             "D": run.train.D,
             "source": task.origin,
             **run.train.describe_rows(),
+            **({} if measured == task.test.N else {"measured": measured}),
         },
         provenance=storage.provenance(),
         **{name: getattr(snapshot, name) for name in ("history", "seconds", "state", "trainer_state")},
@@ -327,19 +275,30 @@ def save(run: Run, train_mean_l2: float | None = None, extras: dict[str, Any] | 
     return run.folder.save(run.checkpoint)
 
 
-def measure_snapshot(run: Run, snapshot: Snapshot) -> float:
-    """Return the test mean L2 of the last complete epoch, for its checkpoint.
+def measure_snapshot(run: Run, snapshot: Snapshot) -> tuple[float, int]:
+    """Return the test mean L2 of the last complete epoch, for its checkpoint, and of how many samples it is.
 
     Where it was not measured, the run is ending: the model, perhaps half-way through the next epoch, is set back to the
-    snapshot. The history stays as it would be without the interrupt.
+    snapshot. The history stays as it would be without the interrupt. Time is short then, and other processes may be
+    gone: of a large test set, and of one that is divided among processes, a part is measured. A process that has no
+    test samples gives the last train mean L2, of 0 samples.
     """
     if snapshot.test_mean_l2 is not None:
-        return snapshot.test_mean_l2
+        return snapshot.test_mean_l2, run.task.test.N
     run.model.load_state_dict(snapshot.state)
-    figures = measure_splits(run)
+    test, n = mean_l2_alone(run.model, run.task.test)
+    if n < run.task.test.N:
+        logger.info("the mean L2 of what is saved is of %d of the %d test samples", n, run.task.test.N)
+        if n == 0 and snapshot.history:
+            test = snapshot.history[-1]["train_mean_l2"]
+        return test, n
+    figures = {"test_mean_l2": test}
+    if run.validation is not None:
+        figures["validation_mean_l2"] = mean_l2_alone(run.model, run.validation)[0]
+    check_finite(run, figures)
     if snapshot.history and is_measured(run.config, snapshot.epoch):
         snapshot.history[-1].update(figures)
-    return figures["test_mean_l2"]
+    return test, n
 
 
 def save_interrupted(run: Run) -> Path | None:
@@ -352,6 +311,18 @@ def save_interrupted(run: Run) -> Path | None:
     if run.snapshot.test_mean_l2 is None:
         logger.info("interrupted: measuring the last complete state, which is then saved")
     return save(run)
+
+
+def replace_lost_saver(run: Run) -> None:
+    """Let this process save what the run has where rank 0 is lost: its lock is free, and it saved nothing newer."""
+    if run.saves or run.snapshot is None or not run.folder.lock.attempt():
+        return
+    try:
+        last = storage.load(storage.find_last(run.config.checkpoint_dir, run.config))
+    except InputError:  # there is none
+        run.saves = True
+    else:
+        run.saves = last.epoch < run.snapshot.epoch
 
 
 def save_after_signal(run: Run) -> Path | None:

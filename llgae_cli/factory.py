@@ -54,7 +54,8 @@ def describe_loading(config: Config, checkpoint: Checkpoint | None = None, other
         centring = found if found in ("sample", "none") else "sample"  # earlier versions centred all data
         scaling = restore_scaling(data.get("scaling"), data.get("D", 0))
         columns = tuple(data.get("columns", ())) if other else columns
-    options = TableOptions(columns, config.labels, config.test, config.missing, stored=other)
+    own = config.shards == "own"
+    options = TableOptions(columns, config.labels, config.test, config.missing, stored=other, own=own)
     return {"centring": centring, "seed": config.seed, "scaling": scaling, "options": options}
 
 
@@ -74,8 +75,13 @@ def check_fit(config: Config, N: int, D: int) -> None:
     held_out = round(N * config.validation)
     if config.validation and held_out == 0:
         raise InputError(f"validation: {config.validation:g} of {N} training samples is less than one")
-    if N - held_out < config.K:
-        raise InputError(f"K: {config.K} components for {N - held_out} training samples; K is at most their number")
+    left = N - held_out
+    if config.rows is not None and config.rows > left:
+        raise InputError(f"rows: {config.rows} of {left} training samples; rows is at most their number")
+    if (config.rows or left) < config.K:
+        raise InputError(
+            f"K: {config.K} components for {config.rows or left} training samples; K is at most their number"
+        )
     if config.embed_dim > D:
         raise InputError(f"embed-dim: {config.embed_dim} is more than the {D} values of a sample")
 

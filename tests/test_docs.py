@@ -25,7 +25,14 @@ PACKAGE = ROOT / "llgae_cli"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 COMMANDS: dict[str, click.Command] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-NOT_OURS = {"--nproc_per_node", "--constraint"}  # options of torchrun and pip
+TORCHRUN = {"--nproc_per_node", "--node_rank", "--rdzv_endpoint"}
+NOT_OURS = {
+    *TORCHRUN,
+    "--constraint",
+    "--nodes",
+    "--ntasks-per-node",
+    "--cpus-per-task",
+}  # pip, SLURM
 # Names that stand for many, and files and folders that a run makes.
 MADE = re.compile(r"NAME|^(build|checkpoints|sweeps|data)/")
 

@@ -20,11 +20,11 @@ ROWS = [
     {"experiment", "proposal"},
     {"evaluation", "sklearn"},
     {"codec"},
-    {"factory"},
+    {"factory", "run"},
     {"training", "storage"},
     {"models"},
     {"inference", "tasks", "config"},
-    {"interrupts", "threads", "formatting", "regular_files", "progress"},
+    {"distributed", "interrupts", "threads", "formatting", "regular_files", "progress"},
     {"errors"},
 ]
 LEVEL = {part: level for level, row in enumerate(ROWS) for part in row}

@@ -14,8 +14,8 @@ from llgae_cli.errors import printable
 HELP = """Load and check a data set, downloading it if missing; print its source, size and classes.
 
 Own data is KIND:PATH, or a path whose ending says the kind: npy: (.npy, .npz; FILE.npz#NAME, a folder or a pattern of
-.npy files), csv: (.csv, .tsv, also .gz), parquet: (.parquet, .pq), hdf5:FILE#DATASET (.h5, .hdf5, .hdf),
-zarr:STORE#ARRAY (.zarr), images:FOLDER.
+.npy files), csv: (.csv, .tsv, also .gz), parquet: (.parquet, .pq; a folder or a pattern), hdf5:FILE#DATASET (.h5,
+.hdf5, .hdf), zarr:STORE#ARRAY (.zarr), images:FOLDER.
 
 Labels: --labels names a column, a member of the file or another file; without it, NAME_labels.npy beside NAME.csv (or
 any other ending) is used where it exists: one integer from 0 for each row. A folder with train.npy and test.npy may

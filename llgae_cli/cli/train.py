@@ -51,7 +51,7 @@ def train(
     if outcome.checkpoint is None:  # another rank than the first
         return
     try:
-        show(outcome, draw_figures(outcome) if settings.figures else [], json)
+        show(outcome, draw_figures(outcome) if settings.figures and outcome.evaluated is not None else [], json)
     except Interrupted as interrupt:
         interrupt.saved = outcome.checkpoint
         raise

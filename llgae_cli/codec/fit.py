@@ -50,7 +50,7 @@ def fit_codec(model: Model, samples: Samples, quantisation: Quantisation | None 
     if not levels:
         return None
     n = min(samples.N, ROWS if quantisation else max(ROWS, ROWS_EACH * model.K))
-    some = samples if n == samples.N else samples.subset(torch.arange(n) * samples.N // n)
+    some = samples if n == samples.N and samples.held is None else samples.gather(torch.arange(n) * samples.N // n)
     centred = samples.centring == "sample"
     bases = [_make_bases(level, centred, i == 0) for i, level in enumerate(levels)]
     moments = [_Moments(base) for base in bases]

@@ -1,7 +1,10 @@
 """What each model fixes in a config: keys with one value, and defaults of its own."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from llgae_cli.config.conditions import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -32,3 +35,23 @@ MODEL_RULES: dict[str, ModelRules] = {
     "autoencoder": ModelRules({"trainer": "gradient", "K": 1}, {"n-step": 0, **NETWORK_TRAINING}),
     "denoising-autoencoder": ModelRules({"trainer": "gradient", "K": 1}, {"n-step": 0, **NETWORK_TRAINING}),
 }
+
+
+def apply_rules(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a config with what its model fixes, its model's defaults, and what `centring: auto` means.
+
+    Raises ValueError for a value that the model does not allow.
+    """
+    given = {str(name).replace("_", "-"): value for name, value in values.items()}
+    model = str(given.get("model", "llgae")).lower()
+    rules = MODEL_RULES.get(model, ModelRules())
+    for name, value in rules.fixed.items():
+        if given.setdefault(name, value) != value:
+            raise ValueError(f"{name}: {given[name]} is not allowed with model {model}: its {name} is {value}")
+    defaults = dict(rules.defaults)
+    if given.get("optimizer", "adamw") != "adamw":
+        defaults.pop("weight-decay", None)  # only adamw uses it
+    task = str(given.get("task", "fashion-mnist"))
+    if given.get("centring", "auto") == "auto" and (task in PUBLISHED or task.startswith("images:")):
+        given["centring"] = "sample"
+    return {**defaults, **given}

@@ -22,7 +22,6 @@ from llgae_cli.config.conditions import (
     NEAR_ZERO,
     NETWORK,
     NETWORKS,
-    PUBLISHED,
     RATED,
     RESTARTS,
     SEVERAL_START,
@@ -31,7 +30,7 @@ from llgae_cli.config.conditions import (
     TASK_ALIASES,
 )
 from llgae_cli.config.keys import MAX_INT, UNSET, KeyNotes, NonNegative, Positive, key, when
-from llgae_cli.config.model_rules import MODEL_RULES, ModelRules
+from llgae_cli.config.model_rules import MODEL_RULES, apply_rules
 
 # Of the JSON Schema. A docstring would serve as well, but `python -OO` removes it.
 DESCRIPTION = "One experiment. Keys are spelled with dashes in YAML (`embed-dim`), with underscores in Python."
@@ -245,7 +244,18 @@ class Config(BaseModel):
     missing: Literal["error", "drop"] = key(
         "error", "missing values of own data: an error, or their rows are dropped", later=True
     )
+    shards: Literal["all", "own"] = key(
+        "all",
+        "files of data in shards that a process of torchrun opens: all, or only its own",
+        neutral=True,
+        later=True,
+    )
     validation: float = key(0.0, "fraction of the training samples held out as the validation split", ge=0, le=0.5)
+    rows: Positive | None = key(
+        None,
+        "number of training samples to fit to, drawn with the seed; default: all. Figures are still of all",
+        later=True,
+    )
     seed: int = key(28, "seed of all random numbers", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "device of the computation", neutral=True)
     threads: int = key(0, "CPU threads; 0 leaves the choice to torch", neutral=True, ge=0, le=1024)
@@ -271,6 +281,11 @@ class Config(BaseModel):
     def _resolve_alias(cls, value: str) -> str:
         return TASK_ALIASES.get(value, value)
 
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _read_whole(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e6 is a number of rows
+
     @field_validator("columns")
     @classmethod
     def _split_names(cls, value: list[str] | str | None) -> list[str] | None:
@@ -286,19 +301,7 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _apply_model_rules(cls, values: Any) -> Any:
-        given = {str(name).replace("_", "-"): value for name, value in values.items()}
-        model = str(given.get("model", "llgae")).lower()
-        rules = MODEL_RULES.get(model, ModelRules())
-        for name, value in rules.fixed.items():
-            if given.setdefault(name, value) != value:
-                raise ValueError(f"{name}: {given[name]} is not allowed with model {model}: its {name} is {value}")
-        defaults = dict(rules.defaults)
-        if given.get("optimizer", "adamw") != "adamw":
-            defaults.pop("weight-decay", None)  # only adamw uses it
-        task = str(given.get("task", "fashion-mnist"))
-        if given.get("centring", "auto") == "auto" and (task in PUBLISHED or task.startswith("images:")):
-            given["centring"] = "sample"
-        return {**defaults, **given}
+        return apply_rules(values)
 
     @model_validator(mode="after")
     def _check_ascent(self) -> "Config":

@@ -11,7 +11,7 @@ from torch import Tensor
 from llgae_cli.errors import InputError
 from llgae_cli.models import Model
 from llgae_cli.storage.codes import create_codes
-from llgae_cli.tasks import Samples
+from llgae_cli.tasks import Samples, take_part
 from llgae_cli.threads import run_parallel
 
 CHUNK = 2048  # rows encoded at a time
@@ -56,6 +56,14 @@ def encode(model: Coder, samples: Samples) -> Iterator[Encoded]:
     """Encode the samples in order, `CHUNK` rows at a time. Memory: one chunk, whatever the size of the data set."""
     for rows, x in samples.chunks(CHUNK):
         yield Encoded(model, rows, x, model.encode(x))
+
+
+@torch.no_grad()
+def encode_part(model: Coder, samples: Samples) -> Iterator[Encoded]:
+    """Encode the samples that this process works on, as `encode` does; `rows` are their positions among all."""
+    for here in take_part(samples).ranges:
+        for rows, x in samples.chunks(CHUNK, start=here.start, stop=here.stop):
+            yield Encoded(model, rows, x, model.encode(x))
 
 
 def write_codes(model: Model, samples: Samples, path: Path) -> float:

@@ -66,8 +66,8 @@ class Evaluated:
 
     @property
     def recorded(self) -> float | None:
-        """The mean L2 that the checkpoint records for these samples; None for other data or where it has none."""
-        if self.task.fingerprint != self.checkpoint.data.get("fingerprint"):
+        """The mean L2 that the checkpoint records for these samples; None for other data or for a part of them."""
+        if self.task.fingerprint != self.checkpoint.data.get("fingerprint") or "measured" in self.checkpoint.data:
             return None
         recorded = {"test": self.checkpoint.mean_l2, "train": self.checkpoint.train_mean_l2}
         return recorded.get(self.split)

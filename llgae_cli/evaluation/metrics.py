@@ -1,15 +1,18 @@
 """Metrics of a model on a set of samples: one streamed pass, sums in float64."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llgae_cli.evaluation.encoding import Coder, encode
+from llgae_cli import distributed
+from llgae_cli.evaluation.encoding import CHUNK, Coder, encode, encode_part
 from llgae_cli.evaluation.latents import Latents
-from llgae_cli.tasks import Samples
+from llgae_cli.tasks import Samples, list_positions, take_part
+
+ALONE = 30_000  # samples; more would take longer than the time that a preempted process has
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,16 @@ class Measured:
 def measure(model: Coder, samples: Samples, peak: float) -> Measured:
     """Encode every sample once; return metrics, statistics of the latents, and k and mean L2 of each sample.
 
-    `peak` is the range of a pixel, for PSNR.
+    `peak` is the range of a pixel, for PSNR. Under torchrun all processes call it, each encodes its part, and all get
+    the result.
     """
     K, E, N, D = model.K, model.E, samples.N, samples.D
-    k, squared = torch.empty(N, dtype=torch.int64), torch.empty(N, dtype=torch.float64)
+    k, squared = torch.zeros(N, dtype=torch.int64), torch.zeros(N, dtype=torch.float64)
     count, first, second = torch.zeros(K).double(), torch.zeros(K, E).double(), torch.zeros(K, E, E).double()
     symbols = tuple(torch.zeros(K, values).double() for values in model.symbols)
-    total, energy, centre = torch.zeros(D, dtype=torch.float64), 0.0, None
-    for chunk in encode(model, samples):
+    total, energy = torch.zeros(D, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    centre = _find_centre(samples)
+    for chunk in encode_part(model, samples):
         k[chunk.rows] = here = chunk.code.k.cpu()
         squared[chunk.rows] = chunk.squared_residual().double().cpu()
         b = chunk.code.b.cpu().double()
@@ -76,13 +81,12 @@ def measure(model: Coder, samples: Samples, peak: float) -> Measured:
         for j in here.unique().tolist():
             own = b[here == j]
             second[j] += own.T @ own
-        # Sums about a point inside the data: about zero, data far from zero would cancel.
-        centre = chunk.x.mean(0) if centre is None else centre
         centred = chunk.x - centre
         total += centred.sum(0).cpu()
-        energy += float(centred.square_().sum(1).cpu().double().sum())
+        energy += centred.square_().sum(1).cpu().double().sum()
+    distributed.sum_([k, squared, count, first, second, *symbols, total, energy])
     mean_l2 = float(squared.sum()) / N / D
-    variance = energy / N / D - float((total / N).square().mean())
+    variance = float(energy) / N / D - float((total / N).square().mean())
     usage = count / N
     bits = entropy(usage)
     metrics = Metrics(
@@ -104,10 +108,52 @@ def measure(model: Coder, samples: Samples, peak: float) -> Measured:
 
 @torch.no_grad()
 def mean_l2(model: Coder, samples: Samples) -> float:
-    """Return the mean over samples and values of (x - x_hat)^2, squared grey levels per pixel."""
-    return (
-        sum(float(chunk.squared_residual().double().sum()) for chunk in encode(model, samples)) / samples.N / samples.D
-    )
+    """Return the mean over samples and values of (x - x_hat)^2, squared grey levels per pixel.
+
+    Under torchrun all processes call it, each encodes its part, and all get the result.
+    """
+    squared = sum(float(chunk.squared_residual().double().sum()) for chunk in encode_part(model, samples))
+    total = torch.tensor(squared, dtype=torch.float64)
+    distributed.sum_([total])
+    return float(total) / samples.N / samples.D
+
+
+@torch.no_grad()
+def mean_l2_alone(model: Coder, samples: Samples) -> tuple[float, int]:
+    """Return a mean L2 that takes seconds and needs no other process, and the number of samples that it is of.
+
+    They are those that this process can read; of more than ALONE, every n-th. NaN where there are none.
+    """
+    ranges = (range(samples.N),) if samples.held is None else samples.held
+    step = max(1, -(-sum(map(len, ranges)) // ALONE))
+    parts = [samples.part(here.start, here.stop) for here in ranges]
+    parts = [part.every(step) for part in parts] if step > 1 else parts
+    n = sum(part.N for part in parts)
+    squared = sum(float(chunk.squared_residual().double().sum()) for part in parts for chunk in encode(model, part))
+    return squared / n / samples.D if n else math.nan, n
+
+
+def _find_centre(samples: Samples) -> Tensor:
+    """Return a point inside the data, (D,), the same on all processes; float32.
+
+    Sums about zero would cancel for data far from zero.
+    """
+    part = take_part(samples).samples
+    x = part.rows(slice(0, CHUNK))
+    if not distributed.is_active():
+        return x.mean(0)
+    n, total = torch.tensor(float(len(x))), x.sum(0)
+    distributed.sum_([n, total])
+    return total / float(n)
+
+
+def keep_held(samples: Samples, measured: Measured) -> tuple[Samples, Measured]:
+    """Return the samples that this process can read, with their k and mean L2; the metrics stay those of all."""
+    if samples.held is None:
+        return samples, measured
+    part = take_part(samples)
+    at = list_positions(part.ranges)
+    return part.samples, replace(measured, k=measured.k[at], mean_l2=measured.mean_l2[at])
 
 
 def psnr(mean_l2: float, peak: float) -> float:

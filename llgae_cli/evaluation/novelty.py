@@ -26,6 +26,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llgae_cli import distributed
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, printable
 from llgae_cli.evaluation.encoding import CHUNK
@@ -41,7 +43,7 @@ from llgae_cli.evaluation.metrics import Measured, measure
 from llgae_cli.factory import describe_loading, restore
 from llgae_cli.models import LLGAE, Model
 from llgae_cli.storage import Checkpoint
-from llgae_cli.tasks import Samples, load_task
+from llgae_cli.tasks import Samples, load_task, take_part
 from llgae_cli.threads import limit_threads
 
 Score = Literal["nll", "spe", "t2"]
@@ -190,7 +192,7 @@ def fit_density(model: LLGAE, samples: Samples, k: Tensor, prior: float = PRIOR)
     """Return the density of the samples under the model's subspaces, in one pass over them.
 
     `k` (N,) are the components of the samples' codes, `prior` is the strength of the shrinkage of variances in rows
-    (see the module). Sums are float64, about mu_k.
+    (see the module). Sums are float64, about mu_k. Under torchrun all processes call it.
     """
     K, D, E = model.W.shape
     device, double = model.mu.device, torch.float64
@@ -198,7 +200,8 @@ def fit_density(model: LLGAE, samples: Samples, k: Tensor, prior: float = PRIOR)
     count, outside = torch.zeros(K, dtype=double, device=device), torch.zeros(K, dtype=double, device=device)
     first, first_outside = count.new_zeros(K, E), count.new_zeros(K, D)
     second = count.new_zeros(K, E, E)
-    for here, x in samples.chunks(CHUNK, dtype=model.mu.dtype):
+    chunks = (samples.chunks(CHUNK, model.mu.dtype, here.start, here.stop) for here in take_part(samples).ranges)
+    for here, x in chain.from_iterable(chunks):
         for j, rows in _by_component(k[here].to(device), K):
             r = x[rows] - model.mu[j]
             z = r @ Q[j]
@@ -208,6 +211,7 @@ def fit_density(model: LLGAE, samples: Samples, k: Tensor, prior: float = PRIOR)
             second[j] += z.T @ z
             first_outside[j] += r.sum(0, dtype=double)
             outside[j] += r.square().sum(1).sum(dtype=double)
+    distributed.sum_([count, outside, first, first_outside, second])
     n = count.clamp(min=1)
     centre, centre_outside = first / n[:, None], first_outside / n[:, None]
     covariance = second / n[:, None, None] - centre[:, :, None] * centre[:, None, :]
@@ -242,7 +246,7 @@ def fit_novelty_to_codes(affine: LLGAE, samples: Samples, k: Tensor, mean_l2: Te
     """Return `fit_novelty` of samples whose component k (N,) and mean L2 (N,) are known."""
     density = fit_density(affine, samples, k)
     step = -(-samples.N // THRESHOLD_ROWS)
-    few, k = samples.every(step), k[::step].to(samples.device)
+    few, k = samples.gather(slice(None, None, step)), k[::step].to(samples.device)
     values = {"spe": mean_l2[::step] * samples.D, "nll": torch.empty(few.N, dtype=torch.float64)}
     values["t2"] = values["nll"].clone()
     for here, x in few.chunks(CHUNK, dtype=affine.mu.dtype):

@@ -83,7 +83,7 @@ def open_parquet(path: Path, options: TableOptions) -> Stream:
 
     try:
         with open_file() as file:
-            schema = file.schema_arrow
+            schema, n = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{where}: cannot be read as Parquet ({explain(error)})") from None
     names = list(schema.names)
@@ -113,7 +113,7 @@ def open_parquet(path: Path, options: TableOptions) -> Stream:
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{where}: broken Parquet file ({explain(error)})") from None
 
-    return Stream(where, dtype, (len(used),), tuple(used), blocks)
+    return Stream(where, dtype, (len(used),), tuple(used), blocks, n)
 
 
 def _extra_columns(names: list[str], options: TableOptions) -> list[str]:

@@ -15,9 +15,11 @@ import numpy as np
 
 from llgae_cli.errors import InputError, RunError, explain, show_path
 from llgae_cli.tasks import npy
+from llgae_cli.tasks.array_files import open_npy
 from llgae_cli.tasks.npy_file import NpyFile
 from llgae_cli.tasks.row_source import RowSource
 from llgae_cli.tasks.streams import Block, Stream
+from llgae_cli.tasks.table_options import TableOptions
 
 FOLDER = "converted"  # in data-dir
 FORMAT = "1"  # of what is converted: a change of how formats are read takes another number
@@ -34,8 +36,36 @@ class Rows:
     test: np.ndarray | None
 
 
-def collect(stream: Stream, drop: bool, folder: Path, made_from: tuple[str, ...], content: tuple[str, ...]) -> Rows:
-    """Return the rows of a stream; more than `npy.IN_MEMORY_BYTES` are written to `folder`, row by row in C order.
+def collect_file(
+    kind: str,
+    path: Path,
+    stream: Stream,
+    options: TableOptions,
+    folder: Path,
+    most: int | None = None,
+) -> Rows:
+    """Return the rows of a file that is read as `stream`, as `collect` does."""
+    made_from = (
+        kind, str(path.resolve()), stream.where.rpartition("#")[2], *(stream.names or ()), "", str(options.labels),
+        str(options.test), options.missing,
+    )  # fmt: skip
+    return collect(stream, options.missing == "drop", folder, made_from, _stamp(path), most)
+
+
+def collect_npy(path: Path, folder: Path, most: int | None = None) -> Rows:
+    """Return the rows of an .npy file that hold no missing value, as `collect` does."""
+    return collect(open_npy(path), True, folder, ("npy", str(path.resolve()), "drop"), _stamp(path), most)
+
+
+def collect(
+    stream: Stream,
+    drop: bool,
+    folder: Path,
+    made_from: tuple[str, ...],
+    content: tuple[str, ...],
+    most: int | None = None,
+) -> Rows:
+    """Return the rows of a stream; more than `most` bytes (None: `npy.IN_MEMORY_BYTES`) are written to `folder`.
 
     Formats that are compressed or text cannot be read by row at a bearable cost, and an .npy file can. The file is
     named by `made_from` (path and options) and `content` (size and time of the original): later runs use it as it is,
@@ -43,6 +73,7 @@ def collect(stream: Stream, drop: bool, folder: Path, made_from: tuple[str, ...]
 
     Raises InputError: missing values (see `Stream.clean_blocks`), no rows. RunError: the disk is full.
     """
+    most = npy.IN_MEMORY_BYTES if most is None else most
     origin, version = _digest(FORMAT, *made_from), _digest(*content)
     path = folder / FOLDER / f"{origin}-{version}.npy"
     side = path.with_suffix(".npz")  # labels and test marks
@@ -55,11 +86,11 @@ def collect(stream: Stream, drop: bool, folder: Path, made_from: tuple[str, ...]
     for block in blocks:
         held.append(block)
         size += block.values.nbytes
-        if size > npy.IN_MEMORY_BYTES:
+        if size > most:
             break
     if not held:
         raise InputError(f"{stream.where}: holds no rows" + (" without missing values" if drop else ""))
-    if size > npy.IN_MEMORY_BYTES:
+    if size > most:
         labels, test = _write(stream, held, blocks, path)
         for old in path.parent.glob(f"{origin}-*"):
             if old not in (path, side):
@@ -146,3 +177,10 @@ def _plain(values: np.ndarray) -> np.ndarray:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+
+
+def _stamp(path: Path) -> tuple[str, ...]:
+    """Return size and time of a file, of a folder those of everything in it."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    states = [file.stat() for file in files]
+    return str(sum(one.st_size for one in states)), str(max(one.st_mtime_ns for one in states)), str(len(states))

@@ -19,8 +19,7 @@ def split(whole: Samples) -> tuple[Samples, Samples]:
     """Return train and test: rows i with i % 10 == 9 are the test set; of fewer than ten rows, the last one."""
     if whole.N < HELD_OUT:
         return whole.part(0, whole.N - 1), whole.part(whole.N - 1, whole.N)
-    rows = np.arange(whole.N)
-    return whole.subset(rows[rows % HELD_OUT != HELD_OUT - 1]), whole.every(HELD_OUT, HELD_OUT - 1)
+    return whole.all_but_every(HELD_OUT), whole.every(HELD_OUT, HELD_OUT - 1)
 
 
 def load_folder(path: Path, name: str) -> Task:

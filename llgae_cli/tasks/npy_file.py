@@ -40,6 +40,14 @@ def nearest_in_folder(path: Path) -> str:
         return ""
 
 
+def expand_path(where: str) -> Path:
+    """Return the path with ~ replaced by the home folder, where there is such a user."""
+    try:
+        return Path(where).expanduser()
+    except RuntimeError:  # ~nobody
+        return Path(where)
+
+
 def read_npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read the header of an .npy file, up to its first value: (shape, Fortran order, type).
 
@@ -79,6 +87,7 @@ class NpyFile:
     """
 
     names: tuple[str, ...] | None = None  # an .npy file has no names of columns
+    held: tuple[range, ...] | None = None
 
     def __init__(self, path: Path) -> None:
         """Read and check the header."""

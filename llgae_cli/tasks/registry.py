@@ -70,6 +70,10 @@ def load_task(
             raise InputError(
                 f"{options.given[0]}: has no effect with task {printable(name)}; it is for {KNOWN.partition(' and')[0]}"
             )
+        if options.own and not options.stored:
+            raise InputError(
+                f"shards: own has no effect with task {printable(name)}; it is for several files as one set"
+            )
         if kind == "npy" and folder is not None:
             task = load_folder(folder, name)
         elif kind == "images":

@@ -1,12 +1,8 @@
-"""Sources of rows that `Samples` reads on request: one .npy file, or several as one array."""
+"""Sources of rows that `Samples` reads on request."""
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-
-from llgae_cli.errors import InputError, show_path
-from llgae_cli.tasks.npy_file import NpyFile
 
 
 class RowSource(Protocol):
@@ -15,11 +11,13 @@ class RowSource(Protocol):
     dtype   type of the values, in native byte order; one of `npy_file.DTYPES`
     shape   (N, ...), with D the product of the lengths after the first
     names   of the columns, or None
+    held    the ranges of rows that this process can read, ascending; None: all
     """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     names: tuple[str, ...] | None
+    held: tuple[range, ...] | None
     N: int
     D: int
 
@@ -30,41 +28,40 @@ class RowSource(Protocol):
         """
 
 
-class Shards:
-    """Several .npy files as one array: their rows one after the other, in the order of `paths`.
-
-    Raises InputError as `NpyFile` does, and where type or shape of the rows differ between the files.
-    """
+class ArrayRows:
+    """The rows of an array (N, ...) in memory."""
 
     names: tuple[str, ...] | None = None
+    held: tuple[range, ...] | None = None
 
-    def __init__(self, paths: list[Path]) -> None:
-        """Read the headers of all files."""
-        self._files = [NpyFile(path) for path in paths]
-        first = self._files[0]
-        for file in self._files:
-            if (file.shape[1:], file.dtype, len(file.shape)) != (first.shape[1:], first.dtype, len(first.shape)):
-                raise InputError(
-                    f"{show_path(file.path)}: holds {_describe(file)}, and {first.path.name} {_describe(first)}; "
-                    "shards have rows of one shape and type"
-                )
-        self._starts = np.cumsum([0, *(file.N for file in self._files)])  # of each file, and the end
-        self.dtype = first.dtype
-        self.N, self.D = int(self._starts[-1]), first.D
-        self.shape = (self.N, *first.shape[1:])
+    def __init__(self, array: np.ndarray) -> None:
+        """Keep a reference to the array."""
+        self.dtype, self.shape, self.nbytes = array.dtype, array.shape, array.nbytes
+        self.N, self.D = len(array), int(np.prod(array.shape[1:], dtype=object))
+        self._array = array.reshape(self.N, self.D)
 
     def read(self, at: "range | np.ndarray") -> np.ndarray:
         """Return rows `at`, as `RowSource.read`."""
-        rows = np.asarray(at, dtype=np.int64)
-        out = np.empty((len(rows), self.D), self.dtype)
-        shard = np.searchsorted(self._starts, rows, side="right") - 1
-        for k in np.unique(shard):
-            here = np.flatnonzero(shard == k)
-            local = rows[here] - self._starts[k]
-            step = at.step if isinstance(at, range) else 0
-            out[here] = self._files[k].read(range(int(local[0]), int(local[-1]) + 1, step) if step else local)
-        return out
+        return self._array[at.start : at.stop : at.step] if isinstance(at, range) else self._array[at]
 
 
-def _describe(file: NpyFile) -> str:
-    return f"rows of {'x'.join(map(str, file.shape[1:])) or 'one value'} {file.dtype.name}"
+class HeldRows:
+    """N rows of which this process has those in `held`, one range after the other, as `values` (n, D) in memory."""
+
+    names: tuple[str, ...] | None = None
+
+    def __init__(self, values: np.ndarray, held: tuple[range, ...], N: int) -> None:
+        """Keep a reference to the values; the ranges are ascending."""
+        self.N, self.D = N, values.shape[1]
+        self.dtype = values.dtype
+        self.shape: tuple[int, ...] = (N, self.D)
+        self.held: tuple[range, ...] | None = held
+        self._values = values
+        self._first = np.array([rows.start for rows in held], np.int64)
+        self._before = np.cumsum([0, *map(len, held)])  # rows held before each range
+
+    def read(self, at: "range | np.ndarray") -> np.ndarray:
+        """Return rows `at`, all of them held, as `RowSource.read`."""
+        rows = np.asarray(at, np.int64)
+        which = np.searchsorted(self._first, rows, side="right") - 1
+        return self._values[rows - self._first[which] + self._before[which]]

@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llgae_cli import distributed
 from llgae_cli.errors import InputError
 from llgae_cli.tasks.npy_file import DTYPES, NpyFile
-from llgae_cli.tasks.row_source import RowSource
+from llgae_cli.tasks.positions import AllBut, Positions, count_below
+from llgae_cli.tasks.row_source import HeldRows, RowSource
 
 Centring = Literal["sample", "none"]
 Index = slice | Tensor | np.ndarray
@@ -101,7 +103,7 @@ class Samples:
         self.stored = dtype.name
         self.names = names
         self.itemsize = int(dtype.itemsize)
-        self._at: range | Tensor = range(shape[0])
+        self._at: Positions = range(shape[0])
         self.N = shape[0]
         self.D = int(np.prod(shape[1:], dtype=object))
         self.labels = None if labels is None else torch.as_tensor(labels).to(torch.int64)
@@ -164,6 +166,59 @@ class Samples:
         """Return the share of rows first, first + step, first + 2 step, ..."""
         return self._share(self._pick(slice(first, None, step)), slice(first, None, step))
 
+    def all_but_every(self, step: int) -> "Samples":
+        """Return the share of all rows but step - 1, 2 step - 1, ...; of a whole set it takes no memory."""
+        if isinstance(self._at, range) and self._at == range(self.N):
+            at = AllBut(step, 0, self.N - self.N // step)
+            return self._share(at, at.rows(torch.arange(len(at))) if self.labels is not None else slice(0))
+        rows = torch.arange(self.N)
+        return self.subset(rows[rows % step != step - 1])
+
+    @property
+    def held(self) -> tuple[range, ...] | None:
+        """The positions that this process can read, where rows are divided among processes (`shards`); None: all."""
+        ranges = None if isinstance(self._source, Tensor) else self._source.held
+        if ranges is None:
+            return None
+        found = (range(count_below(self._at, rows.start), count_below(self._at, rows.stop)) for rows in ranges)
+        return tuple(here for here in found if here)
+
+    def gather(self, index: Index) -> "Samples":
+        """Return the share of the rows `index` for this process, in memory where others hold some of them.
+
+        All processes call it together, with the same index.
+        """
+        at = self._pick(index)
+        ranges = None if isinstance(self._source, Tensor) else self._source.held
+        if ranges is None or isinstance(self._source, Tensor):
+            return self._share(at, index if isinstance(index, slice) else torch.as_tensor(index))
+        rows = at if isinstance(at, Tensor) else _materialise(at)
+        own = torch.zeros(len(rows), dtype=torch.bool)
+        for here in ranges:
+            own |= (rows >= here.start) & (rows < here.stop)
+        values = np.zeros((len(rows), self.D), np.dtype(self.stored))
+        values[own.numpy()] = self._source.read(rows[own].numpy())
+        distributed.sum_(
+            [torch.from_numpy(values.view(np.uint8))]
+        )  # one process has the bytes of a row, the rest zeros
+        gathered = copy.copy(self)
+        gathered._source, gathered._at, gathered.N = _tensor(values).to(self._workplace), range(len(rows)), len(rows)
+        return gathered
+
+    def load(self) -> "Samples":
+        """Return the same samples with their stored values in memory, as far as this process holds them."""
+        held = self.held
+        loaded = copy.copy(self)
+        loaded._at = range(self.N)
+        if held is None:
+            loaded._source = self.stored_rows()
+        else:
+            parts = [self.stored_array(slice(here.start, here.stop)) for here in held]
+            loaded._source = HeldRows(
+                np.concatenate([np.empty((0, self.D), np.dtype(self.stored)), *parts]), held, self.N
+            )
+        return loaded
+
     def prepare(self, centring: Centring, scaling: Scaling | None) -> "Samples":
         """Return the same samples with a centring and a scaling."""
         prepared = copy.copy(self)
@@ -190,10 +245,17 @@ class Samples:
         return moved
 
     def extent(self) -> tuple[float, float]:
-        """Return the smallest and the largest stored value, in one streamed pass.
+        """Return the smallest and the largest stored value, in one streamed pass; all processes call it together.
 
         Raises InputError naming the first row that holds NaN, an infinity or a value beyond LARGEST.
         """
+        low, high = distributed.agree(self._extent) if self.held is not None else self._extent()
+        if self.held is not None:
+            lows, highs = zip(*distributed.exchange((low, high)), strict=True)
+            low, high = min(lows), max(highs)
+        return low, high
+
+    def _extent(self) -> tuple[float, float]:
         low, high = float("inf"), float("-inf")
         for here, block in self.stored_blocks():
             smallest, largest = (float(value) for value in torch.aminmax(block))
@@ -213,15 +275,17 @@ class Samples:
             self.extent()
 
     def stored_blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield stored values in order, some 4 MiB at a time: (slice of the rows, tensor (n, D)).
+        """Yield the stored values that are held, in order, some 4 MiB at a time: (slice of the rows, tensor (n, D)).
 
         In the stored type, except uint16 as int32 and bool as uint8.
         """
         size = max(1, BLOCK_BYTES // (self.D * self.itemsize))
-        for low in range(0, self.N, size):
-            here = slice(low, min(low + size, self.N))
-            block = self._widen(self._stored_rows(self._pick(here)))
-            yield here, block.to(torch.uint8) if block.dtype == torch.bool else block
+        held = self.held
+        for rows in (range(self.N),) if held is None else held:
+            for low in rows[::size]:
+                here = slice(low, min(low + size, rows.stop))
+                block = self._widen(self._stored_rows(self._pick(here)))
+                yield here, block.to(torch.uint8) if block.dtype == torch.bool else block
 
     def stored_rows(self, index: Index = slice(None)) -> Tensor:
         """Return stored values, (n, D), in their type (uint16 as the int16 of the same bits); `index` as in `rows`."""
@@ -231,7 +295,8 @@ class Samples:
         """Return stored values, (n, D), as an array of their type, uint16 too; `index` as in `rows`."""
         return self.stored_rows(index).cpu().numpy().view(np.dtype(self.stored))
 
-    def _stored_rows(self, at: range | Tensor) -> Tensor:
+    def _stored_rows(self, at: Positions) -> Tensor:
+        at = _materialise(at) if isinstance(at, AllBut) else at
         if not isinstance(self._source, Tensor):
             rows = self._source.read(at if isinstance(at, range) else at.cpu().numpy())
             return _tensor(rows).to(self._workplace)
@@ -277,11 +342,11 @@ class Samples:
         # torch has hardly any arithmetic for uint16; its bits are kept as int16 and converted chunk by chunk.
         return stored.to(torch.int32).bitwise_and_(0xFFFF) if self.stored == "uint16" else stored
 
-    def _pick(self, index: Index) -> range | Tensor:
+    def _pick(self, index: Index) -> Positions:
         if isinstance(index, slice):
             if index.step is not None and index.step < 1:
                 raise ValueError("a slice of samples has a positive step")
-            return self._at[index]
+            return self._at.slice(index) if isinstance(self._at, AllBut) else self._at[index]
         where = torch.as_tensor(index)
         if where.dtype == torch.bool or where.is_floating_point() or where.dim() != 1:
             raise TypeError(f"an index is a slice or integers of shape (n,), not {where.dtype} {tuple(where.shape)}")
@@ -292,9 +357,11 @@ class Samples:
         if isinstance(self._at, range):
             whole = self._at.start == 0 and self._at.step == 1
             return where if whole else where * self._at.step + self._at.start
+        if isinstance(self._at, AllBut):
+            return self._at.rows(where)
         return self._at[where.to(self._at.device)]
 
-    def _share(self, at: range | Tensor, where: slice | Tensor) -> "Samples":
+    def _share(self, at: Positions, where: slice | Tensor) -> "Samples":
         share = copy.copy(self)
         share._at, share.N = at, len(at)
         if isinstance(at, Tensor) and isinstance(self._source, Tensor):
@@ -302,6 +369,13 @@ class Samples:
         if self.labels is not None:
             share.labels = self.labels[where.to(self.labels.device) if isinstance(where, Tensor) else where]
         return share
+
+
+def _materialise(at: Positions) -> Tensor:
+    """Return the rows as indices, (n,)."""
+    if isinstance(at, AllBut):
+        return at.rows(torch.arange(len(at)))
+    return torch.arange(at.start, at.stop, at.step) if isinstance(at, range) else at
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from llgae_cli import distributed
 from llgae_cli.errors import InputError, printable
 from llgae_cli.tasks.samples import Floats, Samples, Scaling
 
@@ -59,7 +60,7 @@ def fit_scaling(samples: Samples, method: str) -> Scaling:
     centre = mean
     if method == "robust":
         step = max(1, -(-samples.N // min(QUANTILE_ROWS, max(1, QUANTILE_VALUES // samples.D))))
-        rows = samples.stored_array(slice(0, None, step)).astype(np.float64)
+        rows = samples.gather(slice(0, None, step)).stored_array().astype(np.float64)
         below, centre, above = np.quantile(rows, (0.25, 0.5, 0.75), axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = {
@@ -121,7 +122,7 @@ def compare_spread(samples: Samples) -> float:
 
 
 def _measure(samples: Samples) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return mean, standard deviation, minimum and maximum of each column, (D,) each."""
+    """Return mean, standard deviation, minimum and maximum of each column, (D,) each; a call of all processes."""
     shift, unit = None, np.ones(samples.D)
     low, high = np.full(samples.D, np.inf), np.full(samples.D, -np.inf)
     total, squares = np.zeros(samples.D), np.zeros(samples.D)
@@ -136,7 +137,23 @@ def _measure(samples: Samples) -> tuple[Floats, Floats, Floats, Floats]:
         v = (v - shift) / unit
         total += v.sum(0)
         squares += (v * v).sum(0)
-    assert shift is not None
-    mean = total / samples.N
-    deviation = np.sqrt(np.maximum(squares / samples.N - mean * mean, 0.0))
-    return shift + unit * mean, unit * deviation, low, high
+    n = samples.N if samples.held is None else sum(map(len, samples.held))
+    shift = np.zeros(samples.D) if shift is None else shift  # no rows are held
+    mean = total / max(n, 1)
+    deviation = np.sqrt(np.maximum(squares / max(n, 1) - mean * mean, 0.0))
+    own = shift + unit * mean, unit * deviation, low, high
+    return own if samples.held is None else _combine(n, own)
+
+
+def _combine(n: int, own: tuple[Floats, Floats, Floats, Floats]) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return what `_measure` does for the rows of all processes, of which n are here and `own` is theirs."""
+    listed = distributed.exchange([n, *(values.tolist() for values in own)])
+    shares = [[np.array(values, np.float64) for values in one] for one in listed if one[0]]
+    n_each, means, deviations, lows, highs = (np.stack(column) for column in zip(*shares, strict=True))
+    share = (n_each / n_each.sum())[:, None]
+    origin = means[0]
+    mean = origin + (share * (means - origin)).sum(0)
+    away = means - mean
+    unit = np.exp2(np.frexp(np.maximum(deviations, np.abs(away)).max(0))[1])  # as in `_measure`
+    variance = (share * ((deviations / unit) ** 2 + (away / unit) ** 2)).sum(0)
+    return mean, unit * np.sqrt(variance), lows.min(0), highs.max(0)

@@ -35,6 +35,7 @@ class Stream:
     shape    of a row
     names    of the columns, or None
     blocks   opens the data and yields all rows in order
+    rows     their number, where the format says so
     """
 
     where: str
@@ -42,6 +43,7 @@ class Stream:
     shape: tuple[int, ...]
     names: tuple[str, ...] | None
     blocks: Callable[[], Iterator[Block]]
+    rows: int | None = None
 
     def clean_blocks(self, drop: bool) -> Iterator[Block]:
         """Yield the blocks without missing values: rows that hold one are dropped, or refused with row and column.

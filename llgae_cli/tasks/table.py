@@ -1,6 +1,5 @@
 """The user's own tables and arrays: csv:, parquet:, hdf5:, zarr: and npy: with members, shards and options."""
 
-import glob
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,13 +9,14 @@ import numpy as np
 
 from llgae_cli.errors import InputError, explain, nearest, printable, show_path
 from llgae_cli.tasks import npy
-from llgae_cli.tasks.array_files import open_hdf5, open_npy, open_npz, open_zarr
+from llgae_cli.tasks.array_files import open_hdf5, open_npz, open_zarr
 from llgae_cli.tasks.arrow_files import open_csv, open_parquet
-from llgae_cli.tasks.conversion import collect
+from llgae_cli.tasks.conversion import collect_file, collect_npy
 from llgae_cli.tasks.labels import mark_test, number_labels
-from llgae_cli.tasks.npy_file import NpyFile, nearest_in_folder
-from llgae_cli.tasks.row_source import Shards
+from llgae_cli.tasks.npy_file import NpyFile, expand_path, nearest_in_folder
+from llgae_cli.tasks.row_source import RowSource
 from llgae_cli.tasks.samples import Samples
+from llgae_cli.tasks.shards import PATTERNS, RANK, OpenedShards, find_shards, open_own_shards, open_shards
 from llgae_cli.tasks.streams import Stream
 from llgae_cli.tasks.table_options import TableOptions, find_column
 from llgae_cli.tasks.task import Task, fingerprint
@@ -96,20 +96,26 @@ def load_rows(kind: str, where: str, data_dir: Path, options: TableOptions) -> L
     """Load all rows of `kind:where`, with their labels, in the order of the file."""
     path, member = find_path(kind, where)
     shown = show_path(where)
-    if kind == "npy":
-        paths = _shard_paths(where) if path is None or path.is_dir() else [path]
-        source = Shards(paths) if len(paths) > 1 or path is None or path.is_dir() else NpyFile(paths[0])
-        names = None
+    values: np.ndarray | RowSource
+    names: list[str] | None
+    if kind in PATTERNS and (path is None or path.is_dir()):
+        shards, options = _load_shards(kind, where, data_dir, options)
+        values, raw_labels, raw_test = shards.source, shards.labels, shards.test
+        names = None if values.names is None else list(values.names)
+        if values.held is None and values.N * values.D * values.dtype.itemsize <= npy.IN_MEMORY_BYTES:
+            values = values.read(range(values.N)).reshape(values.shape)
+    elif options.own and not options.stored:
+        raise InputError(f"shards: own is for a folder or a pattern of .npy or .parquet files, not for {shown}")
+    elif kind == "npy":
+        assert path is not None
+        names, raw_labels, raw_test = None, None, None
         options = _fit_options(options, None, shown)
-        if options.missing == "drop" and isinstance(source, NpyFile):
-            rows = collect(open_npy(source.path), True, data_dir, (kind, str(source.path.resolve()), "drop"),
-                           _stamp(source.path))  # fmt: skip
-            values, raw_labels, raw_test = rows.source, None, None
+        if options.missing == "drop":
+            values = collect_npy(path, data_dir).source
         else:
-            small = source.N * source.D * source.dtype.itemsize <= npy.IN_MEMORY_BYTES
-            values, raw_labels, raw_test = source, None, None
-            if small and len(source.shape) > 1:
-                values = source.read(range(source.N)).reshape(source.shape)
+            file = NpyFile(path)
+            small = file.N * file.D * file.dtype.itemsize <= npy.IN_MEMORY_BYTES and len(file.shape) > 1
+            values = file.read(range(file.N)).reshape(file.shape) if small else file
     else:
         assert path is not None
         if kind in TABLES:
@@ -119,11 +125,7 @@ def load_rows(kind: str, where: str, data_dir: Path, options: TableOptions) -> L
         else:
             options = _fit_options(options, None, shown)
             stream = CONTAINERS[kind](path, member)
-        made_from = (
-            kind, str(path.resolve()), stream.where.rpartition("#")[2], *(stream.names or ()), "", str(options.labels),
-            str(options.test), options.missing,
-        )  # fmt: skip
-        rows = collect(stream, options.missing == "drop", data_dir, made_from, _stamp(path))
+        rows = collect_file(kind, path, stream, options, data_dir)
         values, raw_labels, raw_test = rows.source, rows.labels, rows.test
         names, shown = list(stream.names) if stream.names else None, stream.where
     npy.check_shape(values.shape, shown)
@@ -142,12 +144,30 @@ def load_rows(kind: str, where: str, data_dir: Path, options: TableOptions) -> L
     return LoadedRows(samples, tuple(shape), classes, marks, shown, options)
 
 
+def _load_shards(kind: str, where: str, data_dir: Path, options: TableOptions) -> tuple[OpenedShards, TableOptions]:
+    """Open the shards of `kind:where`; return them and the options as far as they have what these name."""
+    shown = show_path(where)
+    paths = find_shards(kind, where, options.own)
+    names: list[str] | None = [] if kind in TABLES else None
+    if kind in TABLES and options.stored:
+        names = list(TABLES[kind](paths[0], TableOptions()).names or ())
+    options = _fit_options(options, names, shown)
+    if not options.own:
+        return open_shards(kind, paths, options, data_dir), options
+    column = isinstance(options.test, str) and recognise(options.test) is None
+    for key, given in (("labels", options.labels), ("missing", options.missing == "drop"), ("test", column)):
+        if given:
+            raise InputError(f"{key}: cannot be given with shards: own, where no process sees all rows")
+    return open_own_shards(kind, where, paths, options, data_dir), options
+
+
 def hold_out_evenly(N: int, share: float) -> np.ndarray:
     """Return a mask (N,) of the rows i with floor((i + 1) t) > floor(i t), computed exactly; at least one of each."""
     if not 0 < share < 1:
         raise InputError(f"test: {share:g}; a share is more than 0 and less than 1")
     t = Fraction(str(share))
-    counts = np.arange(N + 1, dtype=object) * t.numerator // t.denominator
+    exact = np.int64 if (N + 1) * t.numerator < 1 << 63 else object
+    counts = np.arange(N + 1, dtype=exact) * t.numerator // t.denominator
     held = np.diff(counts).astype(bool)
     if not held.any():
         held[-1] = True
@@ -162,33 +182,17 @@ def find_path(kind: str, where: str) -> tuple[Path | None, str | None]:
         raise InputError(f"task {kind}:{printable(where)}: a path is expected after {kind}:")
     member = None
     try:
-        path = _expand(where)
+        path = expand_path(where)
         if not path.exists() and "#" in where and (kind in CONTAINERS or kind == "npy"):
             before, _, member = where.rpartition("#")
-            path = _expand(before)
+            path = expand_path(before)
         if path.exists():
             return path, member
     except OSError as error:  # a name that is too long
         raise InputError(f"{show_path(where)}: cannot be read ({explain(error)})") from None
-    if kind == "npy" and any(mark in where for mark in "*?["):
+    if kind in PATTERNS and (RANK in where or any(mark in where for mark in "*?[")):
         return None, None
     raise InputError(f"{show_path(path)}: no such file or folder{nearest_in_folder(path)}")
-
-
-def _expand(where: str) -> Path:
-    try:
-        return Path(where).expanduser()
-    except RuntimeError:  # ~nobody
-        return Path(where)
-
-
-def _shard_paths(where: str) -> list[Path]:
-    folder = _expand(where)
-    found = folder.glob("*.npy") if folder.is_dir() else map(Path, glob.glob(str(folder)))
-    paths = sorted(path for path in found if not path.stem.endswith("_labels"))
-    if not paths:
-        raise InputError(f"{show_path(where)}: no .npy files")
-    return paths
 
 
 def _fit_options(options: TableOptions, names: list[str] | None, where: str) -> TableOptions:
@@ -204,6 +208,7 @@ def _fit_options(options: TableOptions, names: list[str] | None, where: str) -> 
         options.test if options.test in has or isinstance(options.test, float) else None,
         options.missing,
         True,
+        options.own,
     )
 
 
@@ -214,7 +219,7 @@ def _load_test_file(where: str, rows: LoadedRows, data_dir: Path, options: Table
     if not kind:
         raise InputError(f"test: '{printable(where)}' is no column of {rows.where} and no data file")
     # A file of labels is the training rows'; a column of labels is in both files.
-    labels = None if options.labels is None or _expand(options.labels).exists() else options.labels
+    labels = None if options.labels is None or expand_path(options.labels).exists() else options.labels
     columns = rows.samples.names or ()
     same = (
         TableOptions(columns, labels, None, options.missing)
@@ -253,7 +258,7 @@ def _read_labels(kind: str, path: Path | None, options: TableOptions, where: str
         return npy.read_labels(beside) if beside and options.missing == "error" else None
     if kind in CONTAINERS and path is not None and not Path(wanted).expanduser().exists():
         return _read_vector(CONTAINERS[kind](path, wanted))
-    file = _expand(wanted)
+    file = expand_path(wanted)
     other = recognise(wanted)
     if other is None or not file.exists():
         columns = list(TABLES[kind](path, TableOptions()).names or ()) if kind in TABLES and path else []
@@ -272,10 +277,3 @@ def _read_vector(stream: Stream) -> np.ndarray:
     if values.shape[1] != 1:
         raise InputError(f"{stream.where}: holds {values.shape[1]} values a row; labels are one")
     return values[:, 0]
-
-
-def _stamp(path: Path) -> tuple[str, ...]:
-    """Return size and time of a file, of a folder those of everything in it."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    states = [file.stat() for file in files]
-    return str(sum(one.st_size for one in states)), str(max(one.st_mtime_ns for one in states)), str(len(states))

@@ -20,6 +20,7 @@ class TableOptions:
     missing   NaN and empty cells: `error`, or `drop` the rows that hold one
     stored    the options come from a checkpoint and the file is another one: columns are used where the file has names,
               labels and test where it has these columns
+    own       of data in shards each process opens only its own (see `shards`)
     """
 
     columns: tuple[str, ...] = ()
@@ -27,6 +28,7 @@ class TableOptions:
     test: str | float | None = None
     missing: Missing = "error"
     stored: bool = False
+    own: bool = False
 
     @property
     def given(self) -> tuple[str, ...]:

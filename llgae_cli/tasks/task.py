@@ -11,6 +11,7 @@ from llgae_cli.tasks.scaling import find_range
 
 HASHED_WHOLE_BYTES = 1 << 28
 HASHED_BLOCKS = 256
+LOADED_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,27 @@ class Task:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
+def draw_rows(samples: Samples, n: int, seed: int) -> Samples:
+    """Return n of the samples, drawn without replacement, each subset with the same probability; in their order.
+
+    They depend on N, n and the seed only, not on how many processes or files hold the samples. Up to LOADED_BYTES are
+    read into memory: every pass would read them again, between all the others. Memory: O(n).
+    """
+    share = samples.subset(draw_positions(samples.N, n, seed))
+    return share.load() if n * samples.D * samples.itemsize <= LOADED_BYTES else share
+
+
+def draw_positions(N: int, n: int, seed: int) -> torch.Tensor:
+    """Return n of the numbers 0 ... N - 1, drawn without replacement, each subset with the same probability; sorted."""
+    generator = torch.Generator().manual_seed(seed)
+    if 2 * n > N:
+        return torch.randperm(N, generator=generator)[:n].sort().values
+    drawn = torch.empty(0, dtype=torch.int64)
+    while len(drawn) < n:  # row after row, one that is drawn already is drawn again
+        drawn = torch.cat([drawn, torch.randint(N, (n - len(drawn),), generator=generator)]).unique()
+    return drawn
+
+
 def fingerprint(train: Samples, test: Samples, shape: tuple[int, ...]) -> str:
     """Return 16 hex digits of the SHA-256 over shape, type and bytes of the stored values of both sets, in order.
 
@@ -79,6 +101,6 @@ def fingerprint(train: Samples, test: Samples, shape: tuple[int, ...]) -> str:
         else:
             starts = sorted({last * i // (HASHED_BLOCKS - 1) for i in range(HASHED_BLOCKS)})
         for start in starts:
-            part = samples.part(start, start + block).stored_rows()
+            part = samples.gather(slice(start, start + block)).stored_rows()
             digest.update(part.contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()[:16]

@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from llgae_cli import distributed
 from llgae_cli.errors import RunError
 from llgae_cli.inference import gauge
 from llgae_cli.models import LLGAE
 from llgae_cli.progress import Work, expect_passes
-from llgae_cli.tasks import Samples
+from llgae_cli.tasks import Samples, take_part
 from llgae_cli.threads import run_single_threaded
-from llgae_cli.training import distributed, int8
+from llgae_cli.training import int8
 from llgae_cli.training.components import Components, Coordinates, align, halve
 from llgae_cli.training.initialisation import Initialisation, Restart, Restarts
 from llgae_cli.training.int8 import ByteScorer
@@ -68,6 +69,7 @@ class ClosedForm(Trainer):
         target      what the components are fitted to in place of x, for models whose code is more than k and b
         """
         self.model, self.samples, self.tol, self.target = model, samples, tol, target
+        self.part = take_part(samples)
         self.shrinkage, self.strength = shrinkage, 0.0
         self.components = Components(model.mu.detach().clone(), model.W.detach().clone())
         self.coordinates = Initialisation.empty(self.components).coordinates
@@ -75,7 +77,7 @@ class ClosedForm(Trainer):
         neighbours = {"auto": NEIGHBOURS if model.K >= WORTHWHILE_K else 0, "off": 0}.get(str(candidates), candidates)
         self.shortlists: Shortlists | None = None
         if 0 < int(neighbours) < model.K - 1:
-            self.shortlists = Shortlists(self._block, *distributed.share(samples.N), samples.N, int(neighbours))
+            self.shortlists = Shortlists(self._block, self.part.ranges, samples.N, int(neighbours))
         self.n_restarts = (4 if model.K <= 16 else 1) if restarts == "auto" else int(restarts)
         self.n_moves = (60 if model.K <= 64 else 0) if moves == "auto" else int(moves)
         self.generator = torch.Generator().manual_seed(seed)
@@ -127,13 +129,14 @@ class ClosedForm(Trainer):
         """Set the components to the best of several restarts on a subset of the rows, and measure them on all rows."""
         model, N = self.model, self.samples.N
         self.first_generator_state = self.generator.get_state()
+        order = torch.randperm(N, generator=self.generator)
+        few = order[: max(SUBSET_ROWS, SUBSET_ROWS_EACH * model.K)].sort().values
+        many = order[: max(FINAL_ROWS, len(few))].sort().values
+        drawn = self.samples.gather(many)
         if distributed.rank() == 0:
-            order = torch.randperm(N, generator=self.generator)
-            few = order[: max(SUBSET_ROWS, SUBSET_ROWS_EACH * model.K)].sort().values
-            many = order[: max(FINAL_ROWS, len(few))].sort().values
             self.restarts = Restarts(
-                self._rows(few),
-                [partial(self._rows, part) for part in many.split(2048)],
+                self._rows(torch.searchsorted(many, few), drawn),
+                [partial(self._rows, part, drawn) for part in torch.arange(len(many)).split(2048)],
                 model.K,
                 model.E,
                 parallel=self.target is None,
@@ -239,7 +242,8 @@ class ClosedForm(Trainer):
             use_bytes = self._uses_bytes()
             statistics, k = collect_in_shards(
                 self._byte_chunks if use_bytes else partial(self._chunks, components),
-                *distributed.share(self.samples.N),
+                0,
+                self.part.samples.N,
                 components,
                 self.coordinates if scatter else None,
                 (ByteScorer if use_bytes else Scorer)(components, self.workspace),
@@ -275,7 +279,7 @@ class ClosedForm(Trainer):
         target = self.target and self.target(self._add_origin(components))
         size = self._chunk_size(high - low)
         buffer = self.workspace.buffer("chunk", components.mu, size, self.model.D)
-        for _, x in self.samples.chunks(size, dtype=buffer.dtype, start=low, stop=high, out=buffer):
+        for _, x in self.part.samples.chunks(size, dtype=buffer.dtype, start=low, stop=high, out=buffer):
             x = x if target is None else target(x)
             yield x if self.origin is None else x.sub_(self.origin)
             self._count(len(x))
@@ -284,22 +288,24 @@ class ClosedForm(Trainer):
         size = self._chunk_size(high - low)
         for first in range(low, high, size):
             last = min(first + size, high)
-            yield self.samples.stored_rows(slice(first, last))
+            yield self.part.samples.stored_rows(slice(first, last))
             self._count(last - first)
 
     def _chunk_size(self, n: int) -> int:
         return even_chunk_size(n, chunk_rows(self.model.K, self.model.D))
 
-    def _rows(self, index: Tensor, out: Tensor | None = None) -> Tensor:
-        x = self.samples.rows(index, dtype=self.components.mu.dtype, out=out)
+    def _rows(self, index: Tensor, samples: Samples, out: Tensor | None = None) -> Tensor:
+        x = samples.rows(index, dtype=self.components.mu.dtype, out=out)
         if self.target is not None:
             target = self.target(self._add_origin(self.components))
             x = torch.cat([target(part) for part in x.split(2048)])
         return x if self.origin is None else x - self.origin
 
     def _block(self, index: Tensor) -> Tensor:
-        """Return the rows at the indices (m,); the next call overwrites them."""
-        return self._rows(index, self.workspace.buffer("block", self.components.mu, len(index), self.model.D))
+        """Return the rows of this process at the indices (m,); the next call overwrites them."""
+        return self._rows(
+            index, self.part.samples, self.workspace.buffer("block", self.components.mu, len(index), self.model.D)
+        )
 
     def _repair_empty(self, components: Components, statistics: Statistics) -> Components:
         """Return the components with each empty one replaced by half of one with a large distortion.
@@ -310,8 +316,11 @@ class ClosedForm(Trainer):
         if not empty:
             return components
         repaired = components.clone()
+        index = torch.randperm(self.samples.N, generator=self.generator)[:SUBSET_ROWS]
+        distributed.broadcast_([index])  # the processes' generators may differ
+        drawn = self.samples.gather(index)
         if distributed.rank() == 0:
-            rows = self._rows(torch.randperm(self.samples.N, generator=self.generator)[:SUBSET_ROWS])
+            rows = self._rows(torch.arange(drawn.N), drawn)
             worst = statistics.distortion.argsort(descending=True).tolist()
             k = Scorer(components).nearest(rows)[1]
             for i, a in enumerate(empty):

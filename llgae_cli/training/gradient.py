@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from llgae_cli import distributed
 from llgae_cli.errors import RunError
 from llgae_cli.formatting import five_digits
 from llgae_cli.models import Model
 from llgae_cli.progress import Work
-from llgae_cli.tasks import Samples
-from llgae_cli.training import distributed
+from llgae_cli.tasks import Samples, locate
 from llgae_cli.training.closed_form import ClosedForm
 from llgae_cli.training.state import load_optimizer, read_count, read_tensor
 from llgae_cli.training.trainer import EpochRecord, Trainer
@@ -96,7 +96,7 @@ class Gradient(Trainer):
     def initialise(self) -> None:
         """Draw the model's random parameters, the same on every process; then set mu and W in closed form, if asked."""
         rows = torch.randperm(self.samples.N, generator=self.generator)[: max(self.model.K, INITIAL_ROWS)]
-        x = self.samples.rows(rows)
+        x = self.samples.gather(rows).rows(slice(None))
         self.model.initialise(x, self.generator)
         if self.affine is not None:
             self.affine.initialise()
@@ -115,13 +115,18 @@ class Gradient(Trainer):
 
     def epoch(self) -> EpochRecord:
         """Run one pass in mini-batches; `train_mean_l2` is the mean over the pass, while the parameters change."""
+        self._align_generators()
         order = torch.randperm(self.samples.N, generator=self.generator)
+        held = self.samples.held
         total = torch.zeros((), dtype=torch.float64)
         averaged, schedule = self._resume_average(), self._resume_schedule()
         for step, batch in enumerate(order.split(self.batch_size)):
             if step > 0:
                 schedule.step()
-            mine = batch[distributed.rank() :: distributed.world_size()]
+            if held is None:
+                mine = batch[distributed.rank() :: distributed.world_size()]
+            else:
+                mine = batch[locate(batch, held) >= 0]
             self.optimizer.zero_grad()
             loss = self._backward(mine, len(batch))
             if not math.isfinite(float(loss)):
@@ -141,6 +146,12 @@ class Gradient(Trainer):
             self._use_average(averaged)
         self.epochs_done += 1
         return EpochRecord(train_mean_l2=float(total) / self.samples.N)
+
+    def _align_generators(self) -> None:
+        """Set the generators to the state of rank 0's: noise and mirroring draw as many numbers as a rank has rows."""
+        state = self.generator.get_state()
+        distributed.broadcast_([state])
+        self.generator.set_state(state)
 
     def rate_factor(self, step: int) -> float:
         """Return the learning rate of a step of the run over its peak: linear up, then along a cosine down to 0."""

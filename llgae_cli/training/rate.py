@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from llgae_cli import distributed
 from llgae_cli.errors import RunError
 from llgae_cli.formatting import five_digits
 from llgae_cli.inference import gauge
 from llgae_cli.models import LLGAE
 from llgae_cli.progress import Work, expect_passes
-from llgae_cli.tasks import Samples
+from llgae_cli.tasks import Samples, take_part
 from llgae_cli.threads import run_parallel, run_single_threaded
-from llgae_cli.training import distributed
 from llgae_cli.training.components import Components, Coordinates, align, choose_seeds, orthonormalise
 from llgae_cli.training.expected_rate import expect_bits, solve_step, step_to_theta
 from llgae_cli.training.initialisation import SEEDED_K, principal_coordinates
@@ -178,14 +178,15 @@ class RateClosedForm(Trainer):
         model, mu, centre, V = self.model, self.mixture.mu, self.coordinates.centre, self.coordinates.V
         K, d, E = self.mixture.U.shape
         U = orthonormalise(torch.randn(K, d, E, generator=self.generator).to(mu))
+        order = torch.randperm(self.samples.N, generator=self.generator)[: max(PRINCIPAL_ROWS, K)]
+        drawn = self.samples.gather(order)
         if distributed.rank() == 0:
-            order = torch.randperm(self.samples.N, generator=self.generator)
-            x = self.samples.rows(order[:PRINCIPAL_ROWS].sort().values, dtype=mu.dtype)
+            x = drawn.rows(order[:PRINCIPAL_ROWS].argsort(), dtype=mu.dtype)
             principal = run_single_threaded(lambda: principal_coordinates(x, d, self.generator), self._on_cpu)
             centre.copy_(principal.centre)
             V.copy_(torch.eye(d).to(V) if d == model.D else principal.V)
             if K > SEEDED_K:
-                x = self.samples.rows(order[:K], dtype=mu.dtype)
+                x = drawn.rows(slice(0, K), dtype=mu.dtype)
             y = run_single_threaded(lambda: self._project(x), self._on_cpu)
             mu.copy_(y if K > SEEDED_K else choose_seeds(y, K, self.generator))
         distributed.broadcast_([centre, V, mu])
@@ -245,16 +246,15 @@ class RateClosedForm(Trainer):
 
         Rows are assigned in parallel, then components updated in parallel: neither depends on the number of threads.
         """
-        samples = samples or self.samples
+        samples = take_part(samples or self.samples).samples
         scatter = scatter and self.model.E > 0
         statistics = MixtureStatistics.zeros(self.mixture, scatter)
         score = MixtureScorer(self.mixture, theta, self.workspace)
         stage, step = ("k-means", "k-means") if not scatter and theta == 0 else ("passes", f"pass {self.passes}")
         assigning = 2.0 * self.model.D * self.coordinates.V.shape[1] + score.operations
-        low, high = distributed.share(samples.N)
         d = self.mixture.mu.shape[1]
-        size = even_chunk_size(high - low, max(CHUNKS, BLOCK_VALUES // d))
-        block = self.mixture.mu.new_empty(min(size, high - low), d)
+        size = even_chunk_size(samples.N, max(CHUNKS, BLOCK_VALUES // d))
+        block = self.mixture.mu.new_empty(min(size, samples.N), d)
         k = torch.empty(len(block), dtype=torch.int64, device=block.device)
 
         def assign(rows: tuple[int, int, int]) -> Tensor:
@@ -266,8 +266,8 @@ class RateClosedForm(Trainer):
             wide = statistics.outside.dtype
             return (x.square().sum(dtype=wide) - y.square().sum(dtype=wide)).clamp(min=0)
 
-        for first in range(low, high, size):
-            n = min(size, high - first)
+        for first in range(0, samples.N, size):
+            n = min(size, samples.N - first)
             cuts = sorted({n * i // CHUNKS for i in range(CHUNKS + 1)})
             outside: list[Tensor] = []
 

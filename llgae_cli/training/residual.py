@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from llgae_cli import distributed
 from llgae_cli.errors import RunError
 from llgae_cli.models import Residual
 from llgae_cli.progress import Work, expect_passes
 from llgae_cli.tasks import Samples
-from llgae_cli.training import distributed
 from llgae_cli.training.closed_form import ClosedForm
 from llgae_cli.training.components import Components
 from llgae_cli.training.state import read_count
@@ -67,13 +67,13 @@ class ResidualClosedForm(Trainer):
         self.objective = torch.inf
         self.statistics: Statistics | None = None  # of that level
         self.squared_residual = torch.zeros(())  # sum over the samples in a pass
-        self.updates = 0  # of this process
+        self.updates = self.epochs = 0  # of this process: done, and expected at most
         self.idle = 0  # updates in a row that gained less than tol
         self.finished = False
 
     def plan(self, work: Work, epochs: int, begun: bool) -> None:
         """Report work from now on: of each level, then of the updates in turn. A level before is an encoding more."""
-        self.work, levels = work, len(self.trainers)
+        self.work, self.epochs, levels = work, epochs, len(self.trainers)
         for i, trainer in enumerate(self.trainers):
             trainer.encodings = i
             if i >= self.fitted:
@@ -88,6 +88,7 @@ class ResidualClosedForm(Trainer):
         return self.trainers[0].count_row_operations(len(self.model.order()))
 
     def _expect_updates(self, left: float) -> None:
+        left = min(left, self.epochs)  # with tol 0 no gain is expected to end the run
         self.work.expect("updates", left * self.samples.N * self.row_operations)
 
     def initialise(self) -> None:

@@ -16,8 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from llgae_cli import distributed
 from llgae_cli.inference import choose_exactly, has_lost_digits, within_rounding
-from llgae_cli.training import distributed
+from llgae_cli.tasks import list_positions, locate
 from llgae_cli.training.components import Components, Coordinates
 from llgae_cli.training.scoring import Scorer, Workspace, orthogonal_offsets, project_each
 from llgae_cli.training.statistics import Statistics, accumulate
@@ -34,7 +35,7 @@ Rows = Callable[[Tensor], Tensor]  # rows(index (m,)): samples x (m, D)
 
 
 class Shortlists:
-    """Passes by shortlist over the samples low ... high - 1 of N.
+    """Passes by shortlist over n of N samples, those at the positions `ranges`.
 
     k       (n,) the components of the samples after the last pass, None before a first full pass sets them
     before  (n,) their components before that pass
@@ -43,9 +44,12 @@ class Shortlists:
     A pass replaces these and changes no tensor in place, so a shallow copy from before it undoes it.
     """
 
-    def __init__(self, rows: Rows, low: int, high: int, N: int, neighbours: int = NEIGHBOURS):
-        """`rows` returns x (m, D) for indices (m,) into all N samples."""
-        self.rows, self.low, self.high, self.N, self.neighbours = rows, low, high, N, neighbours
+    def __init__(
+        self, rows: Rows, ranges: tuple[range, ...], N: int, neighbours: int = NEIGHBOURS, alone: bool = False
+    ):
+        """`rows` returns x (m, D) for indices (m,) into the n samples; `alone`: other processes have no part in it."""
+        self.rows, self.ranges, self.N, self.neighbours, self.alone = rows, ranges, N, neighbours, alone
+        self.positions = list_positions(ranges)
         self.k: Tensor | None = None
         self.before: Tensor | None = None
         self.turn = 0
@@ -60,21 +64,21 @@ class Shortlists:
         statistics = Statistics.zeros(components, coordinates.V.shape[1] if scatter else 0)
         self.before, k = self.k, torch.empty_like(self.k)
         self.turn += 1
-        for chunk in torch.arange(self.low, self.high, device=k.device).split(CHUNK_ROWS):
+        for chunk in torch.arange(len(k), device=k.device).split(CHUNK_ROWS) if len(k) else ():
             n = len(chunk)
-            again = (chunk + self.turn) % TURNS == 0
+            again = ((self.positions[chunk.cpu()] + self.turn) % TURNS == 0).to(k.device)
             coarsely = [
                 coarse.nearest(coordinates.project(self.rows(part), COORDINATES))[1]
                 for part in chunk[again].split(BLOCK_ROWS)
             ]
             index = torch.cat([chunk, chunk[again]])
-            scored = score.nearest(torch.cat([self.before[chunk - self.low], *coarsely]), index, self.rows)
+            scored = score.nearest(torch.cat([self.before[chunk], *coarsely]), index, self.rows)
             distance, nearest, z, lost = scored
             better = (distance[n:] < distance[:n][again]).nonzero()[:, 0]
             where = again.nonzero()[better, 0]
             for tensor in scored:
                 tensor[where] = tensor[n + better]
-            k[chunk - self.low] = nearest[:n]
+            k[chunk] = nearest[:n]
             for some in nearest[:n].argsort().split(BLOCK_ROWS):
                 latent = None if bool(lost[some].any()) else z[some] - score.z0[nearest[some]]
                 x, y = self.rows(chunk[some]), coordinates if scatter else None
@@ -87,15 +91,16 @@ class Shortlists:
         """Return the shortlist of each component, itself first, (K, C + 1): the same on all processes."""
         mu = components.mu
         K = len(mu)
-        witnesses = torch.randint(self.N, (WITNESSES * K,), generator=torch.Generator().manual_seed(0)).to(mu.device)
-        witnesses = witnesses[(witnesses >= self.low) & (witnesses < self.high)]
+        drawn = torch.randint(self.N, (WITNESSES * K,), generator=torch.Generator().manual_seed(0))
+        found = locate(drawn, self.ranges)
+        witnesses = found[found >= 0].to(mu.device)
         assert self.k is not None
         total, count = mu.new_zeros(K, K), mu.new_zeros(K)
         for some in witnesses.split(BLOCK_ROWS):
-            k = self.k[some - self.low]
+            k = self.k[some]
             total.index_add_(0, k, coarse.distances(coordinates.project(self.rows(some), COORDINATES)))
             count.index_add_(0, k, torch.ones_like(k, dtype=count.dtype))
-        if self.high - self.low < self.N:
+        if not self.alone:
             distributed.sum_([total, count])
         for ks in torch.arange(K, device=mu.device).split(BLOCK_ROWS):
             total[ks] += coarse.distances(coordinates.project(mu[ks], COORDINATES))

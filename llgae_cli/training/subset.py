@@ -55,7 +55,11 @@ class Subset:
     def make_shortlists(self) -> Shortlists | None:
         """Return new shortlists, for a sequence of passes; None where passes are full."""
         n = len(self.x)
-        return Shortlists(lambda index: self.x[index], 0, n, n, self.neighbours) if self.neighbours else None
+        return (
+            Shortlists(lambda index: self.x[index], (range(n),), n, self.neighbours, alone=True)
+            if self.neighbours
+            else None
+        )
 
     def collect_statistics(
         self, components: Components, scatter: bool = False, lists: Shortlists | None = None

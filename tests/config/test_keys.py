@@ -24,10 +24,23 @@ NEUTRAL_KEYS = {
     "threads",
     "figures",
     "log",
+    "shards",
 }
 SOURCE_KEYS = {"K", "embed-dim", "beta", "n-step", "lr", "task"}
 DATA_KEYS = {"centring", "scaling", "columns", "labels", "test", "missing"}
-ALWAYS = {"task", "model", "K", "embed-dim", "trainer", "epochs", "validation", "seed", *DATA_KEYS, *NEUTRAL_KEYS}
+ALWAYS = {
+    "task",
+    "model",
+    "K",
+    "embed-dim",
+    "trainer",
+    "epochs",
+    "validation",
+    "rows",
+    "seed",
+    *DATA_KEYS,
+    *NEUTRAL_KEYS,
+}
 GRADIENT = ALWAYS | {"optimizer", "lr", "batch-size", "schedule", "average", "flip"}
 LATENT = {"prior", "inference", "beta"}
 STARTS = {"tol", "restarts", "moves", "candidates", "shrinkage"}

@@ -230,7 +230,7 @@ def test_shrinkage_in_both_precisions() -> None:
 def test_candidates_in_both_precisions() -> None:
     found = []
     for x in clusters():
-        lists = Shortlists(lambda index, x=x: x[index], 0, len(x), len(x), 2)
+        lists = Shortlists(lambda index, x=x: x[index], (range(len(x)),), len(x), 2)
         lists.k = torch.empty(len(x), dtype=torch.int64)
         collect_statistics([x], fitted(x), assignments=lists.k)
         found.append(lists.collect_statistics(fitted(x), Coordinates.identity(x), Workspace()).tensors()[:-1])

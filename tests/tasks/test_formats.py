@@ -25,7 +25,8 @@ pytestmark = pytest.mark.numeric
 NAMES = ["temperature", "pressure", "CO", "a.b"]
 TASKS = [
     "npy:x.npy", "npy:shards", "npy:shards/part*.npy", "npy:x.npz", "x.npz#values", "x.csv", "csv:x.csv", "x.tsv",
-    "x.csv.gz", "parquet:x.parquet", "hdf5:x.h5#group/values", "x.h5", "zarr:x.zarr", "group.zarr#values",
+    "x.csv.gz", "parquet:x.parquet", "parquet:tables", "parquet:tables/part*.parquet",
+    "hdf5:x.h5#group/values", "x.h5", "zarr:x.zarr", "group.zarr#values",
 ]  # fmt: skip
 
 
@@ -46,8 +47,10 @@ def write(folder: Path, x: np.ndarray) -> None:
     np.save(folder / "x.npy", x)
     np.savez_compressed(folder / "x.npz", values=x, other=np.arange(len(x)))
     (folder / "shards").mkdir()
+    (folder / "tables").mkdir()
     for k, part in enumerate(np.split(x, [7, 120])):
         np.save(folder / "shards" / f"part{k}.npy", part)
+        pq.write_table(columns(part), folder / "tables" / f"part{k}.parquet", row_group_size=64)
     with h5py.File(folder / "x.h5", "w") as file:
         file.create_dataset("group/values", data=x, chunks=(32, 4), compression="gzip")
         file["group/kind"] = np.arange(len(x)) % 3
@@ -239,6 +242,12 @@ def test_bad_containers(data: np.ndarray) -> None:
     refused("parquet:x.parque", "did you mean 'x.parquet'")
     np.save("shards/part9.npy", np.zeros((3, 5)))
     refused("npy:shards", "part9.npy", "rows of 5")
+    refused("npy:{rank}.npy", "{rank}", "shards: own")
+    pq.write_table(pa.table({name: [1.0] for name in reversed(NAMES)}), "tables/part9.parquet")
+    refused("parquet:tables", "part9.parquet", "columns are named otherwise")
+    pq.write_table(columns(data.astype(np.float32)), "tables/part9.parquet")
+    refused("parquet:tables", "part9.parquet", "rows of 4 float32")
+    refused("parquet:shards", "no .parquet files")
 
 
 def test_a_missing_library_is_one_line(data: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,12 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torchrun_helper import child_of_rank, torchrun
 
 from llgae_cli import experiment
 from llgae_cli.config import read_config
@@ -32,7 +31,7 @@ import torch
 from llgae_cli import experiment
 from llgae_cli.cli.console import set_up_logging
 from llgae_cli.config import read_config
-from llgae_cli.training import distributed
+from llgae_cli import distributed
 set_up_logging(False)
 assert distributed.join(torch.device("cpu")) and not distributed.join(torch.device("cpu"))
 for trainer in ("closed-form", "rate", "gradient"):
@@ -49,15 +48,6 @@ def write_configs(folder: Path) -> None:
     """A config file for each trainer, named after it."""
     for trainer, text in CONFIGS.items():
         (folder / f"{trainer}.yaml").write_text(text)
-
-
-def torchrun(processes: int, folder: Path, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
-    """A torchrun in `folder`, one thread a process; leads a session of its own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(
-        [*command, *arguments], cwd=folder, env=environment, text=True, start_new_session=True, **options
-    )
 
 
 @pytest.fixture(scope="module")
@@ -135,17 +125,3 @@ def test_a_process_that_dies_ends_all_with_a_message(tmp_path: Path) -> None:
     (saved,) = (tmp_path / "checkpoints").iterdir()
     assert f"; saved checkpoints/{saved.name}" in ours[0] and load(saved).epoch >= 2  # nothing is lost with it
     assert "Signal 9 (SIGKILL)" in err and "1/1000000" not in err
-
-
-def child_of_rank(parent: int, rank: int) -> int:
-    """The process that torchrun started for a rank."""
-    for path in Path("/proc").iterdir():
-        if not path.name.isdigit():
-            continue
-        try:
-            ours = f"PPid:\t{parent}\n" in (path / "status").read_text()
-            if ours and f"RANK={rank}".encode() in (path / "environ").read_bytes().split(b"\0"):
-                return int(path.name)
-        except OSError:  # it ended meanwhile
-            continue
-    raise AssertionError(f"no process of rank {rank}")

@@ -38,7 +38,7 @@ def random_components(seed: int = 0) -> Components:
 
 
 def lists_of(x: Tensor, neighbours: int) -> Shortlists:
-    return Shortlists(lambda index: x[index], 0, len(x), len(x), neighbours)
+    return Shortlists(lambda index: x[index], (range(len(x)),), len(x), neighbours)
 
 
 def full(components: Components, lists: Shortlists | None = None) -> Statistics:

@@ -21,6 +21,7 @@ FAST = {"task": "subspaces", "K": 4, "embed-dim": 3, "epochs": 3, "figures": Fal
             {"model": "residual", "restarts": 1, "moves": 0, "epochs": 9},
             {"level 1 of 2, restart, annealing", "level 2 of 2, pass 1", "update 1"},
         ),
+        ({"model": "residual", "restarts": 1, "moves": 0, "epochs": 9, "tol": 0.0}, {"level 1 of 2, pass 1"}),
         ({"model": "gae", "decoder": "mlp", "width": 8, "trainer": "gradient"}, {"epoch 2, batch 3 of 15"}),
         (
             {"trainer": "gradient", "start": "closed-form", "restarts": 1, "moves": 0},

@@ -1,22 +1,19 @@
-"""Reductions over the processes of a torchrun; with one process they do nothing."""
+"""Reductions and messages between the processes of a torchrun; with one process they do nothing."""
 
-import logging
+import json
 import os
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llgae_cli.errors import InputError, ProcessLostError, printable
-from llgae_cli.storage.locks import Lock
+from llgae_cli.errors import InputError, ProcessLostError
 
 PATIENCE = timedelta(minutes=5)  # a process that does not respond for longer counts as dead
-LOCK_POLL = 0.3  # seconds between attempts; the first refusal may be `clean_locks` of another process holding the lock
-
-logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 def join(device: torch.device) -> bool:
@@ -75,43 +72,52 @@ def any_process(flag: bool) -> bool:
     """Return, on every process, whether the flag is true on any."""
     if not is_active():
         return flag
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    count = torch.tensor(float(flag), device=device)
+    count = torch.tensor(float(flag))
     sum_([count])
     return bool(count > 0)
 
 
-def acquire(lock: Lock, patience: float) -> None:
-    """Take the lock of a config, waiting up to `patience` seconds for another run to end; InputError after that.
+def exchange(message: Any) -> list[Any]:
+    """Return the messages of all processes, in the order of their ranks: plain values, as JSON holds them."""
+    if not is_active():
+        return [message]
+    own = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
+    lengths = torch.zeros(world_size(), dtype=torch.int64)
+    lengths[rank()] = len(own)
+    sum_([lengths])
+    table = torch.zeros(world_size(), int(lengths.max()), dtype=torch.uint8)
+    table[rank(), : len(own)] = own
+    sum_([table])
+    return [json.loads(bytes(row[:n].tolist())) for row, n in zip(table, lengths.tolist(), strict=True)]
 
-    Only rank 0 takes it. The others take part in the exchange, because a process that is silent for minutes counts as
-    dead.
+
+def agree(work: Callable[[], Result]) -> Result:
+    """Return what `work` returns here; where it raises InputError on any process, raise that on all of them.
+
+    Without this the other processes would wait for the one that failed.
     """
-    began, announced = time.monotonic(), False
-    while not any_process(rank() == 0 and lock.attempt()):
-        waited = time.monotonic() - began
-        if any_process(waited > max(patience, LOCK_POLL)):
-            who = lock.holder or "another process"
-            raise InputError(
-                f"{printable(lock.path.parent, 300)}: {who} is already training this config ({lock.subject}) here; "
-                "wait for its end with --wait, or choose another checkpoint-dir or seed"
-            )
-        if waited > LOCK_POLL and not announced:
-            logger.info("waiting for %s, which is training this config (%s) here", lock.holder, lock.subject)
-            announced = True
-        time.sleep(LOCK_POLL)
-    if not lock.supported:
-        logger.info("this folder's file system has no locks: do not start a second run of this config here")
+    result, reason = None, None
+    try:
+        result = work()
+    except InputError as error:
+        reason = str(error)
+    reasons = exchange(reason)
+    for who, first in enumerate(reasons):
+        if first is not None:
+            raise InputError(first if len(reasons) == 1 else f"rank {who} of {len(reasons)}: {first}")
+    return cast(Result, result)
 
 
 def _run_collective(collective, tensor: Tensor, *arguments) -> None:  # type: ignore[no-untyped-def]
     # Collectives transfer memory as it lies, and a basis from `qr` may lie column by column: a process whose own lies
     # row by row would receive it transposed, without an error.
     rows = tensor.contiguous()
+    if dist.get_backend() == "nccl" and rows.device.type == "cpu":
+        rows = rows.cuda()
     try:
         collective(rows, *arguments)
     except RuntimeError as error:  # of gloo and NCCL, for a process that is dead or does not respond
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". This is")[0]
         who = f"rank {rank()} of {world_size()}"
         raise ProcessLostError(f"{who}: another process died or does not respond ({reason})") from None
     if rows is not tensor:
