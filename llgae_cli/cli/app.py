@@ -65,7 +65,8 @@ app.command(
 )(bench.bench)
 app.command(
     "encode",
-    help="Encode data: write k, b, mean squared residual and mean grey level of each sample to an .npz file.\n\n"
+    help="Encode data: write k, b, mean squared residual and mean of each sample to an .npz file, and names of columns."
+    "\n\n"
     "The models residual and shift also write s, the further symbols of their codes.",
 )(encode.encode)
 app.command("decode", help="Decode codes to data: x_hat (mu_k + W_k b for model llgae) plus each sample's own mean.")(

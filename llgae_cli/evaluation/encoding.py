@@ -80,7 +80,7 @@ def write_codes(model: Model, samples: Samples, path: Path) -> float:
         chunk = Encoded(model, rows, x, model.encode(x))
         return rows, chunk.code, chunk.squared_residual() / samples.D, samples.means(rows)
 
-    with create_codes(path, model, samples.N) as add:
+    with create_codes(path, model, samples.N, samples.names) as add:
 
         def write(coded: tuple[slice, Any, Tensor, Tensor]) -> None:
             nonlocal total

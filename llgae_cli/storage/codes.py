@@ -7,6 +7,7 @@ A codes file is a plain .npz:
     s         int32 (N, S)     further symbols, for models that have some: components of later levels, shifts
     residual  float32 (N,)     mean over the D values of (x - x_hat)^2
     mean      float32 (N,)     mean of the sample, subtracted by centring: the image is x_hat + mean
+    columns   text (D,)        names of the columns of x, where the data has some
     model     text             fingerprint of the model that made the codes
 """
 
@@ -15,7 +16,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,9 @@ CHUNK = 2048  # rows read at a time
 
 
 @contextmanager
-def create_codes(path: Path, model: Model, N: int) -> Iterator[Callable[[Code, torch.Tensor, torch.Tensor], None]]:
+def create_codes(
+    path: Path, model: Model, N: int, columns: Sequence[str] | None = None
+) -> Iterator[Callable[[Code, torch.Tensor, torch.Tensor], None]]:
     """Create a codes file of N samples: the block calls `add(code, residual, mean)` for the chunks in order.
 
     Memory: one chunk. A zip takes one array after the other, so b is written at once, and the other numbers of a
@@ -71,8 +74,10 @@ def create_codes(path: Path, model: Model, N: int) -> Iterator[Callable[[Code, t
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 _write_header(member, "<i4" if name in ("k", "s") else "<f4", shape)
                 shutil.copyfileobj(spool, member, 1 << 20)
-        with archive.open("model.npy", "w") as member:
-            npy.write_array(member, np.array(fingerprint(model)), allow_pickle=False)
+        texts = {"model": fingerprint(model)} | ({} if columns is None else {"columns": list(columns)})
+        for name, text in texts.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                npy.write_array(member, np.array(text), allow_pickle=False)
 
 
 @dataclass(frozen=True)

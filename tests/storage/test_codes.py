@@ -67,6 +67,14 @@ def test_decode_of_encode_is_the_model_bit_for_bit(tmp_path: Path, K: int, E: in
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".tmp")]
 
 
+def test_names_of_columns_are_in_the_file(tmp_path: Path) -> None:
+    model, names = model_of(2, 4, 1), ("T", "p", "CO", "压力")
+    write_codes(model, Samples(np.ones((5, 4)), centring="none", names=names), tmp_path / "named.npz")
+    with np.load(tmp_path / "named.npz", allow_pickle=False) as named:
+        assert tuple(named["columns"].tolist()) == names
+    assert codes.CodesFile(tmp_path / "named.npz", model).N == 5
+
+
 def test_an_npy_file_is_encoded_row_by_row_in_its_order(tmp_path: Path, checkpoint: Path) -> None:
     model, _, _ = restore(checkpoint)
     x = np.random.default_rng(1).normal(0, 100, (33, 64))
