@@ -287,12 +287,14 @@ def measure_snapshot(run: Run, snapshot: Snapshot) -> tuple[float, int]:
         return snapshot.test_mean_l2, run.task.test.N
     run.model.load_state_dict(snapshot.state)
     test, n = mean_l2_alone(run.model, run.task.test)
+    figures = {"test_mean_l2": test}
+    if n:
+        check_finite(run, figures)
     if n < run.task.test.N:
         logger.info("the mean L2 of what is saved is of %d of the %d test samples", n, run.task.test.N)
         if n == 0 and snapshot.history:
             test = snapshot.history[-1]["train_mean_l2"]
         return test, n
-    figures = {"test_mean_l2": test}
     if run.validation is not None:
         figures["validation_mean_l2"] = mean_l2_alone(run.model, run.validation)[0]
     check_finite(run, figures)
@@ -314,8 +316,12 @@ def save_interrupted(run: Run) -> Path | None:
 
 
 def replace_lost_saver(run: Run) -> None:
-    """Let this process save what the run has where rank 0 is lost: its lock is free, and it saved nothing newer."""
-    if run.saves or run.snapshot is None or not run.folder.lock.attempt():
+    """Let this process save what the run has where rank 0 is lost: its lock is free, and it saved nothing newer.
+
+    Without the folder of rank 0, or without locks, nothing tells that it is lost.
+    """
+    lock = run.folder.lock
+    if run.saves or run.snapshot is None or not lock.path.parent.is_dir() or not lock.attempt() or not lock.supported:
         return
     try:
         last = storage.load(storage.find_last(run.config.checkpoint_dir, run.config))
@@ -334,9 +340,17 @@ def save_after_signal(run: Run) -> Path | None:
 
 
 def restore_run(run: Run, resume: str) -> None:
-    """Continue from a checkpoint of the same config and data; InputError names what differs."""
-    path = storage.find_last(run.config.checkpoint_dir, run.config) if resume == "last" else Path(resume)
-    checkpoint = storage.load(path)
+    """Continue from a checkpoint of the same config and data; InputError names what differs, on all processes."""
+
+    def read() -> tuple[Path, Checkpoint]:
+        path = storage.find_last(run.config.checkpoint_dir, run.config) if resume == "last" else Path(resume)
+        return path, storage.load(path)
+
+    path, checkpoint = distributed.agree(read)
+    found = distributed.exchange([checkpoint.epoch, checkpoint.mean_l2])
+    if any(other != found[0] for other in found):
+        epochs = ", ".join(f"epoch {epoch} on rank {rank}" for rank, (epoch, _) in enumerate(found))
+        raise InputError(f"--resume {path.name}: the processes found different checkpoints ({epochs}): copy one to all")
     changed = storage.changed_keys(checkpoint.config, run.config)
     if changed:
         what = ", ".join(f"{key} is {printable(now)} and was {printable(was)}" for key, (was, now) in changed.items())

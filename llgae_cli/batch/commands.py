@@ -174,17 +174,17 @@ def begin_compress(job: Job) -> Work:
 
 
 def prepare_compress(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
-    """Return the codec's settings for all shards, chosen from rows of some of them, evenly spaced.
+    """Return the codec's settings for all shards, chosen from rows of some of them: more rows of larger ones.
 
     A shard that cannot be read is left out here, and fails later, alone. Raises InputError where none can be read, and
     as `Codec.choose_settings`.
     """
     codec, read = _open_codec(job)
-    chosen = [shards[i * len(shards) // min(SAMPLED, len(shards))] for i in range(min(SAMPLED, len(shards)))]
+    chosen = choose_shards(shards)
     parts: list[np.ndarray] = []
     numbers: list[int] = []  # of the rows of these shards
     refused: LlgaeError | None = None
-    for shard in chosen:
+    for shard, share in chosen:
         try:
             rows = read(shard)
         except LlgaeError as error:
@@ -192,7 +192,7 @@ def prepare_compress(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
             continue
         part = rows.sample()
         if not parts or part.dtype == parts[0].dtype:
-            most = max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // rows.row_bytes) // len(chosen))
+            most = max(1, round(min(SAMPLE_ROWS, SAMPLE_BYTES // rows.row_bytes) * share))
             parts.append(part[:: -(-len(part) // most)].copy())
             numbers.append(rows.n)
     if not parts:
@@ -205,6 +205,16 @@ def prepare_compress(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
         rows_a_shard, block_rows = sum(numbers) // len(numbers), choose_block_rows(parts[0].nbytes // len(parts[0]))
         target["bits"] = leave_room(target["bits"], rows_a_shard, block_rows)
     return {"settings": codec.choose_settings(np.concatenate(parts), **target).pack().hex()}
+
+
+def choose_shards(shards: Sequence[Shard]) -> list[tuple[Shard, float]]:
+    """Return up to SAMPLED shards, and the share of the rows to take of each: that of its bytes among all files'."""
+    sizes = np.array([shard.measure_size() for shard in shards], np.float64)
+    if len(shards) <= SAMPLED:
+        return list(zip(shards, (sizes / sizes.sum()).tolist(), strict=True))
+    ends = np.cumsum(sizes)
+    drawn = np.searchsorted(ends, (np.arange(SAMPLED) + 0.5) / SAMPLED * ends[-1])
+    return [(shards[at], int(count) / SAMPLED) for at, count in zip(*np.unique(drawn, return_counts=True), strict=True)]
 
 
 def begin_decompress(job: Job) -> Work:

@@ -142,12 +142,12 @@ def _describe(job: Job, source: Path) -> Manifest:
 def _list_entries(shards: Sequence[Shard], out: Path, before: Sequence[Entry]) -> list[Entry]:
     """Return an entry for each shard, in their order: the one of before, or a new one.
 
-    Shards that were done and are no longer there keep their entries: their results are.
+    Shards that were done and are no longer there keep their entries where their results are.
     """
     known = {entry.name: entry for entry in before}
-    names = {shard.name for shard in shards}
-    kept = [entry for entry in before if entry.state == "done" and entry.name not in names]
-    folder = Path(out).absolute()
+    names, folder = {shard.name for shard in shards}, Path(out).absolute()
+    gone = [entry for entry in before if entry.state == "done" and entry.name not in names]
+    kept = [entry for entry in gone if (folder / entry.output).exists()]
     new = [Entry(name=shard.name, output=Path(shard.output).relative_to(folder).as_posix()) for shard in shards]
     return kept + [known.get(entry.name, entry) for entry in new]
 
@@ -156,7 +156,7 @@ def _run(job: Job, shards: Sequence[Shard], writer: ManifestWriter, engine: Engi
     entries = writer.manifest.shards
     place = {entry.name: at for at, entry in enumerate(entries)}
     tasks = [(shard, entries[place[shard.name]]) for shard in shards]
-    sizes = {shard.name: max(1, _size(Path(shard.source))) for shard in shards}
+    sizes = {shard.name: shard.measure_size() for shard in shards}
     work = Work(Schedule(report))
     work.expect("shards", float(sum(sizes.values())))
     ended = failed = skipped = 0
@@ -182,10 +182,3 @@ def _run(job: Job, shards: Sequence[Shard], writer: ManifestWriter, engine: Engi
     finally:
         writer.write()
     return Outcome(entries, skipped)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # the shard's own work will report that
-        return 0

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from llgae_cli.batch.manifest import NAME as MANIFEST
 from llgae_cli.errors import InputError, printable, show_path
 from llgae_cli.tasks.npy_file import nearest_in_folder
 from llgae_cli.tasks.registry import parse_task
@@ -33,6 +34,13 @@ class Shard:
     def task(self) -> str:
         """The file as the name of a task, as npy:/data/part-3.npy."""
         return f"{self.kind}:{self.source}"
+
+    def measure_size(self) -> int:
+        """Return the bytes of the file, at least 1; 1 where it cannot be read, which its own work reports."""
+        try:
+            return max(1, Path(self.source).stat().st_size)
+        except OSError:
+            return 1
 
 
 def find_data_shards(task: str, suffix: str, out: Path) -> tuple[Path, list[Shard]]:
@@ -81,6 +89,8 @@ def find_shards(where: str, kind: str, endings: tuple[str, ...], suffix: str, ou
         ending = next((end for end in endings if path.name.lower().endswith(end)), path.suffix)
         output = Path(os.path.abspath(out)) / name.with_name(path.name[: len(path.name) - len(ending)] + suffix)
         shards.append(Shard(name.as_posix(), str(path), str(output), kind))
+        if output == Path(os.path.abspath(out)) / MANIFEST:
+            raise InputError(f"{show_path(path)}: its result would have the name {MANIFEST}, which is taken: rename it")
         if output == path:
             raise InputError(f"{show_path(path)}: its result would replace it: choose another folder with -o")
     result, times = Counter(shard.output for shard in shards).most_common(1)[0]

@@ -58,6 +58,10 @@ def score(
     json: Json = False,
 ) -> None:
     """Run `llgae score`; `app` has its help."""
+    from llgae_cli.evaluation.novelty import QUANTILES, SCORES, Score
+
+    if by not in get_args(Score):
+        raise InputError(f"--score {printable(by)}: known are {', '.join(SCORES)}{nearest(by, SCORES)}")
     sharing = Sharing(jobs, resume, engine, address)
     if names_folder(output, sharing):
         assert output is not None
@@ -77,12 +81,10 @@ def score(
     import numpy as np
 
     from llgae_cli.batch.scores import collect_scores, write_scores
-    from llgae_cli.evaluation.novelty import QUANTILES, SCORES, Score, load_novelty
+    from llgae_cli.evaluation.novelty import load_novelty
     from llgae_cli.factory import describe_loading
     from llgae_cli.tasks import load_samples
 
-    if by not in get_args(Score):
-        raise InputError(f"--score {printable(by)}: known are {', '.join(SCORES)}{nearest(by, SCORES)}")
     novelty, config, loaded = load_novelty(checkpoint, data_dir)
     limit = novelty.threshold(by, quantile)  # type: ignore[arg-type]
     name = task or config.task

@@ -96,14 +96,13 @@ def find_shards(kind: str, where: str, own: bool) -> list[Path]:
     if RANK in where and not own:
         raise InputError(f"{show_path(where)}: {RANK} in a path needs shards: own")
     folder = expand_path(where.replace(RANK, str(distributed.rank()) if distributed.is_active() else "*"))
-    if folder.is_dir():
-        found = [path for pattern in PATTERNS[kind] for path in folder.glob(pattern)]
-    else:
-        found = list(map(Path, glob.glob(str(folder))))
+    found: list[Path] = []
+    for place in [folder] if folder.is_dir() else map(Path, glob.glob(str(folder))):
+        found += [path for pattern in PATTERNS[kind] for path in place.glob(pattern)] if place.is_dir() else [place]
     paths = [path for path in found if not path.stem.endswith("_labels")]
     if not paths and not (own and distributed.is_active()):
         raise InputError(f"{show_path(where)}: no .{kind} files")
-    return sorted(paths, key=lambda path: path.name) if own else sorted(paths)
+    return sorted(paths, key=lambda path: (path.name, path))
 
 
 def open_shards(kind: str, paths: list[Path], options: TableOptions, data_dir: Path) -> OpenedShards:

@@ -212,12 +212,14 @@ class Gradient(Trainer):
             loss = loss.detach().cpu()
         else:
             loss = torch.zeros(())
-            for parameter in parameters:
-                parameter.grad = torch.zeros_like(parameter)
         if distributed.is_active():
             share = loss.to(parameters[0].device)
-            distributed.sum_([share, *(p.grad for p in parameters if p.grad is not None)])
+            used = torch.tensor([float(p.grad is not None) for p in parameters], device=share.device)
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            distributed.sum_([share, used, *gradients])
             loss = share.cpu()
+            for parameter, gradient, processes in zip(parameters, gradients, used.tolist(), strict=True):
+                parameter.grad = gradient if processes else None
         return loss
 
     def state_dict(self) -> dict[str, Any]:

@@ -72,13 +72,16 @@ def test_random_kills_lose_nothing(tmp_path: Path, made: Made, command: str) -> 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_workers_and_keeps_what_is_done(tmp_path: Path, made: Made, signum: int) -> None:
-    out = tmp_path / "out"
-    process = start("encode", made, out)
-    while not list(out.glob("*.npz")) and process.poll() is None:
-        time.sleep(0.01)
-    workers = children(process.pid)
-    process.send_signal(signum)
-    stdout, stderr = process.communicate(timeout=60)
+    for attempt in range(10):  # a busy machine may show the first result only when all are done
+        out = tmp_path / f"out{attempt}"
+        process = start("encode", made, out)
+        while not list(out.glob("*.npz")) and process.poll() is None:
+            time.sleep(0.01)
+        workers = children(process.pid)
+        process.send_signal(signum)
+        stdout, stderr = process.communicate(timeout=60)
+        if process.returncode:
+            break
     assert process.returncode == 128 + signum and stdout == ""
     assert "of 50 shards are done; continue with --resume" in stderr and "Traceback" not in stderr
     assert len(workers) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in workers)

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from llgae_cli.batch.commands import choose_shards
 from llgae_cli.batch.shards import find_compressed_shards, find_data_shards
 from llgae_cli.errors import InputError
 
@@ -44,3 +46,19 @@ def test_what_cannot_be_shards_is_refused(tmp_path: Path) -> None:
         find_compressed_shards(str(tmp_path / "dta"), ".npy", tmp_path)
     with pytest.raises(InputError, match="a folder or a pattern of files"):
         find_data_shards("fashion-mnist", ".npz", tmp_path)
+
+
+def test_a_result_may_not_replace_the_manifest(tmp_path: Path) -> None:
+    np.save(tmp_path / "manifest.npy", np.zeros((3, 2)))
+    with pytest.raises(InputError, match="manifest.json, which is taken"):
+        find_data_shards(f"npy:{tmp_path}", ".json", tmp_path / "out")
+
+
+@pytest.mark.parametrize("n", [3, 200])
+def test_larger_shards_give_more_rows_to_choose_settings_from(tmp_path: Path, n: int) -> None:
+    for i in range(n):
+        np.save(tmp_path / f"{i:03}.npy", np.zeros((50_000 if i == 1 else 500, 1), np.uint8))
+    _, shards = find_data_shards(f"npy:{tmp_path}", ".llgae", tmp_path / "out")
+    shares = {Path(shard.source).stem: share for shard, share in choose_shards(shards)}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["001"] == pytest.approx(50_000 / (50_000 + (n - 1) * 500), abs=0.1)

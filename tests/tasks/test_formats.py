@@ -106,6 +106,17 @@ def test_conversions_that_were_killed_leave_nothing_for_ever(data: np.ndarray, m
     assert not old.exists() and running.exists()
 
 
+def test_folders_of_ranks_are_one_data_set_for_a_single_process(data: np.ndarray) -> None:
+    for rank, part in enumerate(np.split(data, [100])):
+        Path(f"ranks/{rank}").mkdir(parents=True)
+        np.save(f"ranks/{rank}/part{rank}.npy", part)
+    whole = load_whole("npy:ranks/{rank}", Path("data"), TableOptions(own=True))[0]
+    np.testing.assert_array_equal(whole.stored_array(), data)
+    Path("ranks/1/part1.npy").rename("ranks/1/part0.npy")
+    with pytest.raises(InputError, match="two shards of this name"):
+        load_whole("npy:ranks/{rank}", Path("data"), TableOptions(own=True))
+
+
 @pytest.mark.slow
 def test_all_formats_give_the_same_model(data: np.ndarray, llgae: Any) -> None:
     states = []
