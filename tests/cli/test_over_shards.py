@@ -59,7 +59,7 @@ def test_what_shards_do_not_allow_is_refused(llgae: Command, made: tuple[Path, P
     check_refused(llgae("encode", checkpoint, *task, "-o", "codes", "--split", "test"), "shards have no splits")
     check_refused(llgae("encode", checkpoint, *task, "-o", "codes", "--address", "x:1"), "--address needs --engine ray")
     check_refused(llgae("score", checkpoint, *task, "-o", "scores", "--novel", "1"), "for one file, not for shards")
-    check_refused(llgae("score", checkpoint, *task, "-o", "scores", "--score", "nl"), "--score nl: known are nll, spe, t2")
+    check_refused(llgae("score", checkpoint, *task, "-o", "scores", "--score", "nl"), "known are nll, spe, t2")
     check_refused(llgae("decompress", "small", "-o", "back", "--salvage"), "for one file, not for shards")
     check_refused(llgae("decompress", data, "-o", "back"), "no .llgae files")
     check_refused(llgae("encode", checkpoint, "--task", "npy:nowhere", "-o", "codes"), "nowhere: no .npy files")
