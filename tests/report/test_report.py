@@ -194,3 +194,12 @@ def test_a_folder_that_is_no_sweep_is_an_input_error(tmp_path: Path, content: st
         (tmp_path / "results.json").write_text(content)
     with pytest.raises(InputError):
         write_report([tmp_path], tmp_path / "r.html")
+
+
+@pytest.mark.parametrize(("task", "unit"), [("subspaces", "squared units of the data"), ("mnist", "grey levels²")])
+def test_a_leaderboard_without_checkpoints_names_the_unit_of_its_task(tmp_path: Path, task: str, unit: str) -> None:
+    rows = [{"checkpoint": "gone.pkl", "mean_l2": 2.0, "K": 1, "task": task}]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    write_report([tmp_path], tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert f"unit: {unit}" in text and text.count("grey levels") == unit.count("grey levels")
