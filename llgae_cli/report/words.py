@@ -37,7 +37,7 @@ def choose_words(checkpoints: Sequence[Evaluated]) -> Words:
 
 
 def find_board_unit(board: Leaderboard, checkpoints: Sequence[Evaluated]) -> str:
-    """Return the unit of a leaderboard's mean L2: of its best checkpoints, else by its tasks; "" if neither is known."""
+    """Return the unit of a leaderboard's mean L2: of its checkpoints, else by its tasks; "" if neither is known."""
     tasks = {str(row["task"]) for row in board.rows if row.get("task")}
     if checkpoints and len(tasks) < 2:
         return choose_words(checkpoints).unit

@@ -185,7 +185,7 @@ def test_failures_of_a_sweep_are_listed_after_its_rows(tmp_path: Path) -> None:
     write_report([tmp_path], tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "3 runs, 1 of them failed" in text
-    assert re.findall(r'<td class="path">([^<]*)</td>', text) == ["b", "a", "K 3: killed"]
+    assert re.findall(r'<td class="path[^>]*>([^<]*)</td>', text) == ["b", "a", "K 3: killed"]
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"rows": 3}', "[1]"])
