@@ -206,9 +206,12 @@ def _number_axis(axes: Axes, values: Sequence[float], key: str) -> None:
 
 
 def _bits_axis(axes: Axes, bits: Any) -> None:
-    """Make the axis of bits fit them: linear to 8, then logarithmic, with powers of two as ticks."""
+    """Make the axis of bits fit them: linear to 8, then logarithmic, with powers of two as ticks, and 3/2 of them."""
     low, high = bits.min() / 1.3 if bits.min() > 8 else -0.5, 1.6 * max(bits.max(), 8)
-    ticks = [tick for tick in (0, *(2**p for p in range(2, 21))) if low <= tick <= high]
+    for every in ((0, *(2**p for p in range(2, 21))), [m * 2**p for p in range(2, 21) for m in (2, 3)]):
+        ticks = [tick for tick in every if low <= tick <= high]
+        if len(ticks) >= MIN_TICKS:
+            break
     axes.set_xscale("symlog", linthresh=8)
     axes.set_xticks(ticks if len(ticks) <= MAX_TICKS else ticks[:: -(-len(ticks) // MAX_TICKS)])
     axes.set_xlim(low, high)
