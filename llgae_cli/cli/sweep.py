@@ -163,7 +163,10 @@ def show(leaderboard: "Leaderboard", duplicates: int = 0) -> None:
         print_lines("", f"best        {label}, chosen on validation samples", f"validation  {value}")
     else:
         print_lines("", f"first       {label}, by test mean L2: no choice of a model")
+    from llgae_cli.figures.units import error_unit_of_tasks
+
     print_lines(f"mean L2     {five_digits(first['mean_l2'])} on test, {five_digits(first['train_mean_l2'])} on train")
+    print_lines(f"unit        {error_unit_of_tasks(str(row['task']) for row in leaderboard.done)}")
     print_lines(f"checkpoint  {first['checkpoint']}")
 
 

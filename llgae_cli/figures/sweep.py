@@ -23,6 +23,8 @@ MAX_SERIES = len(CYCLE)
 MAX_PANELS = 4
 MAX_VALUES = 30
 MAX_LABEL = 18
+TICKS = ((1, 2, 3, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), tuple(m / 10 for m in range(10, 100)))  # in a factor of ten
+MIN_TICKS, MAX_TICKS = 3, 8  # of an axis
 MAX_HEAT = 400  # cells of a heat map that can still be read
 
 
@@ -114,14 +116,10 @@ def rate_distortion(rows: Sequence[Row], value: str) -> Figure:
         for i in _choose_labelled(front, x, y):
             text = name_row(rows[i], rows)
             axes.annotate(text, (x[i], y[i]), (5, 4), textcoords="offset points", fontsize=8)
-        axes.set_xscale("symlog", linthresh=8)
-        axes.set_xticks([0, 4, 16, 64, 256, 1024])
-        axes.set_xlim(-0.5, 1.6 * max(x.max(), 8))
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_locator(NullLocator())
+        _bits_axis(axes, x)
         axes.set(xlabel="bits a sample", title=title)
         axes.set_yscale("log")
-        _plain_ticks(axes)
+    _plain_ticks(panels[0])  # of both, when the points of both are there
     panels[0].set_ylabel(f"test {_axis(rows)}")
     _add_caution(figure, value)
     panels[1].legend(loc="upper right")
@@ -207,10 +205,28 @@ def _number_axis(axes: Axes, values: Sequence[float], key: str) -> None:
         _plain_ticks(axes)
 
 
+def _bits_axis(axes: Axes, bits: Any) -> None:
+    """Make the axis of bits fit them: linear to 8, then logarithmic, with powers of two as ticks, and 3/2 of them."""
+    low, high = bits.min() / 1.3 if bits.min() > 8 else -0.5, 1.6 * max(bits.max(), 8)
+    for every in ((0, *(2**p for p in range(2, 21))), [m * 2**p for p in range(2, 21) for m in (2, 3)]):
+        ticks = [tick for tick in every if low <= tick <= high]
+        if len(ticks) >= MIN_TICKS:
+            break
+    axes.set_xscale("symlog", linthresh=8)
+    axes.set_xticks(ticks if len(ticks) <= MAX_TICKS else ticks[:: -(-len(ticks) // MAX_TICKS)])
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
 def _plain_ticks(axes: Axes) -> None:
+    """Put round numbers at a logarithmic axis of mean L2: a few in a factor of ten, more where it spans less."""
     low, high = axes.get_ylim()
-    ticks = [m * 10.0**p for p in range(-3, 7) for m in (1, 2, 3, 5)]
-    axes.set_yticks([tick for tick in ticks if low <= tick <= high])
+    for steps in TICKS:
+        ticks = [tick for p in range(-9, 13) for m in steps if low <= (tick := m * 10.0**p) <= high]
+        if len(ticks) >= MIN_TICKS:
+            break
+    axes.set_yticks(ticks)
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylim(low, high)

@@ -32,7 +32,7 @@ from llgae_cli.report import explorer
 from llgae_cli.report.charts import prepare_charts
 from llgae_cli.report.front import prepare_front
 from llgae_cli.report.numbers import tabulate
-from llgae_cli.report.words import choose_words
+from llgae_cli.report.words import choose_words, find_board_unit
 from llgae_cli.storage.atomic import write_atomically
 from llgae_cli.sweep import Leaderboard
 
@@ -180,6 +180,7 @@ def render(
         explorable=bool(data["checkpoints"]),
         missing=explain_missing(explored, every, {one["at"] for one in data["checkpoints"]}),
         board=board,
+        board_unit="" if board is None else find_board_unit(board, checkpoints),
         plot=None if board is None else prepare_front(board),
         costs=[] if board is None else _choose_costs(board),
         explored=[] if board is None else [at.get(Path(str(row.get("checkpoint"))).name) for row in board.rows],

@@ -54,6 +54,7 @@
   filter();
 
   // ---- the plot --------------------------------------------------------------------------------------------------
+  // Tab enters and leaves it; within it the arrows move to the next shown point on that side, Home and End to the ends.
   const points = [...document.querySelectorAll("#front-plot .cell")], note = $("cell-shown"), quiet = note && note.textContent;
   function show(point) {
     points.forEach((other) => other.classList.toggle("chosen", other === point));
@@ -75,15 +76,30 @@
       if (row) { row.scrollIntoView({ block: "center" }); show(point); }
     }
   }
-  points.forEach((point, i) => {
+  const places = new Map(points.map((point) => {
+    const dot = point.querySelector("circle");
+    return [point, { across: Number(dot.getAttribute("cx")), down: Number(dot.getAttribute("cy")) }];
+  }));
+  const STEPS = { ArrowRight: ["across", 1], ArrowLeft: ["across", -1], ArrowDown: ["down", 1], ArrowUp: ["down", -1] };
+  const enter = (point) => points.forEach((other) => other.setAttribute("tabindex", other === point ? 0 : -1));
+  function next(point, pressed) {
+    const ends = { Home: 0, End: -1 }, [side, step] = STEPS[pressed] || ["across", 1];
+    const order = points.filter((one) => one === point || !one.hasAttribute("data-out"));
+    order.sort((a, b) => places.get(a)[side] - places.get(b)[side]); // equal ones in the order of the board
+    return pressed in ends ? order.at(ends[pressed]) : STEPS[pressed] && order[order.indexOf(point) + step];
+  }
+  if (points.length) enter(points.reduce((a, b) => (places.get(b).across < places.get(a).across ? b : a)));
+  points.forEach((point) => {
+    point.addEventListener("focus", () => enter(point));
     for (const event of ["pointerenter", "focus"]) point.addEventListener(event, () => show(point));
     point.addEventListener("pointerleave", () => show(points.find((one) => one === document.activeElement)));
     point.addEventListener("blur", () => show(undefined));
     point.addEventListener("click", (event) => { event.preventDefault(); open(point); });
     point.addEventListener("keydown", (event) => {
-      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      const reached = next(point, event.key);
       if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(point); }
-      if (step && points[i + step]) { event.preventDefault(); points[i + step].focus(); }
+      if (event.key in STEPS || reached) event.preventDefault(); // at an end the page must not scroll away
+      if (reached) reached.focus();
     });
   });
   document.querySelectorAll("#cells button[data-checkpoint]").forEach((one) => one.addEventListener("click", () => open(one)));

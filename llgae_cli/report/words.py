@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from llgae_cli.evaluation import Evaluated
 from llgae_cli.figures.table.album import find_error_unit, is_table
-from llgae_cli.figures.units import GREY_LEVELS
+from llgae_cli.figures.units import GREY_LEVELS, error_unit_of_tasks
+from llgae_cli.sweep import Leaderboard
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,11 @@ def choose_words(checkpoints: Sequence[Evaluated]) -> Words:
     if checkpoints and all(map(is_table, checkpoints)):
         return Words("Test rows", "test row", "test rows", "mean", unit)
     return Words("Test images", "test image", "test samples", "mean image", unit)
+
+
+def find_board_unit(board: Leaderboard, checkpoints: Sequence[Evaluated]) -> str:
+    """Return the unit of a leaderboard's mean L2: of its checkpoints, else by its tasks; "" if neither is known."""
+    tasks = {str(row["task"]) for row in board.rows if row.get("task")}
+    if checkpoints and len(tasks) < 2:
+        return choose_words(checkpoints).unit
+    return error_unit_of_tasks(tasks) if tasks else ""

@@ -15,7 +15,7 @@ from llgae_cli.cli.app import app
 from llgae_cli.evaluation import Evaluated, evaluate_checkpoint
 from llgae_cli.figures import cells, comparison, components, reconstructions, training_curve
 from llgae_cli.figures.contact_sheet import find_levels
-from llgae_cli.figures.sweep import name_row, panels_by_key
+from llgae_cli.figures.sweep import name_row, panels_by_key, rate_distortion
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,20 @@ def test_the_training_curve_shows_each_start_and_which_was_used() -> None:
     assert "grey levels² per pixel" in starts.get_ylabel() and not by_epoch.get_ylabel()
     many = training_curve.training_curve(history, {str(i): 9.0 - i / 100 for i in range(1, 31)}).axes[0]
     assert len(many.lines) == 30 and not many.texts and len(many.get_xticks()) <= 6
+
+
+def test_axes_of_rate_and_distortion_have_ticks_and_hold_all_points() -> None:
+    rows = [
+        {"bits_float": 30.0 + i, "bits_coded": 5.0 + i, "mean_l2": 60.0 + 2 * i, "mean_l2_coded": 61.0 + 5 * i, "K": i}
+        for i in range(9)
+    ]
+    for axes in rate_distortion(rows, "mean_l2").axes:
+        low, high = axes.get_ylim()
+        assert low < 60 and high > 101 and sum(low <= tick <= high for tick in axes.get_yticks()) >= 3
+        left, right = axes.get_xlim()
+        assert sum(left <= tick <= right for tick in axes.get_xticks()) >= 2
+        x = axes.lines[0].get_xdata()
+        assert left < min(x) and max(x) < right
 
 
 def test_a_heading_never_overlaps_the_next() -> None:

@@ -382,8 +382,18 @@ def test_points_of_a_sweep_are_labelled_and_work_by_keyboard_alone(browser: Any,
     )
     spans = np.ptp(np.array(places), axis=0)
     assert spans.min() > 0.6  # the axes fit the data
+    assert len(browser.find_elements("css selector", ".cell[tabindex='0']")) == 1  # one stop of the Tab key
+    bits = [20 - i + i % 3 for i in range(12)]
+    pressed = (Keys.HOME, 9), (Keys.ARROW_RIGHT, 10), (Keys.ARROW_UP, 11), (Keys.ARROW_DOWN, 10), (Keys.ARROW_LEFT, 9)
+    assert sorted(range(12), key=lambda i: bits[i])[:2] == [9, 10]
     browser.execute_script("document.getElementById('point-2').focus()")
-    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    for key, row in (*pressed, (Keys.ARROW_LEFT, 9)):
+        browser.switch_to.active_element.send_keys(key)
+        assert browser.execute_script("return document.activeElement.id") == f"point-{row}"
+    browser.execute_script(
+        "const f = document.getElementById('filter'); f.value = 'K=5'; f.dispatchEvent(new Event('input'))"
+    )
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)  # over points that the filter hides
     assert browser.execute_script("return document.activeElement.id") == "point-3"
     shown = browser.execute_script("return document.getElementById('cell-shown').textContent")
     assert shown.startswith("K=5 note=x: mean L2 830.00")

@@ -185,7 +185,7 @@ def test_failures_of_a_sweep_are_listed_after_its_rows(tmp_path: Path) -> None:
     write_report([tmp_path], tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "3 runs, 1 of them failed" in text
-    assert re.findall(r'<td class="path">([^<]*)</td>', text) == ["b", "a", "K 3: killed"]
+    assert re.findall(r'<td class="path[^>]*>([^<]*)</td>', text) == ["b", "a", "K 3: killed"]
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"rows": 3}', "[1]"])
@@ -194,3 +194,12 @@ def test_a_folder_that_is_no_sweep_is_an_input_error(tmp_path: Path, content: st
         (tmp_path / "results.json").write_text(content)
     with pytest.raises(InputError):
         write_report([tmp_path], tmp_path / "r.html")
+
+
+@pytest.mark.parametrize(("task", "unit"), [("subspaces", "squared units of the data"), ("mnist", "grey levels²")])
+def test_a_leaderboard_without_checkpoints_names_the_unit_of_its_task(tmp_path: Path, task: str, unit: str) -> None:
+    rows = [{"checkpoint": "gone.pkl", "mean_l2": 2.0, "K": 1, "task": task}]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    write_report([tmp_path], tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert f"unit: {unit}" in text and text.count("grey levels") == unit.count("grey levels")

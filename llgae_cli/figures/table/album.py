@@ -31,7 +31,8 @@ def find_variable(names: Sequence[str], wanted: str) -> int:
 
 def find_error_unit(evaluated: Evaluated) -> str:
     """Return the unit of the checkpoint's mean L2."""
-    return error_unit(is_table(evaluated), evaluated.split_samples.scaling is not None)
+    samples = evaluated.split_samples
+    return error_unit(samples.stored == "uint8" and not is_table(evaluated), samples.scaling is not None)
 
 
 @torch.no_grad()
