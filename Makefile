@@ -50,6 +50,7 @@ install: $(VENV)/installed ## the environment .venv, with the tested versions
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, e.g. make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
+	@echo 'installing into $(VENV): torch and all extras, several minutes and gigabytes'
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

@@ -21,6 +21,7 @@ from llgae_cli.evaluation.latents import Latents, draw_codes, read_latents
 from llgae_cli.evaluation.metrics import measure
 from llgae_cli.evaluation.novelty import Novelty, load_novelty, read_novelty
 from llgae_cli.factory import Loading, choose_device, describe_loading, restore, shape_of
+from llgae_cli.formatting import five_digits
 from llgae_cli.models import Model
 from llgae_cli.storage import Checkpoint, find_checkpoint
 from llgae_cli.tasks import Samples
@@ -29,7 +30,7 @@ BLOCK = 1 << 14  # rows that are moved to the model's device at a time
 CHUNK = 2048  # rows decoded at a time
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FittedModel:
     """A trained model. `load` makes one of a checkpoint, `train` of a config.
 
@@ -48,6 +49,13 @@ class FittedModel:
     checkpoint: Checkpoint
     config: Config
     path: Path
+
+    def __repr__(self) -> str:
+        module = self.module
+        return (
+            f"<FittedModel {self.config.model}: K = {module.K}, E = {module.E}, D = {module.D}; task {self.task}; "
+            f"mean L2 {five_digits(self.metrics['mean_l2'])} on test>"
+        )
 
     @property
     def task(self) -> str:

@@ -90,6 +90,11 @@ def figures(
 
     evaluated = evaluate_checkpoints(checkpoints, data_dir, one_task=True)
     first = checkpoints[0]
+
+    def report(path: Path) -> None:
+        if not json:
+            print_lines(str(path))
+
     folder = output or first.parent / f"{first.name.removesuffix('.pkl')}.figures"
     if len(evaluated) > 1:
         if colour is not None or axes:
@@ -97,13 +102,15 @@ def figures(
         if only:
             raise InputError("--only: for a single checkpoint; several make one picture, the comparison")
         written = drawing.write_comparison(evaluated, folder, kinds, theme.value)
+        for path in written:
+            report(path)
     else:
         chosen = tuple(only or drawing.NAMES)
-        written = drawing.write_figures(evaluated[0], folder, chosen, kinds, theme.value, colour=colour, over=axes)
+        written = drawing.write_figures(
+            evaluated[0], folder, chosen, kinds, theme.value, colour=colour, over=axes, on_written=report
+        )
         for name in only or []:
             if not any(path.stem == name for path in written):
                 logger.warning("%s: this checkpoint and its data have nothing to show there", name)
     if json:
         print_json({"checkpoints": [str(path) for path in checkpoints], "figures": [str(path) for path in written]})
-        return
-    print_lines(*(str(path) for path in written))

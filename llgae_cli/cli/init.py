@@ -40,7 +40,8 @@ def init(
 
     loaded = load_task(task, data_dir, "auto", scaling="auto", options=options)
     found = proposal.survey(loaded.train)
-    text = write_config(loaded, options, found, proposal.propose(found.samples), data_dir)
+    chosen = proposal.propose(found.samples)
+    text = write_config(loaded, options, found, chosen, data_dir)
     if printed:
         write_stdout(text)
         return
@@ -49,7 +50,12 @@ def init(
             file.write(text)
     except OSError as error:
         raise RunError(f"{show_path(output)}: cannot be written ({explain(error)})") from None
-    print_lines(f"config  {output}", f"next    llgae train --config {output}")
+    print_lines(
+        f"data    {loaded.train.N} training and {loaded.test.N} test rows of {loaded.train.D} values",
+        f"chosen  K = {chosen.K}, embed-dim = {chosen.E}, by {len(chosen.trials)} quick fits",
+        f"config  {output}",
+        f"next    llgae train --config {output}",
+    )
 
 
 def write_config(task: "Task", options: "TableOptions", found: "Survey", chosen: "Proposal", data_dir: Path) -> str:

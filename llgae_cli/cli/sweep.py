@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llgae_cli.cli.console import print_error, print_json, print_lines, print_table, set_up_logging
+from llgae_cli.cli.console import RESULTS, print_error, print_json, print_lines, print_table, set_up_logging
 from llgae_cli.cli.options import Json, Overrides, Quiet
 from llgae_cli.cli.training_progress import TrainingProgress
 from llgae_cli.errors import InputError, printable
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_ROWS = 20  # of the leaderboard on stdout
+SHORT = {  # heads of its columns on a terminal; in a pipe they are the names in results.csv
+    "validation_mean_l2": "validation",
+    "mean_l2": "test",
+    "train_mean_l2": "train",
+    "bits_coded": "bits",
+    "validation_bits_coded": "bits",
+}
 
 
 class EngineName(StrEnum):
@@ -145,7 +152,8 @@ def show(leaderboard: "Leaderboard", duplicates: int = 0) -> None:
         rank += " *" if two and row["front"] else ""
         rows.append([rank, *(str(row[key]) for key in keys), *(_number(row.get(key)) for key in figures), row["cell"]])
     print_lines(leaderboard.heading)
-    print_table(["rank", *keys, *figures, "cell"], rows)
+    heads = [SHORT.get(name, name) for name in figures] if RESULTS.is_terminal else figures
+    print_table(["rank", *keys, *heads, "cell"], rows)
     if len(leaderboard.rows) > MAX_ROWS:
         print_lines(f"... and {len(leaderboard.rows) - MAX_ROWS} more rows in results.csv")
     if duplicates:

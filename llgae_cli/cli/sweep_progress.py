@@ -48,11 +48,15 @@ def make_table(progress: SweepProgress) -> Table:
     title = f"{progress.done} done, {running} running, {progress.failed} failed, {waiting} waiting"
     table = Table(title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
     table.title = title + progress.describe_time_left()
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    for label, line in list(progress.last_lines().items())[:MAX_RUNNING]:
-        table.add_row(Text(label, style="cyan"), Text(line))
+    rows = [
+        (Text(label, style="cyan"), Text(line)) for label, line in list(progress.last_lines().items())[:MAX_RUNNING]
+    ]
     if progress.best is not None:
         value, label = progress.best
-        table.add_row(Text(BEST[progress.plan.ranked_by], style="green"), Text(f"{five_digits(value)}  {label}"))
+        rows.append((Text(BEST[progress.plan.ranked_by], style="green"), Text(f"{five_digits(value)}  {label}")))
+    longest = max((len(label) for label, _ in rows), default=0)
+    table.add_column(no_wrap=True, min_width=min(longest, ERRORS.width // 2))  # the lines are cut before the labels
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    for row in rows:
+        table.add_row(*row)
     return table

@@ -144,11 +144,12 @@ def write_figures(
     prefix: str = "",
     colour: str | None = None,
     over: Sequence[str] = (),
+    on_written: Callable[[Path], None] = lambda path: None,
 ) -> list[Path]:
     """Write figures as `folder/PREFIXname.kind` and return the paths; what model or data cannot show is left out.
 
-    `colour` and `over`: variables of a table, see `table.TableView`. Raises InputError for a variable that the data
-    does not have, RunError when the folder cannot be written.
+    `colour` and `over`: variables of a table, see `table.TableView`. `on_written` gets each path once its file is
+    complete. Raises InputError for a variable that the data does not have, RunError when the folder cannot be written.
     """
     written = []
     charts = draw_charts(evaluated, [name for name in names if name in CHARTS], colour, over)
@@ -159,7 +160,9 @@ def write_figures(
         elif name in FIGURES and not (name in OF_IMAGES and is_table(evaluated)):
             figure = FIGURES[name](evaluated, theme)
         if figure is not None:
-            written += [save(figure, folder / f"{prefix}{name}.{kind}") for kind in kinds]
+            for kind in kinds:
+                written.append(save(figure, folder / f"{prefix}{name}.{kind}"))
+                on_written(written[-1])
     return written
 
 

@@ -166,7 +166,8 @@ def _find_text(batches: Any, pa: Any) -> str | None:
                     if cell is not None and not _is_number(cell):
                         return (
                             f"row {start + row}, column '{printable(name)}': '{printable(cell)}' is not a number; "
-                            f"columns: '-{printable(name)}' leaves the column out (rows count from 0)"
+                            f"columns: '-{printable(name)}' leaves the column out, "
+                            f"labels: '{printable(name)}' makes it the labels (rows count from 0)"
                         )
             start += batch.num_rows
     except (pa.ArrowException, OSError):

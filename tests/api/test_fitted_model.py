@@ -159,6 +159,7 @@ def test_the_html_has_numbers_and_pictures_for_both_themes(
     images: llgae.TrainingResult, table: tuple[llgae.FittedModel, np.ndarray]
 ) -> None:
     for model in (images.model, table[0]):
+        assert len(repr(model)) < 200 and f"K = {model.module.K}" in repr(model) and model.task in repr(model)
         text = model._repr_html_()
         assert text.count("data:image/png;base64,") == 2 and "prefers-color-scheme: dark" in text
         assert f"{model.metrics['mean_l2']:.4g}"[:4] in text and "script" not in text

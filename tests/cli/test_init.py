@@ -41,11 +41,13 @@ def test_a_config_is_proposed_and_trains(llgae: Any, planes: np.ndarray, small_g
     assert (config["K"], config["embed-dim"], config["centring"]) == (2, 2, "none")
     assert "# Constant: flat" in said.out
     said = llgae("init", "x.csv", "--columns", "-flat", "-o", "mine.yaml")
-    assert said.code == 0 and "mine.yaml" in said.out
+    assert said.code == 0 and "K = 2, embed-dim = 2" in said.out and "train --config mine.yaml" in said.out
     assert llgae("train", "-c", "mine.yaml", "-S", "figures=false").code == 0
     check_refused(llgae("init", "x.csv", "-o", "mine.yaml"), "mine.yaml", "--force")
     assert llgae("init", "x.csv", "-o", "mine.yaml", "--force").code == 0
     check_refused(llgae("init", "y.csv", "-o", "-"), "y.csv", "did you mean 'x.csv'")
+    pa.csv.write_csv(pa.table({"a": [1.0, 2.0], "place": ["north", "south"]}), "text.csv")
+    check_refused(llgae("init", "text.csv", "-o", "-"), "row 0, column 'place'", "columns: '-place'", "labels: 'place'")
     pa.csv.write_csv(pa.table({"a": [1.0] * 20, "b": [2.0] * 20}), "flat.csv")
     check_refused(llgae("init", "flat.csv", "-o", "-"), "every column is constant")
 

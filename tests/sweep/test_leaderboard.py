@@ -151,6 +151,18 @@ def test_the_best_so_far_is_by_the_figure_that_ranks(tmp_path: Path, validation:
     assert ("lowest test mean L2 so far (no choice)" in text) == (not validation)
 
 
+def test_the_live_table_cuts_lines_of_logs_before_names_of_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = read_plan(write_sweep_file(tmp_path / "s.yaml", grid={"K": [2, 4]}))
+    progress = SweepProgress(plan, SweepFolder(tmp_path), plan.cells)
+    monkeypatch.setattr(progress, "last_lines", lambda: {"K=4 embed-dim=20 prior=gaussian": "epoch 1/30 " * 20})
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(make_table(progress))
+    assert "K=4 embed-dim=20 prior=gaussian  epoch 1/30" in captured.get()
+
+
 def test_progress_counts_cells_and_reports_each_that_ends(tmp_path: Path, messages: list[str]) -> None:
     folder, ids = write_results(tmp_path / "s.yaml", tmp_path / "out")
     plan = read_plan(tmp_path / "s.yaml")
