@@ -8,7 +8,7 @@ import sys
 import threading
 import types
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pictured  # tests/pictured.py
 import pytest
 from command_line import Command, Said, check_refused  # tests/command_line.py
 
+import llgae_cli
 from llgae_cli.errors import InputError
 from llgae_cli.storage import compressed_header
 from llgae_cli.storage.compressed_file import CompressedFile, create_compressed
@@ -109,13 +110,23 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def fake_codec(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_codec(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     contents = {"": {}, ".codec": {"Codec": FakeCodec}, ".settings": {"Settings": FakeSettings}}
     contents[".entropy_coder"] = {"CODER": "zlib 1"}
     for name, names in contents.items():
         module = types.ModuleType(f"llgae_cli.codec{name}")
         vars(module).update(names, __path__=[])
         monkeypatch.setitem(sys.modules, f"llgae_cli.codec{name}", module)
+    held = take_batch_modules()  # they import the codec, and so are imported anew, before a test and after it
+    yield
+    take_batch_modules()
+    sys.modules.update(held)
+    if "llgae_cli.batch" in held:
+        llgae_cli.batch = held["llgae_cli.batch"]
+
+
+def take_batch_modules() -> dict[str, types.ModuleType]:
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("llgae_cli.batch")}
 
 
 @pytest.fixture(scope="module")

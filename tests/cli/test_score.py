@@ -73,7 +73,7 @@ def test_rows_of_a_file_that_do_not_belong_are_above_the_threshold(llgae: Comman
 @pytest.mark.parametrize(
     "options, words",
     [
-        (("-o", "scores.txt"), ("scores.txt", ".csv or .npz")),
+        (("-o", "scores.txt"), ("scores.txt", "a .csv file, an .npz file")),
         (("--score", "nil"), ("nil", "nll")),
         (("--quantile", "0.98"), ("0.98", "0.999")),
         (("--novel", "one"), ("--novel one", "3,5")),
