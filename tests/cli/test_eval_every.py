@@ -53,7 +53,8 @@ def test_the_test_mean_l2_is_measured_when_asked_when_saved_and_at_the_end(
 ) -> None:
     calls: list[int] = []
     encode = metrics.encode_part
-    monkeypatch.setattr(metrics, "encode_part", lambda model, samples: calls.append(samples.N) or encode(model, samples))
+    counted = lambda model, samples: calls.append(samples.N) or encode(model, samples)  # noqa: E731
+    monkeypatch.setattr(metrics, "encode_part", counted)
     checkpoint = train(tmp_path, **keys)
     splits = [figure for figure in ("test_mean_l2", "validation_mean_l2") if keys.get("validation") or "test" in figure]
     assert len(calls) == len(epochs) * len(splits) + 1  # the training samples once, at the end

@@ -179,8 +179,8 @@ def test_the_step_rounds_the_code_as_the_codec_does(page: Any, trained: Path) ->
             set_range(page, "step", position)
             settings = Settings(Step.nearest(codec.model.step.value * 2 ** (position / 4)))
             codes, costs = codec.rate(x, settings), compute_costs(codec, x, settings)
-            if codes.k[0, 0] // codec.model.decoder.levels[0].A != evaluated.k[rows[place]]:  # the codec may choose a component with cheaper bits
-                continue
+            if codes.k[0, 0] // codec.model.decoder.levels[0].A != evaluated.k[rows[place]]:
+                continue  # the codec may choose a component with cheaper bits
             bits = re.search(r"About ([\d.]+) bits at step ([\d.]+)\.$", said(page))
             assert bits is not None and float(bits[2]) == pytest.approx(settings.step.value, rel=2e-2)
             differences.append(float(bits[1]) - float(costs.k[0] + costs.latents[0].sum()))
