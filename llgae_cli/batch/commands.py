@@ -22,14 +22,14 @@ from llgae_cli.batch.scores import collect_scores, write_scores
 from llgae_cli.batch.shards import Shard
 from llgae_cli.codec.codec import Codec
 from llgae_cli.codec.settings import Settings
-from llgae_cli.config import parse_config
+from llgae_cli.config import Config, parse_config
 from llgae_cli.errors import InputError, LlgaeError
 from llgae_cli.evaluation.distortion import Bound
 from llgae_cli.evaluation.encoding import write_codes
 from llgae_cli.evaluation.metrics import measure
 from llgae_cli.evaluation.novelty import load_novelty
 from llgae_cli.factory import describe_loading, restore
-from llgae_cli.storage import load
+from llgae_cli.storage import Checkpoint, load
 from llgae_cli.storage.atomic import write_atomically, write_text
 from llgae_cli.storage.compressed_file import CompressedFile, leave_room
 from llgae_cli.storage.compressed_header import choose_block_rows
@@ -86,12 +86,10 @@ class Command:
 def begin_encode(job: Job) -> Work:
     """Return what writes the codes of a shard."""
     model, stored, config = restore(job.model_file)
-    how = describe_loading(config, stored, other=True)
-    data_dir = _data_dir(job, config.data_dir)
+    read = _make_reader(job, stored, config, model.D)
 
     def encode(shard: Shard) -> Figures:
-        samples = load_samples(shard.task, "all", data_dir, **how)
-        check_values(samples, model.D)
+        samples = read(shard)
         return {"rows": samples.N, "mean_l2": write_codes(model, samples, Path(shard.output))}
 
     return encode
@@ -100,12 +98,10 @@ def begin_encode(job: Job) -> Work:
 def begin_eval(job: Job) -> Work:
     """Return what writes the metrics of a shard as JSON, with the rows of each component."""
     model, stored, config = restore(job.model_file)
-    how = describe_loading(config, stored, other=True)
-    data_dir = _data_dir(job, config.data_dir)
+    read = _make_reader(job, stored, config, model.D)
 
     def evaluate(shard: Shard) -> Figures:
-        samples = load_samples(shard.task, "all", data_dir, **how)
-        check_values(samples, model.D)
+        samples = read(shard)
         measured = measure(model, samples, peak=float(stored.data.get("peak", 255.0)))
         metrics = measured.metrics
         if not math.isfinite(metrics.mean_l2):
@@ -125,13 +121,11 @@ def begin_eval(job: Job) -> Work:
 def begin_score(job: Job) -> Work:
     """Return what writes the scores of a shard; rows above the threshold are counted."""
     novelty, config, stored = load_novelty(job.model_file, None if job.data_dir is None else Path(job.data_dir))
-    how = describe_loading(config, stored, other=True)
-    data_dir, by = _data_dir(job, config.data_dir), job.options["score"]
+    read, by = _make_reader(job, stored, config, novelty.model.D), job.options["score"]
     limit = novelty.threshold(by, job.options["quantile"])
 
     def score(shard: Shard) -> Figures:
-        samples = load_samples(shard.task, "all", data_dir, **how)
-        check_values(samples, novelty.model.D)
+        samples = read(shard)
         columns = collect_scores(novelty, samples)
         columns["above"] = columns[by] > limit
         write_scores(columns, Path(shard.output))
@@ -244,10 +238,17 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def check_values(samples: Samples, D: int) -> None:
-    """Raise InputError for samples that do not have D values."""
-    if samples.D != D:
-        raise InputError(f"{samples.origin}: samples of {samples.D} values; the model's have {D}")
+def _make_reader(job: Job, stored: Checkpoint, config: Config, D: int) -> Callable[[Shard], Samples]:
+    """Return what reads the samples of a shard as the model's were; InputError for samples without its D values."""
+    how, data_dir = describe_loading(config, stored, other=True), _data_dir(job, config.data_dir)
+
+    def read(shard: Shard) -> Samples:
+        samples = load_samples(shard.task, "all", data_dir, **how)
+        if samples.D != D:
+            raise InputError(f"{samples.origin}: samples of {samples.D} values; the model's have {D}")
+        return samples
+
+    return read
 
 
 def _open_codec(job: Job) -> tuple[Codec, Callable[[Shard], Rows]]:

@@ -198,9 +198,7 @@ class Samples:
             own |= (rows >= here.start) & (rows < here.stop)
         values = np.zeros((len(rows), self.D), np.dtype(self.stored))
         values[own.numpy()] = self._source.read(rows[own].numpy())
-        distributed.sum_(
-            [torch.from_numpy(values.view(np.uint8))]
-        )  # one process has the bytes of a row, the rest zeros
+        distributed.sum_([torch.from_numpy(values.view(np.uint8))])  # of a row one process has the bytes, others zeros
         gathered = copy.copy(self)
         gathered._source, gathered._at, gathered.N = _tensor(values).to(self._workplace), range(len(rows)), len(rows)
         return gathered
