@@ -146,7 +146,9 @@ def show(command: str, output: Path, outcome: "Outcome", json: bool) -> None:
 
 
 def summarise(command: str, output: Path, outcome: "Outcome") -> dict[str, Any]:
-    """Return the figures of all shards that are done, by name."""
+    """Return the figures of all shards that are done, by name; none where no shard is."""
+    if not outcome.done:
+        return {}
     if command == "encode":
         return {"mean_l2": outcome.mean("mean_l2")}
     if command == "eval":

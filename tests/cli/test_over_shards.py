@@ -49,6 +49,14 @@ def test_shards_go_through_every_command(llgae: Command, made: tuple[Path, Path]
         assert sorted(scores) == ["above", "k", "nll", "row", "spe", "t2"]
 
 
+@pytest.mark.slow
+def test_no_figure_is_printed_where_every_shard_fails(llgae: Command, made: tuple[Path, Path]) -> None:
+    Path("other").mkdir()
+    np.save("other/a.npy", np.zeros((5, 3)))
+    said = llgae("encode", made[0], "--task", "npy:other", "-o", "codes", "-j", 1)
+    assert said.code == 1 and "shards   0 of 1 done" in said.out and "mean L2" not in said.out
+
+
 def test_what_shards_do_not_allow_is_refused(llgae: Command, made: tuple[Path, Path]) -> None:
     checkpoint, data = made
     task = ("--task", f"npy:{data}")
