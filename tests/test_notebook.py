@@ -1,5 +1,6 @@
 """The notebook of docs/ runs, and what it shows is what is committed, but for numbers that a processor may round."""
 
+from itertools import groupby
 from pathlib import Path
 
 import nbformat
@@ -11,12 +12,16 @@ LARGEST = 300_000  # bytes
 
 
 def kinds(notebook: nbformat.NotebookNode) -> list[list[tuple[str, ...]]]:
-    """For each cell of code the kinds of its outputs: the name of a stream, or the types of what is displayed."""
+    """For each cell of code the kinds of its outputs: the name of a stream, or the types of what is displayed.
+
+    What a cell prints arrives in pieces, whose number depends on time: neighbours of a kind count as one.
+    """
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    return [
+    all_kinds = [
         [(output.name,) if output.output_type == "stream" else tuple(sorted(output.data)) for output in cell.outputs]
         for cell in cells
     ]
+    return [[kind for kind, _ in groupby(one)] for one in all_kinds]
 
 
 @pytest.mark.slow
