@@ -10,14 +10,11 @@ FETCH  := $(LLGAE) data fashion-mnist --data-dir $(DATA) || \
 	{ apt-get update --quiet && apt-get install --quiet --yes dataset-fashion-mnist; $(LLGAE) data fashion-mnist --data-dir $(DATA); }
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
-# The environments in which `make modes` runs the numeric tests, one after the other.
+# The environments in which `make modes` runs the numeric tests, one after the other; each sets several things at once.
 MODES  := \
-	'ATEN_CPU_CAPABILITY=default' \
+	'ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE LLGAE_TEST_VNNI=0' \
 	'ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 LLGAE_TEST_VNNI=0' \
-	'MKL_CBWR=COMPATIBLE' \
-	'LLGAE_TEST_VNNI=1' \
-	'LLGAE_TEST_VNNI=0' \
-	'OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive'
+	'LLGAE_TEST_VNNI=1 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive'
 PLACE  := LC_ALL=C COLUMNS=20 TZ=Pacific/Kiritimati
 
 .DEFAULT_GOAL := help

@@ -38,11 +38,14 @@ class LiveTable:
         if self.live is None or time.monotonic() - self.drawn < REDRAW:
             return
         self.drawn = time.monotonic()
-        self.live.update(make_table(progress), refresh=True)
+        self.live.update(make_table(progress, self.live.console.width), refresh=True)
 
 
-def make_table(progress: SweepProgress) -> Table:
-    """Return the table: numbers of cells, the last line of each running one's log, and the best so far."""
+def make_table(progress: SweepProgress, width: int) -> Table:
+    """Return the table: numbers of cells, the last line of each running one's log, and the best so far.
+
+    width   columns of the terminal; lines of logs are cut before names of cells, which get up to half of it
+    """
     running = len(progress.running)
     waiting = progress.total - progress.done - progress.failed - running
     title = f"{progress.done} done, {running} running, {progress.failed} failed, {waiting} waiting"
@@ -55,7 +58,7 @@ def make_table(progress: SweepProgress) -> Table:
         value, label = progress.best
         rows.append((Text(BEST[progress.plan.ranked_by], style="green"), Text(f"{five_digits(value)}  {label}")))
     longest = max((len(label) for label, _ in rows), default=0)
-    table.add_column(no_wrap=True, min_width=min(longest, ERRORS.width // 2))  # the lines are cut before the labels
+    table.add_column(no_wrap=True, min_width=min(longest, width // 2))
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
         table.add_row(*row)

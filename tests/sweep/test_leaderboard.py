@@ -145,7 +145,7 @@ def test_the_best_so_far_is_by_the_figure_that_ranks(tmp_path: Path, validation:
     assert progress.best == ((4.0, "K=4") if validation else (5.0, "K=2"))
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(make_table(progress))
+        console.print(make_table(progress, console.width))
     text = captured.get()
     assert ("best so far, by validation" in text) == bool(validation)
     assert ("lowest test mean L2 so far (no choice)" in text) == (not validation)
@@ -159,7 +159,7 @@ def test_the_live_table_cuts_lines_of_logs_before_names_of_cells(
     monkeypatch.setattr(progress, "last_lines", lambda: {"K=4 embed-dim=20 prior=gaussian": "epoch 1/30 " * 20})
     console = Console(width=80)
     with console.capture() as captured:
-        console.print(make_table(progress))
+        console.print(make_table(progress, console.width))
     assert "K=4 embed-dim=20 prior=gaussian  epoch 1/30" in captured.get()
 
 
