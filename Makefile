@@ -23,7 +23,7 @@ PLACE  := LC_ALL=C COLUMNS=20 TZ=Pacific/Kiritimati
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-train: install data ## environment, data, then the default run: a checkpoint and its mean L2
+train: data ## environment, data, then the default run: a checkpoint and its mean L2
 	$(LLGAE) train --config $(CONFIG)
 
 test: install ## environment and data if missing, then every test
@@ -42,12 +42,18 @@ modes: install ## numeric tests with other instruction sets and threads, quick t
 	env OMP_NUM_THREADS=1 $(PLACE) $(PYTEST) -m 'not slow' || failed=1; \
 	exit $$failed
 
-install: $(VENV)/installed ## the environment .venv, with the tested versions
+install: $(VENV)/installed ## the environment .venv with all extras and what the tests need, in the tested versions
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# What runs the commands. `installed` adds the extras, so that a first training need not wait for them.
+$(VENV)/runs: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, e.g. make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	@echo 'installing into $(VENV): torch and all extras, several minutes and gigabytes'
+	@echo 'installing into $(VENV): torch and what it needs, some minutes and gigabytes'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed: $(VENV)/runs
+	@echo 'installing into $(VENV): all extras, for the tests'
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -67,19 +73,19 @@ audit: install ## pins, then known vulnerabilities of the pinned packages; fails
 	build/audit/bin/pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3' || { echo 'audit: pip-audit cannot be installed from here, so no advisory was looked up' >&2; exit 1; }
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt || { echo 'audit: a vulnerable pin, or one that could not be looked up (listed above)' >&2; exit 1; }
 
-data: install ## Fashion-MNIST: from DATA, from Debian's package or by download
+data: $(VENV)/runs ## Fashion-MNIST: from DATA, from Debian's package or by download
 	$(FETCH)
 
-eval: install ## evaluate the newest finished checkpoint of CONFIG
+eval: $(VENV)/runs ## evaluate the newest finished checkpoint of CONFIG
 	$(LLGAE) eval --config $(CONFIG)
 
-sweep: install data ## the K x E grid on Fashion-MNIST, two cells at a time
+sweep: data ## the K x E grid on Fashion-MNIST, two cells at a time
 	$(LLGAE) sweep --config configs/sweeps/fashion_mnist.yaml -j 2 --resume
 
-report: install ## one HTML page on the newest finished checkpoint of CONFIG
+report: $(VENV)/runs ## one HTML page on the newest finished checkpoint of CONFIG
 	$(LLGAE) report --config $(CONFIG) -o build/report.html
 
-smoke: install ## one training on synthetic data: offline, under a minute
+smoke: $(VENV)/runs ## one training on synthetic data: offline, under a minute
 	$(LLGAE) train --config configs/smoke.yaml --set checkpoint-dir=build/smoke
 	$(LLGAE) runs build/smoke
 

@@ -23,9 +23,9 @@ def write_sweep_file(path: Path, **sections: Any) -> Path:
     return path
 
 
-def run(file: Path, out: Path, *, memory: float | None = None, **options: Any) -> Leaderboard:
-    """Run the sweep, two cells at a time with one thread each."""
-    return run_sweep(read_plan(file), SweepFolder(out), LocalEngine(2, Share(1, memory)), **options)
+def run(file: Path, out: Path, *, jobs: int = 2, memory: float | None = None, **options: Any) -> Leaderboard:
+    """Run the sweep, `jobs` cells at a time with one thread each."""
+    return run_sweep(read_plan(file), SweepFolder(out), LocalEngine(jobs, Share(1, memory)), **options)
 
 
 def read_rows(out: Path) -> list[dict[str, Any]]:

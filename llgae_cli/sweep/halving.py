@@ -4,6 +4,10 @@ With rungs e_1 < e_2 < ... and n cells, all n train e_1 epochs; the ceil(keep n)
 continue to e_2, the ceil(keep^2 n) best of those to e_3, and so on; the last ones train their own `epochs`. The test
 samples are not used. Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
 optimization", AISTATS 2016.
+
+The trials of a search come one after the other. So each that reaches a rung is compared with those that reached it
+before: it continues if it is among the ceil(keep n) best of these n. Source: Li et al., "A system for massively
+parallel hyperparameter tuning", MLSys 2020.
 """
 
 import math

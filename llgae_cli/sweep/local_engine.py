@@ -32,7 +32,7 @@ class LocalEngine:
                     share = Share(cell.config.threads or self.share.threads, self.share.memory)
                     folder, keep_all = progress.folder.cell_folder(cell.id), cell.config.save_every > 0
                     gpu = self.choose_gpu(placed[one] for one in running)
-                    process = spawn(folder, progress.until, keep_all, share, gpu)
+                    process = spawn(folder, progress.find_goal(cell), keep_all, share, gpu)
                     running[process], placed[process] = cell, gpu
                     progress.start(cell)
                 for process in [process for process in running if process.poll() is not None]:

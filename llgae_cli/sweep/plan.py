@@ -148,7 +148,7 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
         zip      {key: [values]}: first with first, second with second, ...; crossed with the grid. A list: likewise
         repeat   a number of seeds, counted up from the base's, or a list of seeds; crossed with the cells of the rest
         halving  {rungs: [epochs, ...], keep: fraction}, see `Halving`
-        search   {keys: {key: range}, trials: number, ...} in the place of grid, zip, repeat and halving, see `Search`
+        search   {keys: {key: range}, trials: number, ...} in the place of grid, zip and repeat, see `Search`
 
     `overrides` are `key=value` for the base. A cell gets only the keys that have an effect in it, and of the base the
     source document's six keys; equal cells become one.
@@ -160,7 +160,7 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     file, halving, search = _parse(read_mapping(path), path)
     base, origin = _read_base(file.base, path)
     if search is not None:
-        return _plan_search(search, base, origin, path, overrides)
+        return _plan_search(search, halving, base, origin, path, overrides)
     grids = _list_rows(file.grid, "grid", path)
     zips = _list_rows(file.zip, "zip", path)
     varied = list(dict.fromkeys(key for row in (*grids, *zips) for key in row))
@@ -175,13 +175,14 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
         origin.setdefault(key, f"{path}: {'grid' if any(key in row for row in grids) else 'zip'}")
     cells = _make_cells(rows, base, origin, path)
     configs = [cell.config for cell in cells]
-    if halving is not None and (conflict := halving.find_conflict(configs)):
-        raise InputError(f"{path}: halving: {conflict}")
+    _check_halving(halving, configs, path)
     keys = _find_differing(configs, [*varied, "seed"])
     return Plan(path.stem, tuple(cells), keys, len(rows) - len(cells), halving)
 
 
-def _plan_search(search: Search, base: Values, origin: dict[str, str], path: Path, overrides: Sequence[str]) -> Plan:
+def _plan_search(
+    search: Search, halving: Halving | None, base: Values, origin: dict[str, str], path: Path, overrides: Sequence[str]
+) -> Plan:
     """Return the plan of a search, without a trial. Raises InputError for ranges or a base that are not allowed."""
     space = read_space(search.keys, f"{path}: search: keys")
     _override(base, origin, overrides, list(space))
@@ -191,7 +192,15 @@ def _plan_search(search: Search, base: Values, origin: dict[str, str], path: Pat
         raise InputError(
             f"{path}: search: needs 'validation' above 0 in the base, because the test samples may not choose a trial"
         )
-    return Plan(path.stem, (), tuple(space), 0, None, search, space, base, origin)
+    if halving is not None and len(search.objectives) > 1:
+        raise InputError(f"{path}: halving: compares trials by mean L2 alone; remove it, or the second objective")
+    _check_halving(halving, [cell.config for cell in corners], path)
+    return Plan(path.stem, (), tuple(space), 0, halving, search, space, base, origin)
+
+
+def _check_halving(halving: Halving | None, configs: Sequence[Config], path: Path) -> None:
+    if halving is not None and (conflict := halving.find_conflict(configs)):
+        raise InputError(f"{path}: halving: {conflict}")
 
 
 def _list_corners(space: Space) -> list[Values]:
@@ -222,7 +231,7 @@ def _parse(document: dict[Any, Any], path: Path) -> tuple[SweepFile, Halving | N
     given = file.model_fields_set
     halving = validate(Halving, file.halving, {"": f"{path}: halving"}) if "halving" in given else None
     search = validate(Search, file.search, {"": f"{path}: search"}) if "search" in given else None
-    if search is not None and (others := [name for name in ("grid", "zip", "repeat", "halving") if name in given]):
+    if search is not None and (others := [name for name in ("grid", "zip", "repeat") if name in given]):
         raise InputError(f"{path}: {others[0]} and search: a sweep is a grid or a search; remove one of them")
     return file, halving, search
 

@@ -58,6 +58,10 @@ class SweepProgress:
         if self.best is None or value < self.best[0]:
             self.best = (value, self.plan.label(cell))
 
+    def find_goal(self, cell: Cell) -> int | None:
+        """Return to how many epochs a waiting or running cell trains now; None: to its own."""
+        return self.until
+
     def start(self, cell: Cell) -> None:
         """Record that the cell has started."""
         self.waiting.pop(cell.id, None)
@@ -67,7 +71,7 @@ class SweepProgress:
         """Record that the cell's process has ended, with an exit status or the reason why its worker was lost."""
         self.waiting.pop(cell.id, None)
         _, started = self.running.pop(cell.id, (cell, time.monotonic()))
-        result, label = self.folder.read_result(cell.id, self.until), self.plan.label(cell)
+        result, label = self.folder.read_result(cell.id, self.find_goal(cell)), self.plan.label(cell)
         if result is not None:
             self._timed.append((cell.work, time.monotonic() - started))
             self.add_result(cell, result)

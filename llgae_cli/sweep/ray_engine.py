@@ -59,7 +59,7 @@ class RayEngine:
             options["memory"] = int(share.memory * GIB)
         path, keep_all = str(progress.folder.cell_folder(cell.id).resolve()), cell.config.save_every > 0
         named = task.options(name=f"llgae {cell.id}", **options)
-        return named.remote(path, os.getcwd(), progress.until, keep_all, share)
+        return named.remote(path, os.getcwd(), progress.find_goal(cell), keep_all, share)
 
     def _status(self, ref: Any) -> int | str:
         try:

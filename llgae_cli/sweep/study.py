@@ -88,7 +88,8 @@ class Study:
     def add_trial(self, results: Sequence[Figures | None]) -> Cell | None:
         """Propose the next trial, write it into the journal and return its cell; None where every cell was tried.
 
-        `results` are those of the trials so far, by their numbers; None: failed, or still running.
+        `results` are those of the trials so far, by their numbers: of one that halving stopped, at its last rung; None:
+        failed, or still running.
         """
         cells = self.list_cells()
         values = self._propose(cells, results)
@@ -99,12 +100,17 @@ class Study:
         self.study.add_trial(self._make_trial(values, state, user_attrs={"cell": cell.id}))
         return cell
 
-    def finish(self, number: int, result: Figures | None) -> None:
-        """Write into the journal that a trial has ended: with a result, or None where it failed."""
-        if result is None:
-            self.study.tell(number, state=self.optuna.trial.TrialState.FAIL, skip_if_finished=True)
+    def finish(self, number: int, result: Figures | None, stopped: bool = False) -> None:
+        """Write into the journal that a trial has ended: with a result, None where it failed, or stopped by halving."""
+        state = self.optuna.trial.TrialState
+        if result is None or stopped:
+            self.study.tell(number, state=state.PRUNED if stopped else state.FAIL, skip_if_finished=True)
         else:
             self.study.tell(number, self._measure(result), skip_if_finished=True)
+
+    def list_stopped(self) -> set[int]:
+        """Return the numbers of the trials that halving has stopped."""
+        return {trial.number for trial in self.study.trials if trial.state == self.optuna.trial.TrialState.PRUNED}
 
     @property
     def seconds(self) -> float:

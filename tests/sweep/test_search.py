@@ -26,10 +26,13 @@ HELPER = Path(__file__).parents[1] / "sweeping_helper.py"
 KEYS = {"K": {"low": 1, "high": 8, "log": True}, "embed-dim": {"low": 0, "high": 6}}
 
 
-def write_search(path: Path, base: dict[str, Any] | None = None, **section: Any) -> Path:
+def write_search(
+    path: Path, base: dict[str, Any] | None = None, halving: dict[str, Any] | None = None, **section: Any
+) -> Path:
+    halved = {} if halving is None else {"halving": halving}
     search = {"keys": KEYS, "trials": 6, "objectives": ["rate", "mean-l2"], **section}
     search = {name: value for name, value in search.items() if value is not None}
-    return write_sweep_file(path, base={"validation": 0.1, **(base or {})}, search=search)
+    return write_sweep_file(path, base={"validation": 0.1, **(base or {})}, search=search, **halved)
 
 
 def plan_of(tmp_path: Path, **section: Any) -> Plan:
@@ -291,6 +294,75 @@ def test_a_search_ends_in_a_board_with_a_front(tmp_path: Path) -> None:
         run(tmp_path / "s.yaml", out)
     more = run(write_search(tmp_path / "s.yaml", trials=6), out, resume=True)
     assert sorted(row["trial"] for row in more.rows) == list(range(6))
+
+
+HALVED = {
+    "base": {"trainer": "gradient", "beta": 0.2, "lr": 0.02, "epochs": 4},
+    "objectives": ["mean-l2"],
+    "halving": {"rungs": [1, 2], "keep": 0.5},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_halving_stops_the_trials_that_are_worse_than_those_before(tmp_path: Path, jobs: int) -> None:
+    file, out = write_search(tmp_path / "s.yaml", **HALVED), tmp_path / "out"
+    board = run(file, out, jobs=jobs)
+    assert sorted(row["trial"] for row in board.rows) == list(range(6)) and not board.failed and not board.missing
+    by_trial = sorted(board.rows, key=lambda row: row["trial"])
+    assert {row["status"]: row["epoch"] for row in by_trial if row["status"] == "done"} == {"done": 4}
+    stopped = [row["trial"] for row in by_trial if row["status"] == "stopped"]
+    assert stopped and all(row["epoch"] in (1, 2) for row in by_trial if row["trial"] in stopped)
+    if jobs == 1:  # each trial ends before the next one starts, so who is stopped follows from the results
+        for rung in (1, 2):
+            reached: list[float] = []
+            for row in by_trial:
+                figures = out / "cells" / row["cell"] / f"rung-{rung}.json"
+                if not figures.exists():
+                    continue
+                reached.append(json.loads(figures.read_text())["validation_mean_l2"])
+                best = sorted(reached)[: -(-len(reached) // 2)]
+                assert (reached[-1] in best) == (row["epoch"] > rung)
+    files = [path for name in ("*.pkl", "rung-*.json", "result.json") for path in out.glob(f"cells/*/{name}")]
+    times = {path: path.stat().st_mtime_ns for path in files}
+    assert run(file, out, resume=True) == board
+    assert all(path.stat().st_mtime_ns == written for path, written in times.items())
+    plan = read_plan(file)
+    assert Study(plan, out).list_stopped() == set(stopped)
+
+
+@pytest.mark.slow
+def test_a_search_that_halves_goes_on_after_kills(tmp_path: Path) -> None:
+    section = {**HALVED, "base": {**HALVED["base"], "epochs": 20}, "halving": {"rungs": [5, 10], "keep": 0.5}}
+    file, out, rng = write_search(tmp_path / "s.yaml", **section), tmp_path / "out", random.Random(5)
+    for _ in range(4):
+        conductor = subprocess.Popen([sys.executable, HELPER, file, out])
+        end, before = time.monotonic() + 60, len(list(out.glob("cells/*/rung-*.json")))
+        while len(list(out.glob("cells/*/rung-*.json"))) == before and conductor.poll() is None:
+            time.sleep(0.02)
+            assert time.monotonic() < end
+        time.sleep(rng.uniform(0.0, 0.3))
+        conductor.kill()
+        conductor.wait()
+    board = run(file, out, resume=True)
+    assert sorted(row["trial"] for row in board.rows) == list(range(6)) and not board.failed and not board.missing
+    assert len({row["cell"] for row in board.rows}) == 6 == len(list(out.glob("cells/*")))
+    assert {row["epoch"] for row in board.rows if row["status"] == "done"} == {20}
+
+
+@pytest.mark.parametrize(
+    ("section", "error"),
+    [
+        ({"objectives": ["rate", "mean-l2"]}, "halving: compares trials by mean L2 alone"),
+        ({"base": {}}, "halving: needs trainer gradient; closed-form stops on its own"),
+        ({"halving": {"rungs": [4]}}, "halving: the last rung, 4, has to be below epochs: 4"),
+        ({"halving": {"rungs": [1], "kep": 0.5}}, "halving: unknown key 'kep'; did you mean 'keep'?"),
+    ],
+)
+def test_a_search_that_cannot_halve_is_refused(tmp_path: Path, section: dict[str, Any], error: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        plan_of(tmp_path, **{**HALVED, **section})
+    assert error in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 @pytest.mark.slow
