@@ -10,7 +10,7 @@ from typing import Any
 from llgae_cli.formatting import five_digits
 from llgae_cli.sweep.folder import SweepFolder
 from llgae_cli.sweep.plan import Cell, Plan
-from llgae_cli.sweep.progress import SweepProgress
+from llgae_cli.sweep.progress import SweepProgress, expect_seconds
 from llgae_cli.sweep.study import Study
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class SearchProgress(SweepProgress):
         super().__init__(plan, folder, plan.cells, None, jobs, draw)
         self._goals: dict[str, int | None] = {}  # epochs to which trials train now, by the ids of their cells
         self._stopped = {plan.cells[number].id for number in study.list_stopped()}
-        self._ended_before = self.done + self.failed + len(self._stopped)
+        self._started: dict[str, float] = {}  # time.monotonic() of the first start of each trial
         for number, cell in enumerate(plan.cells):
             if cell.id in self._stopped:
                 del self.waiting[cell.id]
@@ -75,6 +75,11 @@ class SearchProgress(SweepProgress):
             self.waiting[cell.id], self._goals[cell.id] = cell, self._find_rung(cell)
         self.total = max(len(self.plan.cells), self.search.trials or 0)
 
+    def start(self, cell: Cell) -> None:
+        """Record that the trial has started, or goes on after a rung."""
+        super().start(cell)
+        self.running[cell.id] = (cell, self._started.setdefault(cell.id, time.monotonic()))
+
     def finish(self, cell: Cell, status: int | str) -> None:
         """Record that the cell's process has ended: it goes on after a rung, or makes room for the next trial."""
         rung = self.find_goal(cell)
@@ -94,12 +99,14 @@ class SearchProgress(SweepProgress):
         self.propose()
 
     def seconds_left(self) -> float | None:
-        """Return an estimate of the seconds left: trials to come end as fast as those done, or the minutes end it."""
+        """Return an estimate of the seconds left: trials to come take the mean of the others, or the minutes end it."""
         budget = 60 * self.search.minutes - self.seconds if self.search.minutes else math.inf
-        ended, ahead = self.done + self.failed, math.inf
-        if self.search.trials and ended > self._ended_before:
-            pace = (time.monotonic() - self._began) / (ended - self._ended_before)
-            ahead = pace * (self.search.trials - ended)
+        known, ahead = super().seconds_left(), math.inf
+        if self.search.trials and known is not None:
+            begun = [*self.waiting.values(), *(cell for cell, _ in self.running.values())]
+            seconds = [each for _, each in self._timed] + [expect_seconds(cell.work, self._timed) for cell in begun]
+            to_come = self.search.trials - len(self.plan.cells)
+            ahead = known + sum(seconds) / len(seconds) * to_come / self.jobs
         left = min(budget, ahead)
         return max(0.0, left) if math.isfinite(left) else None
 

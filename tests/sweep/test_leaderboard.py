@@ -4,28 +4,17 @@ import csv
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
-from sweeping_helper import run, write_sweep_file
+from sweeping_helper import RATE, run, write_record, write_sweep_file
 
 from llgae_cli.cli.sweep import show
 from llgae_cli.cli.sweep_progress import make_table
 from llgae_cli.errors import InputError
 from llgae_cli.formatting import five_digits
 from llgae_cli.report import page
-from llgae_cli.storage.atomic import write_atomically
 from llgae_cli.sweep import Leaderboard, SweepFolder, SweepProgress, read_plan
-
-RATE = {"bits_float": 9.0, "bits_k": 1.0, "bits_coded": 3.0, "mean_l2_coded": 8.0, "step": 0.5}
-
-
-def write_record(path: Path, validation: float | None, **figures: Any) -> None:
-    """Write a cell's result as the process of a cell does."""
-    figures = {"checkpoint": "S1.pkl", "validation_mean_l2": validation, "seconds": 0.25, "threads": 1, **figures}
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps({"train_mean_l2": 1.0, "epoch": 3, "mean_l2": 2.0, **figures}))
 
 
 def write_results(plan_file: Path, out: Path) -> tuple[SweepFolder, list[str]]:

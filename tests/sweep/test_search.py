@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sweeping_helper import run, write_sweep_file
+from sweeping_helper import RATE, run, write_record, write_sweep_file
 
 from llgae_cli.errors import InputError
 from llgae_cli.figures.search import parallel_coordinates
-from llgae_cli.sweep import Leaderboard, Plan, read_plan
+from llgae_cli.sweep import Leaderboard, Plan, SweepFolder, read_plan
 from llgae_cli.sweep.local_engine import LocalEngine
 from llgae_cli.sweep.process import Share, choose_jobs
 from llgae_cli.sweep.search import Choice, Range, read_space
 from llgae_cli.sweep.study import Study, spread
 from llgae_cli.sweep.surrogate import fit, measure_gain
+from llgae_cli.sweep.trials import SearchProgress
 
 HELPER = Path(__file__).parents[1] / "sweeping_helper.py"
 KEYS = {"K": {"low": 1, "high": 8, "log": True}, "embed-dim": {"low": 0, "high": 6}}
@@ -296,33 +297,54 @@ def test_a_search_ends_in_a_board_with_a_front(tmp_path: Path) -> None:
     assert sorted(row["trial"] for row in more.rows) == list(range(6))
 
 
+def test_the_time_left_of_a_search_counts_the_trial_that_runs_and_those_to_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, folder = [0.0], SweepFolder(tmp_path / "out")
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    plan = plan_of(tmp_path, trials=4)
+    folder.path.mkdir()
+    progress = SearchProgress(plan, folder, Study(plan, folder.path), threads=1)
+    (small,) = progress.waiting.values()
+    progress.start(small)
+    assert progress.seconds_left() is None
+    now[0] = 10.0
+    write_record(folder.cell_folder(small.id) / "result.json", 5.0, validation_bits_coded=3.0, **RATE)
+    progress.finish(small, 0)
+    (large,) = progress.waiting.values()
+    expected = 10.0 * large.work / small.work
+    assert progress.seconds_left() == pytest.approx(expected + 2 * (10.0 + expected) / 2)
+    progress.start(large)
+    now[0] = 14.0
+    assert progress.seconds_left() == pytest.approx(expected - 4.0 + 2 * (10.0 + expected) / 2)
+
+
 HALVED = {
     "base": {"trainer": "gradient", "beta": 0.2, "lr": 0.02, "epochs": 4},
     "objectives": ["mean-l2"],
+    "trials": 4,
     "halving": {"rungs": [1, 2], "keep": 0.5},
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_halving_stops_the_trials_that_are_worse_than_those_before(tmp_path: Path, jobs: int) -> None:
+def test_halving_stops_the_trials_that_are_worse_than_those_before(tmp_path: Path) -> None:
     file, out = write_search(tmp_path / "s.yaml", **HALVED), tmp_path / "out"
-    board = run(file, out, jobs=jobs)
-    assert sorted(row["trial"] for row in board.rows) == list(range(6)) and not board.failed and not board.missing
+    board = run(file, out, jobs=1)
+    assert sorted(row["trial"] for row in board.rows) == list(range(4)) and not board.failed and not board.missing
     by_trial = sorted(board.rows, key=lambda row: row["trial"])
     assert {row["status"]: row["epoch"] for row in by_trial if row["status"] == "done"} == {"done": 4}
     stopped = [row["trial"] for row in by_trial if row["status"] == "stopped"]
     assert stopped and all(row["epoch"] in (1, 2) for row in by_trial if row["trial"] in stopped)
-    if jobs == 1:  # each trial ends before the next one starts, so who is stopped follows from the results
-        for rung in (1, 2):
-            reached: list[float] = []
-            for row in by_trial:
-                figures = out / "cells" / row["cell"] / f"rung-{rung}.json"
-                if not figures.exists():
-                    continue
-                reached.append(json.loads(figures.read_text())["validation_mean_l2"])
-                best = sorted(reached)[: -(-len(reached) // 2)]
-                assert (reached[-1] in best) == (row["epoch"] > rung)
+    for rung in (1, 2):  # one at a time: each trial ends before the next one starts
+        reached: list[float] = []
+        for row in by_trial:
+            figures = out / "cells" / row["cell"] / f"rung-{rung}.json"
+            if not figures.exists():
+                continue
+            reached.append(json.loads(figures.read_text())["validation_mean_l2"])
+            best = sorted(reached)[: -(-len(reached) // 2)]
+            assert (reached[-1] in best) == (row["epoch"] > rung)
     files = [path for name in ("*.pkl", "rung-*.json", "result.json") for path in out.glob(f"cells/*/{name}")]
     times = {path: path.stat().st_mtime_ns for path in files}
     assert run(file, out, resume=True) == board
@@ -333,9 +355,9 @@ def test_halving_stops_the_trials_that_are_worse_than_those_before(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_search_that_halves_goes_on_after_kills(tmp_path: Path) -> None:
-    section = {**HALVED, "base": {**HALVED["base"], "epochs": 20}, "halving": {"rungs": [5, 10], "keep": 0.5}}
+    section = {**HALVED, "base": {**HALVED["base"], "epochs": 20}, "halving": {"rungs": [5], "keep": 0.5}}
     file, out, rng = write_search(tmp_path / "s.yaml", **section), tmp_path / "out", random.Random(5)
-    for _ in range(4):
+    for _ in range(2):
         conductor = subprocess.Popen([sys.executable, HELPER, file, out])
         end, before = time.monotonic() + 60, len(list(out.glob("cells/*/rung-*.json")))
         while len(list(out.glob("cells/*/rung-*.json"))) == before and conductor.poll() is None:
@@ -345,8 +367,8 @@ def test_a_search_that_halves_goes_on_after_kills(tmp_path: Path) -> None:
         conductor.kill()
         conductor.wait()
     board = run(file, out, resume=True)
-    assert sorted(row["trial"] for row in board.rows) == list(range(6)) and not board.failed and not board.missing
-    assert len({row["cell"] for row in board.rows}) == 6 == len(list(out.glob("cells/*")))
+    assert sorted(row["trial"] for row in board.rows) == list(range(4)) and not board.failed and not board.missing
+    assert len({row["cell"] for row in board.rows}) == 4 == len(list(out.glob("cells/*")))
     assert {row["epoch"] for row in board.rows if row["status"] == "done"} == {20}
 
 
