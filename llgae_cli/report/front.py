@@ -4,6 +4,7 @@ Points can be reached by pointer and keyboard; `sweep.js` shows the cell of a po
 label where there are at most twelve, else those of the front do.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,8 @@ MAX_LABELLED = 12
 MARGIN = 0.06  # share of an axis that is left free at both ends
 WIDE = 8.0  # largest over least value, from which an axis is logarithmic
 GAP_X, GAP_Y = 58, 13  # between labels, in the SVG's units
+RISE = 4  # of the middle of a label above its baseline
+SIDES = ((8, -6, "start"), (8, 14, "start"), (-8, -6, "end"), (-8, 14, "end"), (8, 27, "start"))  # of a point
 COSTS = {
     "validation_bits_coded": "bits a validation sample, as coded",
     "bits_coded": "bits a sample, as coded",
@@ -52,7 +55,7 @@ def _prepare(board: Leaderboard, cost: str, shown: Sequence[int]) -> dict[str, A
     across, x_ticks, x_log = _scale(x, LEFT, RIGHT)
     up, y_ticks, y_log = _scale(y, BOTTOM, TOP)
     front = find_pareto_front(list(zip(x.tolist(), y.tolist(), strict=True)))
-    labels = _choose_labels(range(len(rows)) if len(rows) <= MAX_LABELLED else front, across, up)
+    labels = _choose_labels(range(len(rows)) if len(rows) <= MAX_LABELLED else front, front, across, up)
     names = [_name(board, row) for row in rows]
     short = [", ".join(format_value(row.get(key), 12) for key in board.keys[:3]) for row in rows]
     points = [
@@ -127,24 +130,31 @@ def _ticks(a: float, b: float, as_logs: bool) -> list[float]:
     return best
 
 
-def _choose_labels(wanted: Sequence[int] | range, x: np.ndarray, y: np.ndarray) -> dict[int, dict[str, Any]]:
-    """Return where the label of each point stands: at a side of it where it covers no other label, if there is one."""
+def _choose_labels(
+    wanted: Sequence[int] | range, front: Sequence[int], x: np.ndarray, y: np.ndarray
+) -> dict[int, dict[str, Any]]:
+    """Return where the label of each point stands: where it covers no other label and the least of points and line."""
+    line = [np.linspace((x[i], y[i]), (x[j], y[j]), 40) for i, j in itertools.pairwise(front)]
+    obstacles = np.concatenate([np.stack([x, y], 1), *line])
     taken: list[tuple[float, float]] = []
     placed: dict[int, dict[str, Any]] = {}
-    every = len(wanted) <= MAX_LABELLED
     for i in wanted:
-        for dx, dy, anchor in ((8, -6, "start"), (8, 14, "start"), (-8, -6, "end"), (-8, 14, "end"), (8, 27, "start")):
+        sides = []
+        for dx, dy, anchor in SIDES:
             at = float(x[i]) + dx, float(y[i]) + dy
-            middle = at[0] + (GAP_X / 2 if anchor == "start" else -GAP_X / 2)
-            inside = middle - GAP_X / 2 > LEFT and middle + GAP_X / 2 < WIDTH and TOP - 4 < at[1] < BOTTOM
-            free = all(abs(middle - tx) > GAP_X or abs(at[1] - ty) > GAP_Y for tx, ty in taken)
-            if inside and free:
-                break
+            middle = at[0] + (GAP_X / 2 if anchor == "start" else -GAP_X / 2), at[1]
+            inside = middle[0] - GAP_X / 2 > LEFT and middle[0] + GAP_X / 2 < WIDTH and TOP - 4 < at[1] < BOTTOM
+            if inside and all(abs(middle[0] - tx) > GAP_X or abs(at[1] - ty) > GAP_Y for tx, ty in taken):
+                across, up = np.abs(obstacles - (middle[0], middle[1] - RISE)).T
+                covered = int(((across < GAP_X / 2) & (up < GAP_Y / 2)).sum())
+                sides.append((covered, at, middle, anchor))
+        if not sides and len(wanted) > MAX_LABELLED:
+            continue
+        if sides:
+            _, at, middle, anchor = min(sides, key=lambda side: side[0])
         else:
-            if not every:
-                continue
             at, anchor = (float(x[i]) + 8, float(y[i]) - 6), "start"
-            middle = at[0] + GAP_X / 2
-        taken.append((middle, at[1]))
+            middle = at[0] + GAP_X / 2, at[1]
+        taken.append(middle)
         placed[i] = {"x": round(at[0], 1), "y": round(at[1], 1), "anchor": anchor}
     return placed
