@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 import os
 import tempfile
 import time
@@ -21,9 +22,12 @@ from llgae_cli.tasks.row_source import RowSource
 from llgae_cli.tasks.streams import Block, Stream
 from llgae_cli.tasks.table_options import TableOptions
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "converted"  # in data-dir
 FORMAT = "1"  # of what is converted: a change of how formats are read takes another number
 PART = ".part-"  # how the names of unfinished files begin
+REPORTED = 10.0  # seconds between two messages on how far a conversion is
 ABANDONED = 3600.0  # seconds since the last write to such a file, after which its process counts as dead
 
 
@@ -106,6 +110,8 @@ def _write(
     """Write `held` and the rest of the blocks to `path`, which appears only when complete; return labels and test."""
     marks: list[Block] = []
     temporary: Path | None = None
+    logger.info("%s: converted once, to %s", stream.where, show_path(path.parent))
+    reported = time.monotonic()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path.parent)
@@ -118,6 +124,9 @@ def _write(
                 N += _append(file, held.pop(0), marks)
             for block in blocks:
                 N += _append(file, block, marks)
+                if time.monotonic() - reported > REPORTED:
+                    logger.info("%s: %s rows converted", stream.where, f"{N:,}")
+                    reported = time.monotonic()
             file.seek(0)
             _write_header(file, stream, N)
             file.flush()

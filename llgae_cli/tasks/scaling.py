@@ -56,6 +56,8 @@ def fit_scaling(samples: Samples, method: str) -> Scaling:
     A constant column is only centred. Quantiles are those of evenly spaced rows, where there are more than a million.
     Raises InputError where all columns are constant, and where a method gives no scale for a column.
     """
+    if samples.on_disk:
+        logger.info("%s: scaling is fitted in one pass over %s rows", samples.origin, f"{samples.N:,}")
     mean, deviation, low, high = _measure(samples)
     centre = mean
     if method == "robust":

@@ -78,7 +78,9 @@ def refused(task: str, *words: str, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_all_formats_give_the_same_rows(data: np.ndarray, monkeypatch: pytest.MonkeyPatch, streamed: bool) -> None:
+def test_all_formats_give_the_same_rows(
+    data: np.ndarray, monkeypatch: pytest.MonkeyPatch, messages: list[str], streamed: bool
+) -> None:
     if streamed:
         monkeypatch.setattr(npy, "IN_MEMORY_BYTES", 0)
     prints = set()
@@ -92,6 +94,8 @@ def test_all_formats_give_the_same_rows(data: np.ndarray, monkeypatch: pytest.Mo
         prints.add(task.fingerprint)
     assert len(prints) == 1
     assert Path("data/converted").exists() == streamed
+    converted = [text for text in messages if "converted once, to" in text]
+    assert bool(converted) == streamed and len(converted) == len(set(converted))
 
 
 def test_conversions_that_were_killed_leave_nothing_for_ever(data: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
