@@ -92,7 +92,8 @@ smoke: $(VENV)/runs ## one training on synthetic data: offline, under a minute
 soak: install ## 2,000 trainings and 2,000 evaluations in one process; prints memory, open files, threads
 	LLGAE_SOAK_RUNS=2000 $(BIN)/python -m pytest -s tests/reliability/test_runs.py -k pile
 
-bench: install data ## speed, as ratios to the machine's matrix product and to scikit-learn
+bench: install ## speed, as ratios to the machine's matrix product and to scikit-learn
+	$(FETCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(LLGAE) bench
 

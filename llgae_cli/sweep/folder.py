@@ -8,6 +8,7 @@ OUT/cells/ID/config.yaml     the cell's resolved config
 OUT/cells/ID/log.txt         the output of its process, of all attempts
 OUT/cells/ID/*.pkl           its checkpoints
 OUT/cells/ID/rung-N.json     its figures after N epochs, where the sweep halves
+OUT/cells/ID/stopped.json    of a search: its figures at the rung where halving stopped it
 OUT/cells/ID/result.json     its figures: written once, when the cell is done
 OUT/cells/ID/failed.json     why it failed
 """
@@ -72,6 +73,18 @@ class SweepFolder:
     def read_result(self, id: str, until: int | None = None) -> dict[str, Any] | None:
         """Return the cell's figures, or those after `until` epochs; None while there are none."""
         return read_record(self.cell_folder(id) / result_name(until), result_model(until))
+
+    def read_stopped(self, id: str) -> dict[str, Any] | None:
+        """Return the figures of a trial that halving has stopped, else None."""
+        return read_record(self.cell_folder(id) / "stopped.json", RungResult)
+
+    def write_stopped(self, id: str, result: dict[str, Any]) -> None:
+        """Record that halving has stopped a trial, with these figures."""
+        write_text(self.cell_folder(id) / "stopped.json", json.dumps(result, indent=2) + "\n")
+
+    def has_ended(self, id: str) -> bool:
+        """Return whether the cell is done, or a trial that halving has stopped."""
+        return self.read_result(id) is not None or self.read_stopped(id) is not None
 
     def read_failure(self, id: str) -> dict[str, Any] | None:
         """Return `reason` and `last_line` of a cell that failed, else None."""

@@ -181,9 +181,14 @@ class _Document(BaseModel):
 
 
 def _make_row(plan: Plan, folder: SweepFolder, cell: Cell) -> Row | None:
-    """Return the row of a cell: its final result, else that of the last rung it reached, else None."""
+    """Return the row of a cell: its final result, else that of the last rung it reached, else None.
+
+    Of a search, only trials that have stopped at a rung have its figures: the others continue.
+    """
     status, result = "done", folder.read_result(cell.id)
-    for rung in reversed(plan.rungs if result is None else []):
+    if result is None and plan.search is not None:
+        status, result = "stopped", folder.read_stopped(cell.id)
+    for rung in reversed(plan.rungs if result is None and plan.search is None else []):
         if result is None:
             status, result = "stopped", folder.read_result(cell.id, rung)
     if result is None:

@@ -193,7 +193,7 @@ def _plan_search(
             f"{path}: search: needs 'validation' above 0 in the base, because the test samples may not choose a trial"
         )
     if halving is not None and len(search.objectives) > 1:
-        raise InputError(f"{path}: halving: compares trials by mean L2 alone; remove it, or the second objective")
+        raise InputError(f"{path}: halving: compares trials only by mean L2; remove it, or the second objective")
     _check_halving(halving, [cell.config for cell in corners], path)
     return Plan(path.stem, (), tuple(space), 0, halving, search, space, base, origin)
 

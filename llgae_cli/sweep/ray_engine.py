@@ -34,18 +34,19 @@ class RayEngine:
         """Run all waiting cells. On any exception their tasks are cancelled first, and the processes asked to save."""
         task = self.ray.remote(run_process)
         pending: dict[Any, Cell] = {}
-        since = time.time()
+        since: dict[str, float] = {}  # when each cell was submitted
         try:
             while pending or progress.waiting:
                 submitted = {cell.id for cell in pending.values()}
                 for cell in [cell for id, cell in progress.waiting.items() if id not in submitted]:
+                    since[cell.id] = time.time()
                     pending[self._submit(task, progress, cell)] = cell
                 for ref in self.ray.wait(list(pending), timeout=POLL)[0]:
                     cell = pending.pop(ref)
                     progress.finish(cell, self._status(ref))
                 for cell in pending.values():
                     log = progress.folder.cell_folder(cell.id) / "log.txt"
-                    if cell.id not in progress.running and _was_written(log, since):
+                    if cell.id not in progress.running and _was_written(log, since[cell.id]):
                         progress.start(cell)
                 progress.draw()
         finally:

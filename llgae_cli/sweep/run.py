@@ -54,7 +54,7 @@ def run_sweep(
             plan = replace(plan, cells=tuple(study.list_cells()))
         existing = folder.count_cells()
         if existing and not (resume or retry_failed):
-            done = sum(folder.read_result(cell.id) is not None for cell in plan.cells)
+            done = sum(folder.has_ended(cell.id) for cell in plan.cells)
             total = plan.total or len(plan.cells)
             raise InputError(
                 f"{folder.path}: holds {existing} cells already, {done} of this sweep's {total} are done; "
@@ -68,7 +68,7 @@ def run_sweep(
         for cell in plan.cells:
             if retry_failed:
                 folder.remove_failure(cell.id)
-            if folder.read_result(cell.id) is None:
+            if not folder.has_ended(cell.id):
                 folder.prepare(cell, engine.share.threads)
         try:
             if study is None:
@@ -106,6 +106,7 @@ def check_results(plan: Plan, folder: SweepFolder) -> None:
     """Raise InputError for a file of a result or a failure that no cell has written like this."""
     for cell in plan.cells:
         folder.read_failure(cell.id)
+        folder.read_stopped(cell.id)
         for until in (None, *plan.rungs):
             result = folder.read_result(cell.id, until)
             if result is not None and cell.config.validation and result["validation_mean_l2"] is None:

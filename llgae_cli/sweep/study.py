@@ -68,7 +68,11 @@ class Study:
                 raise InputError(
                     f"{self.path}: has other objectives, {', '.join(known)}; choose another folder with --out"
                 )
+            halving = plan.halving.model_dump() if plan.halving else None
+            if self.study.user_attrs.get("halving", halving if not self.study.trials else None) != halving:
+                raise InputError(f"{self.path}: has another halving; choose another folder with --out")
             self.study.set_user_attr("objectives", self.search.objectives)
+            self.study.set_user_attr("halving", halving)
         self.distributions = {key: self._distribution(one) for key, one in plan.space.items()}
 
     def list_cells(self) -> list[Cell]:
@@ -107,10 +111,6 @@ class Study:
             self.study.tell(number, state=state.PRUNED if stopped else state.FAIL, skip_if_finished=True)
         else:
             self.study.tell(number, self._measure(result), skip_if_finished=True)
-
-    def list_stopped(self) -> set[int]:
-        """Return the numbers of the trials that halving has stopped."""
-        return {trial.number for trial in self.study.trials if trial.state == self.optuna.trial.TrialState.PRUNED}
 
     @property
     def seconds(self) -> float:

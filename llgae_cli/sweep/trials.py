@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from llgae_cli.formatting import five_digits
 from llgae_cli.sweep.folder import SweepFolder
@@ -37,14 +36,16 @@ class SearchProgress(SweepProgress):
         self._began, self._before = time.monotonic(), study.seconds
         super().__init__(plan, folder, plan.cells, None, jobs, draw)
         self._goals: dict[str, int | None] = {}  # epochs to which trials train now, by the ids of their cells
-        self._stopped = {plan.cells[number].id for number in study.list_stopped()}
         self._started: dict[str, float] = {}  # time.monotonic() of the first start of each trial
+        self._stopped_seconds: list[float] = []
         for number, cell in enumerate(plan.cells):
-            if cell.id in self._stopped:
+            result, stopped = folder.read_result(cell.id), folder.read_stopped(cell.id)
+            if cell.id not in self.waiting:  # it ended when the sweep no longer ran
+                self.study.finish(number, result)
+            elif stopped is not None or self._stop(cell):
                 del self.waiting[cell.id]
                 self.done += 1
-            elif cell.id not in self.waiting:  # it ended when the sweep no longer ran
-                self.study.finish(number, folder.read_result(cell.id))
+                self.study.finish(number, folder.read_stopped(cell.id), stopped=True)
             else:
                 self._goals[cell.id] = self._find_rung(cell)
         self.propose()
@@ -67,7 +68,10 @@ class SearchProgress(SweepProgress):
     def propose(self) -> None:
         """Add trials until as many wait or run as may run at a time, or the budget is spent."""
         while len(self.waiting) + len(self.running) < self.jobs and not self.spent:
-            cell = self.study.add_trial([self._read_last(cell) for cell in self.plan.cells])
+            results = [
+                self.folder.read_result(cell.id) or self.folder.read_stopped(cell.id) for cell in self.plan.cells
+            ]
+            cell = self.study.add_trial(results)
             if cell is None:
                 break
             self.folder.prepare(cell, self.threads)
@@ -81,20 +85,24 @@ class SearchProgress(SweepProgress):
         self.running[cell.id] = (cell, self._started.setdefault(cell.id, time.monotonic()))
 
     def finish(self, cell: Cell, status: int | str) -> None:
-        """Record that the cell's process has ended: it goes on after a rung, or makes room for the next trial."""
-        rung = self.find_goal(cell)
+        """Record that the cell's process has ended: the trial continues after a rung, or the next one is proposed."""
+        rung, label = self.find_goal(cell), self.plan.label(cell)
         reached = None if rung is None else self.folder.read_result(cell.id, rung)
-        if rung is not None and reached is not None:
-            if self._is_kept(cell, rung):
-                self.running.pop(cell.id, None)
+        stopped = reached is not None and self._stop(cell)
+        if reached is None:
+            super().finish(cell, status)
+        else:
+            _, started = self.running.pop(cell.id, (cell, time.monotonic()))
+            value = f"validation mean L2 {five_digits(reached['validation_mean_l2'])} after epoch {rung}"
+            if not stopped:
                 self.waiting[cell.id], self._goals[cell.id] = cell, self._find_rung(cell)
-                value = five_digits(reached["validation_mean_l2"])
-                logger.info("%s: validation mean L2 %s after %d epochs, continues", self.plan.label(cell), value, rung)
+                logger.info("%s: %s, continues", label, value)
                 return
-            self._stopped.add(cell.id)
-        super().finish(cell, status)
+            self.done += 1
+            self._stopped_seconds.append(time.monotonic() - started)
+            logger.info("%d/%d  %s: %s, stopped", self.done + self.failed, self.total, label, value)
         number = [one.id for one in self.plan.cells].index(cell.id)
-        self.study.finish(number, self._read_last(cell), cell.id in self._stopped)
+        self.study.finish(number, reached if stopped else self.folder.read_result(cell.id), stopped)
         self.study.seconds = self.seconds
         self.propose()
 
@@ -104,7 +112,8 @@ class SearchProgress(SweepProgress):
         known, ahead = super().seconds_left(), math.inf
         if self.search.trials and known is not None:
             begun = [*self.waiting.values(), *(cell for cell, _ in self.running.values())]
-            seconds = [each for _, each in self._timed] + [expect_seconds(cell.work, self._timed) for cell in begun]
+            seconds = self._stopped_seconds + [each for _, each in self._timed]
+            seconds += [expect_seconds(cell.work, self._timed) for cell in begun]
             to_come = self.search.trials - len(self.plan.cells)
             ahead = known + sum(seconds) / len(seconds) * to_come / self.jobs
         left = min(budget, ahead)
@@ -114,16 +123,15 @@ class SearchProgress(SweepProgress):
         """Return the first rung that a trial has not reached; None: it has reached all."""
         return next((rung for rung in self.plan.rungs if self.folder.read_result(cell.id, rung) is None), None)
 
-    def _is_kept(self, cell: Cell, rung: int) -> bool:
-        """Return whether a trial that has reached a rung is among the best of those that have."""
-        assert self.plan.halving is not None
-        results = {one.id: self.folder.read_result(one.id, rung) for one in self.plan.cells}
-        reached = {id: float(result["validation_mean_l2"]) for id, result in results.items() if result is not None}
-        return cell.id in self.plan.halving.select(reached)
-
-    def _read_last(self, cell: Cell) -> dict[str, Any] | None:
-        """Return the result of a trial: its own, or the one at the rung where it stopped; None while there is none."""
-        if cell.id not in self._stopped:
-            return self.folder.read_result(cell.id)
-        results = [self.folder.read_result(cell.id, rung) for rung in self.plan.rungs]
-        return next((result for result in reversed(results) if result is not None), None)
+    def _stop(self, cell: Cell) -> bool:
+        """Stop a trial unless it is among the best that have reached its last rung; return whether it stops."""
+        reached = [rung for rung in self.plan.rungs if self.folder.read_result(cell.id, rung) is not None]
+        if self.plan.halving is None or not reached:
+            return False
+        results = {one.id: self.folder.read_result(one.id, reached[-1]) for one in self.plan.cells}
+        validation = {id: float(result["validation_mean_l2"]) for id, result in results.items() if result is not None}
+        own = results[cell.id]
+        if own is None or cell.id in self.plan.halving.select(validation):
+            return False
+        self.folder.write_stopped(cell.id, own)
+        return True

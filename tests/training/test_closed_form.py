@@ -261,7 +261,9 @@ def test_training_in_chunks_agrees_with_training_at_once(monkeypatch: pytest.Mon
 
 
 def test_chunks_stay_within_bounds() -> None:
-    assert closed_form_module.chunk_rows(1, 2) == closed_form_module.chunk_rows(11, 784) == 2048
+    assert closed_form_module.chunk_rows(11, 784) == closed_form_module.chunk_rows(11, 200) == 2048
+    assert closed_form_module.chunk_rows(11, 100) == 4096
+    assert closed_form_module.chunk_rows(1, 2) == closed_form_module.chunk_rows(11, 50) == 8192
     assert closed_form_module.chunk_rows(1000, 784) == 4000
     assert closed_form_module.chunk_rows(10_000, 784) < 8192
     assert closed_form_module.chunk_rows(10_000, 100_000) == 256
