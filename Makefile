@@ -44,7 +44,7 @@ modes: install ## numeric tests with other instruction sets and threads, quick t
 
 install: $(VENV)/installed ## the environment .venv with all extras and what the tests need, in the tested versions
 
-# What runs the commands. `installed` adds the extras, so that a first training need not wait for them.
+# What the commands need. `installed` adds the extras, which a first training need not wait for.
 $(VENV)/runs: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, e.g. make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)

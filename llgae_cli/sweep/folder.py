@@ -82,9 +82,9 @@ class SweepFolder:
         """Record that halving has stopped a trial, with these figures."""
         write_text(self.cell_folder(id) / "stopped.json", json.dumps(result, indent=2) + "\n")
 
-    def has_ended(self, id: str) -> bool:
-        """Return whether the cell is done, or a trial that halving has stopped."""
-        return self.read_result(id) is not None or self.read_stopped(id) is not None
+    def read_end(self, id: str) -> dict[str, Any] | None:
+        """Return the figures of a cell that is done, or of a trial that halving has stopped; else None."""
+        return self.read_result(id) or self.read_stopped(id)
 
     def read_failure(self, id: str) -> dict[str, Any] | None:
         """Return `reason` and `last_line` of a cell that failed, else None."""

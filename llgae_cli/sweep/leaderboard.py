@@ -186,11 +186,10 @@ def _make_row(plan: Plan, folder: SweepFolder, cell: Cell) -> Row | None:
     Of a search, only trials that have stopped at a rung have its figures: the others continue.
     """
     status, result = "done", folder.read_result(cell.id)
-    if result is None and plan.search is not None:
-        status, result = "stopped", folder.read_stopped(cell.id)
-    for rung in reversed(plan.rungs if result is None and plan.search is None else []):
-        if result is None:
-            status, result = "stopped", folder.read_result(cell.id, rung)
+    if result is None:
+        of_rungs = (folder.read_result(cell.id, rung) for rung in reversed(plan.rungs))
+        last = next((reached for reached in of_rungs if reached is not None), None)
+        status, result = "stopped", last if plan.search is None else folder.read_stopped(cell.id)
     if result is None:
         return None
     config = {key.replace("-", "_"): value for key, value in plan.settings(cell).items()}

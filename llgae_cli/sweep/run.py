@@ -54,7 +54,7 @@ def run_sweep(
             plan = replace(plan, cells=tuple(study.list_cells()))
         existing = folder.count_cells()
         if existing and not (resume or retry_failed):
-            done = sum(folder.has_ended(cell.id) for cell in plan.cells)
+            done = sum(folder.read_end(cell.id) is not None for cell in plan.cells)
             total = plan.total or len(plan.cells)
             raise InputError(
                 f"{folder.path}: holds {existing} cells already, {done} of this sweep's {total} are done; "
@@ -68,7 +68,7 @@ def run_sweep(
         for cell in plan.cells:
             if retry_failed:
                 folder.remove_failure(cell.id)
-            if not folder.has_ended(cell.id):
+            if folder.read_end(cell.id) is None:
                 folder.prepare(cell, engine.share.threads)
         try:
             if study is None:

@@ -104,13 +104,16 @@ class Study:
         self.study.add_trial(self._make_trial(values, state, user_attrs={"cell": cell.id}))
         return cell
 
-    def finish(self, number: int, result: Figures | None, stopped: bool = False) -> None:
-        """Write into the journal that a trial has ended: with a result, None where it failed, or stopped by halving."""
-        state = self.optuna.trial.TrialState
-        if result is None or stopped:
-            self.study.tell(number, state=state.PRUNED if stopped else state.FAIL, skip_if_finished=True)
+    def finish(self, number: int, result: Figures | None) -> None:
+        """Write into the journal that a trial has ended: with a result, or None where it failed."""
+        if result is None:
+            self.study.tell(number, state=self.optuna.trial.TrialState.FAIL, skip_if_finished=True)
         else:
             self.study.tell(number, self._measure(result), skip_if_finished=True)
+
+    def stop(self, number: int) -> None:
+        """Write into the journal that halving has stopped a trial."""
+        self.study.tell(number, state=self.optuna.trial.TrialState.PRUNED, skip_if_finished=True)
 
     @property
     def seconds(self) -> float:

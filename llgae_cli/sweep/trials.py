@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 class SearchProgress(SweepProgress):
     """Progress of a search. Trials without a result run first; further ones are proposed until the budget is spent.
 
-    With `halving` a trial trains to the next rung, where it stops or goes on. `plan` has the cells of all trials so
+    With `halving` a trial trains to the next rung, where it stops or continues. `plan` has the cells of all trials so
     far. `threads`: of each cell.
     """
 
@@ -37,15 +37,14 @@ class SearchProgress(SweepProgress):
         super().__init__(plan, folder, plan.cells, None, jobs, draw)
         self._goals: dict[str, int | None] = {}  # epochs to which trials train now, by the ids of their cells
         self._started: dict[str, float] = {}  # time.monotonic() of the first start of each trial
-        self._stopped_seconds: list[float] = []
+        self._stopped_seconds: list[float] = []  # what each trial took that halving stopped
         for number, cell in enumerate(plan.cells):
-            result, stopped = folder.read_result(cell.id), folder.read_stopped(cell.id)
             if cell.id not in self.waiting:  # it ended when the sweep no longer ran
-                self.study.finish(number, result)
-            elif stopped is not None or self._stop(cell):
+                self.study.finish(number, folder.read_result(cell.id))
+            elif folder.read_stopped(cell.id) is not None or self._stop(cell):
                 del self.waiting[cell.id]
                 self.done += 1
-                self.study.finish(number, folder.read_stopped(cell.id), stopped=True)
+                self.study.stop(number)
             else:
                 self._goals[cell.id] = self._find_rung(cell)
         self.propose()
@@ -68,10 +67,7 @@ class SearchProgress(SweepProgress):
     def propose(self) -> None:
         """Add trials until as many wait or run as may run at a time, or the budget is spent."""
         while len(self.waiting) + len(self.running) < self.jobs and not self.spent:
-            results = [
-                self.folder.read_result(cell.id) or self.folder.read_stopped(cell.id) for cell in self.plan.cells
-            ]
-            cell = self.study.add_trial(results)
+            cell = self.study.add_trial([self.folder.read_end(cell.id) for cell in self.plan.cells])
             if cell is None:
                 break
             self.folder.prepare(cell, self.threads)
@@ -80,29 +76,29 @@ class SearchProgress(SweepProgress):
         self.total = max(len(self.plan.cells), self.search.trials or 0)
 
     def start(self, cell: Cell) -> None:
-        """Record that the trial has started, or goes on after a rung."""
+        """Record that the trial has started, or continues after a rung."""
         super().start(cell)
         self.running[cell.id] = (cell, self._started.setdefault(cell.id, time.monotonic()))
 
     def finish(self, cell: Cell, status: int | str) -> None:
         """Record that the cell's process has ended: the trial continues after a rung, or the next one is proposed."""
+        number = [one.id for one in self.plan.cells].index(cell.id)
         rung, label = self.find_goal(cell), self.plan.label(cell)
         reached = None if rung is None else self.folder.read_result(cell.id, rung)
-        stopped = reached is not None and self._stop(cell)
         if reached is None:
             super().finish(cell, status)
+            self.study.finish(number, self.folder.read_result(cell.id))
         else:
             _, started = self.running.pop(cell.id, (cell, time.monotonic()))
             value = f"validation mean L2 {five_digits(reached['validation_mean_l2'])} after epoch {rung}"
-            if not stopped:
+            if not self._stop(cell):
                 self.waiting[cell.id], self._goals[cell.id] = cell, self._find_rung(cell)
                 logger.info("%s: %s, continues", label, value)
                 return
             self.done += 1
             self._stopped_seconds.append(time.monotonic() - started)
             logger.info("%d/%d  %s: %s, stopped", self.done + self.failed, self.total, label, value)
-        number = [one.id for one in self.plan.cells].index(cell.id)
-        self.study.finish(number, reached if stopped else self.folder.read_result(cell.id), stopped)
+            self.study.stop(number)
         self.study.seconds = self.seconds
         self.propose()
 

@@ -402,8 +402,9 @@ def test_a_search_that_halves_goes_on_after_kills(tmp_path: Path) -> None:
     file, out, rng = write_search(tmp_path / "s.yaml", **section), tmp_path / "out", random.Random(5)
     for _ in range(2):
         conductor = subprocess.Popen([sys.executable, HELPER, file, out])
-        before = len(list(out.glob("cells/*/rung-*.json")))
+        end, before = time.monotonic() + 180, len(list(out.glob("cells/*/rung-*.json")))
         while len(list(out.glob("cells/*/rung-*.json"))) == before and conductor.poll() is None:
+            assert time.monotonic() < end
             time.sleep(0.02)
         time.sleep(rng.uniform(0.0, 0.3))
         conductor.kill()
