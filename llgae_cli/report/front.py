@@ -142,19 +142,17 @@ def _choose_labels(
         sides = []
         for dx, dy, anchor in SIDES:
             at = float(x[i]) + dx, float(y[i]) + dy
-            middle = at[0] + (GAP_X / 2 if anchor == "start" else -GAP_X / 2), at[1]
-            inside = middle[0] - GAP_X / 2 > LEFT and middle[0] + GAP_X / 2 < WIDTH and TOP - 4 < at[1] < BOTTOM
-            if inside and all(abs(middle[0] - tx) > GAP_X or abs(at[1] - ty) > GAP_Y for tx, ty in taken):
-                across, up = np.abs(obstacles - (middle[0], middle[1] - RISE)).T
-                covered = int(((across < GAP_X / 2) & (up < GAP_Y / 2)).sum())
-                sides.append((covered, at, middle, anchor))
-        if not sides and len(wanted) > MAX_LABELLED:
-            continue
-        if sides:
-            _, at, middle, anchor = min(sides, key=lambda side: side[0])
-        else:
-            at, anchor = (float(x[i]) + 8, float(y[i]) - 6), "start"
-            middle = at[0] + GAP_X / 2, at[1]
-        taken.append(middle)
+            middle = at[0] + (GAP_X / 2 if anchor == "start" else -GAP_X / 2)
+            inside = middle - GAP_X / 2 > LEFT and middle + GAP_X / 2 < WIDTH and TOP - 4 < at[1] < BOTTOM
+            free = all(abs(middle - tx) > GAP_X or abs(at[1] - ty) > GAP_Y for tx, ty in taken)
+            across, up = np.abs(obstacles - (middle, at[1] - RISE)).T
+            covered = int(((across < GAP_X / 2) & (up < GAP_Y / 2)).sum())
+            sides.append((not (inside and free), covered, at, middle, anchor))
+        unfit, _, at, middle, anchor = min(sides, key=lambda side: side[:2])
+        if unfit:
+            if len(wanted) > MAX_LABELLED:
+                continue
+            _, _, at, middle, anchor = sides[0]
+        taken.append((middle, at[1]))
         placed[i] = {"x": round(at[0], 1), "y": round(at[1], 1), "anchor": anchor}
     return placed

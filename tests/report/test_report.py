@@ -18,6 +18,8 @@ from llgae_cli.cli.app import app
 from llgae_cli.errors import InputError
 from llgae_cli.evaluation import evaluate_checkpoint
 from llgae_cli.report import explorer, page, write_report
+from llgae_cli.report.front import prepare_front
+from llgae_cli.sweep import Leaderboard
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -203,3 +205,23 @@ def test_a_leaderboard_without_checkpoints_names_the_unit_of_its_task(tmp_path: 
     write_report([tmp_path], tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert f"unit: {unit}" in text and text.count("grey levels") == unit.count("grey levels")
+
+
+def test_labels_of_a_sweep_cover_no_point() -> None:
+    bits = [0.0, 3.7, 15.4, 46.9, 61.4, 63.5, 114.0]
+    errors = [4653.0, 2424.0, 1062.0, 648.1, 579.9, 648.1, 446.0]
+    rows = [
+        {"K": 90 + i, "embed_dim": 20, "validation_bits_coded": x, "validation_mean_l2": y}
+        for i, (x, y) in enumerate(zip(bits, errors, strict=True))
+    ]
+    front = prepare_front(Leaderboard("s", ["K", "embed_dim"], "validation_mean_l2", rows, []))
+    assert front is not None and front["front"] == 6
+    for point in front["points"]:
+        at, width = point["place"], 7 * len(point["label"])
+        left = at["x"] if at["anchor"] == "start" else at["x"] - width
+        covered = [
+            other["row"]
+            for other in front["points"]
+            if left < other["x"] < left + width and at["y"] - 10 < other["y"] < at["y"] + 2
+        ]
+        assert not covered, point["label"]
