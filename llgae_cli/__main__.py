@@ -9,9 +9,10 @@ def main() -> NoReturn:
     """Run the command line. A signal that comes while it is being imported ends the process without a traceback."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda number, _: os._exit(128 + number))  # nothing has begun yet
-    from llgae_cli.threads import set_wait_policy
+    from llgae_cli.threads import keep_freed_memory, set_wait_policy
 
     set_wait_policy()
+    keep_freed_memory()
     from llgae_cli.cli.app import main
 
     main()

@@ -16,6 +16,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+BLOCK_VALUES, MIN_ROWS = 1 << 20, 256  # values of a product under all components: 4 MB, which a cache holds
+EXACT_ROWS = 1024  # whose residuals are computed in float64 at a time
+TIE, TIE_LENGTH = 2.0**-40, 2.0**-24  # distances d, d' are equal where d' <= d + TIE (d + TIE_LENGTH |x - mu|^2)
+ROW_BITS, PRODUCT_BITS = 24, 52  # of a row's integers, and of their products' sums, one bit below what float64 holds
+
 
 def loop(x: Tensor, mu: Tensor, W: Tensor, beta: float, n_step: int, alpha: float) -> Tensor:
     """Return b(T), shape (n, K, E), step by step as the source defines it; needs memory for (n, K, D) residuals."""
@@ -91,20 +96,19 @@ def fold(W: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
 def nearest(x: Tensor, mu: Tensor, W: Tensor, Q: Tensor, exact_map: Callable[[Tensor], Tensor]) -> Tensor:
     """Return k(x) = argmin_k |x - mu_k - W_k b_k(T)|^2, shape (n,), for Q from `gain`; the first of equal ones.
 
-    Distances are differences of squares. Where those have lost their digits, they are computed in float64 from the
-    residuals, with P = exact_map(W^T W). The origin is the mean of the mu_k, so that an offset common to all samples
-    costs no digits: |x|^2 may be 1e8 times the distances.
+    Distances are differences of squares. Where their rounding may decide, they are computed in float64 from the
+    residuals, with P = exact_map(W^T W): so k depends on the row alone, and not on how a product rounds. The origin is
+    the mean of the mu_k, so that an offset common to all samples costs no digits: |x|^2 may be 1e8 times the distances.
     """
     origin = mu.mean(0)
     centred = x - origin
     distances = relative_distances(centred, mu - origin, *fold(W, Q))
-    best, k = distances.min(1)
-    squared = torch.linalg.vector_norm(centred, dim=1).square_()
-    lost = has_lost_digits(best + squared, squared).nonzero()[:, 0]
-    if len(lost):
-        allowed = within_rounding(distances[lost], squared[lost])
+    k = distances.argmin(1)
+    allowed = within_rounding(distances, torch.linalg.vector_norm(centred, dim=1).square_())
+    unclear = (allowed.sum(1) > 1).nonzero()[:, 0]
+    if len(unclear):
         wide = W if W.device.type == "mps" else W.double()
-        k[lost] = choose_exactly(x[lost], mu, W, allowed, exact_map(wide.mT @ wide))[0]
+        k[unclear] = choose_exactly(x[unclear], mu, W, allowed[unclear], exact_map(wide.mT @ wide))[0]
     return k
 
 
@@ -113,9 +117,13 @@ def relative_distances(x: Tensor, mu: Tensor, A: Tensor, s: Tensor) -> Tensor:
 
     Operations: 2 n D K (E + 1), in matrix products. |x|^2 is the same for every k and left out.
     """
-    squares = correlations(x, mu, A).square_()
-    lowered = squares.sum(2) if bool((s > 0).all()) else (squares * s).sum(2)
-    return mu.square().sum(1) - 2 * x @ mu.T - lowered
+    K, D, E = A.shape
+    columns, offsets = A.permute(1, 0, 2).reshape(D, K * E), torch.einsum("kd,kde->ke", mu, A)
+    all_positive, constant, lowered = bool((s > 0).all()), mu.square().sum(1), []
+    for rows in x.split(max(MIN_ROWS, BLOCK_VALUES // max(1, K * E))):
+        squares = (rows @ columns).unflatten(1, (K, E)).sub_(offsets).square_()
+        lowered.append((squares if all_positive else squares.mul_(s)).sum(2))
+    return constant - 2 * x @ mu.T - torch.cat(lowered)
 
 
 def has_lost_digits(distance: Tensor, squared: Tensor) -> Tensor:
@@ -137,19 +145,66 @@ def choose_exactly(x: Tensor, mu: Tensor, W: Tensor, allowed: Tensor, P: Tensor 
     """Return the nearest k (n,) among the components `allowed` (n, K) for x (n, D), and the squared distance (n,).
 
     Distances come from the residuals x - mu_k - W_k P_k W_k^T (x - mu_k) in float64. P None is the identity, for
-    orthonormal W. Of equally near components the first is chosen.
+    orthonormal W. Of components that are equally near, but for rounding, the first is chosen.
     """
     wide = torch.float32 if x.device.type == "mps" else torch.float64  # Apple's GPU has no float64
-    lowest, k = x.new_full((len(x),), torch.inf, dtype=wide), torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    for j in allowed.any(0).nonzero()[:, 0].tolist():
-        rows = allowed[:, j].nonzero()[:, 0]
-        W_j, residual = W[j].to(wide), x[rows].to(wide) - mu[j].to(wide)
-        c = residual @ W_j
-        residual -= (c if P is None else c @ P[j].to(wide).T) @ W_j.T
-        distance = residual.square().sum(1)
-        nearer = distance < lowest[rows]
-        lowest[rows[nearer]], k[rows[nearer]] = distance[nearer], j
-    return k, lowest
+    mu, K = mu.to(wide), len(mu)
+    lowest = x.new_full((len(x),), torch.inf, dtype=wide)
+    component, row = allowed.T.nonzero(as_tuple=True)  # all pairs, sorted by their component
+    distance, length = x.new_empty(len(row), dtype=wide), x.new_empty(len(row), dtype=wide)
+    for some in torch.arange(len(row), device=x.device).split(EXACT_ROWS):
+        of, residual = component[some], x[row[some]].to(wide)
+        residual -= mu[of]
+        length[some] = residual.square().sum(1)
+        used, counts = torch.unique_consecutive(of, return_counts=True)
+        for j, r in zip(used.tolist(), residual.split(counts.tolist()), strict=True):
+            W_j = W[j].to(wide)
+            c = r @ W_j
+            r -= (c if P is None else c @ P[j].to(wide).T) @ W_j.T
+        distance[some] = residual.square_().sum(1)
+    lowest.scatter_reduce_(0, row, distance, "amin")
+    least = lowest[row]
+    near = distance <= least + TIE * (least + TIE_LENGTH * length)
+    k = component.new_full((len(x),), K).scatter_reduce_(0, row[near], component[near], "amin")
+    return torch.where(k < K, k, 0), lowest
+
+
+def latents_of(x: Tensor, k: Tensor, mu: Tensor, W: Tensor, P: Tensor) -> Tensor:
+    """Return b = P_k W_k^T (x - mu_k), shape (n, E), for float32 x (n, D): each row's bits depend on the row alone.
+
+    A product's rounding depends on the shape of its matrices, and so on how many rows share a component. Therefore
+    rows and V_k = W_k P_k^T are rounded to integers such that float64 adds their products exactly, in any order:
+    |y_d| <= 2^24 for y, a row times its own power of two, and sum_d |V_de| <= 2^29 for V times another. The result
+    differs from the product of unrounded numbers by some 2^-25 |x - mu_k|, the precision of float32.
+    """
+    b, order = x.new_empty(len(x), W.shape[2]), torch.argsort(k, stable=True)
+    if b.numel() == 0:
+        return b
+    integers: dict[int, tuple[Tensor, Tensor]] = {}
+    for some in order.split(EXACT_ROWS):
+        of = k[some]
+        y = x[some].double()
+        y -= mu[of]
+        unit = _power_of_two(y.abs().amax(1, keepdim=True), ROW_BITS)
+        y.mul_(unit).round_()
+        z = y.new_empty(len(some), W.shape[2])
+        used, counts = torch.unique_consecutive(of, return_counts=True)
+        groups = zip(used.tolist(), *(each.split(counts.tolist()) for each in (y, z)), strict=True)
+        for j, y_j, z_j in groups:
+            if j not in integers:
+                V = W[j].double() @ P[j].double().T
+                unit_j = _power_of_two(V.abs().sum(0).amax(), PRODUCT_BITS - ROW_BITS)
+                integers[j] = (V * unit_j).round_(), unit_j
+            torch.mm(y_j, integers[j][0], out=z_j)
+            z_j /= integers[j][1]
+        b[some] = (z / unit).to(b)
+    return b
+
+
+def _power_of_two(size: Tensor, bits: int) -> Tensor:
+    """Return the power of two u with size u below 2^bits, and at least half of it; 1 where size is 0 or not finite."""
+    mantissa = torch.frexp(size).mantissa
+    return torch.where((size > 0) & size.isfinite(), mantissa / size * 2.0**bits, 1.0)
 
 
 def step_limit(W: Tensor, alpha: float) -> float:

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -207,6 +208,31 @@ def test_the_entry_point_sets_the_policy_before_torch_is_imported() -> None:
     environment = {key: value for key, value in os.environ.items() if key not in threads.WAITING}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert run.stdout.splitlines()[0] == "False passive", run.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are")
+def test_freed_arrays_of_a_chunk_are_used_again_without_new_pages() -> None:
+    program = """if True:
+        import ctypes, resource
+        from llgae_cli.threads import keep_freed_memory
+        keep_freed_memory()
+        libc, size = ctypes.CDLL(None), 12 << 20
+        libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+        def use():
+            arrays = [libc.malloc(size) for _ in range(4)]
+            for array in arrays:
+                libc.memset(array, 1, size)
+            for array in arrays:
+                libc.free(array)
+        use()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            use()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100  # of 120,000 pages
 
 
 @pytest.mark.parametrize(

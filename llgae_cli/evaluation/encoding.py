@@ -58,12 +58,16 @@ def encode(model: Coder, samples: Samples) -> Iterator[Encoded]:
         yield Encoded(model, rows, x, model.encode(x))
 
 
-@torch.no_grad()
-def encode_part(model: Coder, samples: Samples) -> Iterator[Encoded]:
-    """Encode the samples that this process works on, as `encode` does; `rows` are their positions among all."""
-    for here in take_part(samples).ranges:
-        for rows, x in samples.chunks(CHUNK, start=here.start, stop=here.stop):
-            yield Encoded(model, rows, x, model.encode(x))
+def encode_rows(model: Coder, samples: Samples, rows: slice) -> Encoded:
+    """Encode the given rows at once."""
+    x = samples.rows(rows)
+    return Encoded(model, rows, x, model.encode(x))
+
+
+def list_chunks(samples: Samples) -> list[slice]:
+    """Return the rows that this process works on, `CHUNK` at a time."""
+    parts = take_part(samples).ranges
+    return [slice(low, min(low + CHUNK, here.stop)) for here in parts for low in range(here.start, here.stop, CHUNK)]
 
 
 def write_codes(model: Model, samples: Samples, path: Path) -> float:
@@ -76,8 +80,7 @@ def write_codes(model: Model, samples: Samples, path: Path) -> float:
 
     @torch.no_grad()
     def code(rows: slice) -> tuple[slice, Any, Tensor, Tensor]:
-        x = samples.rows(rows)
-        chunk = Encoded(model, rows, x, model.encode(x))
+        chunk = encode_rows(model, samples, rows)
         return rows, chunk.code, chunk.squared_residual() / samples.D, samples.means(rows)
 
     with create_codes(path, model, samples.N, samples.names) as add:

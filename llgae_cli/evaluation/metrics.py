@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from llgae_cli import distributed
-from llgae_cli.evaluation.encoding import CHUNK, Coder, encode, encode_part
+from llgae_cli.evaluation.encoding import CHUNK, Coder, encode, encode_rows, list_chunks
 from llgae_cli.evaluation.latents import Latents
+from llgae_cli.models import Code
 from llgae_cli.tasks import Samples, list_positions, take_part
+from llgae_cli.threads import run_parallel
 
 ALONE = 30_000  # samples; more would take longer than the time that a preempted process has
 
@@ -68,22 +70,33 @@ def measure(model: Coder, samples: Samples, peak: float) -> Measured:
     symbols = tuple(torch.zeros(K, values).double() for values in model.symbols)
     total, energy = torch.zeros(D, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     centre = _find_centre(samples)
-    for chunk in encode_part(model, samples):
-        k[chunk.rows] = here = chunk.code.k.cpu()
-        squared[chunk.rows] = chunk.squared_residual().double().cpu()
-        b = chunk.code.b.cpu().double()
-        count += torch.bincount(here, minlength=K)
+
+    @torch.no_grad()
+    def code(rows: slice) -> tuple[slice, Code, Tensor, Tensor, Tensor]:
+        chunk = encode_rows(model, samples, rows)
+        centred = chunk.x - centre
+        return rows, chunk.code, chunk.squared_residual(), centred.sum(0), centred.square_().sum(1)
+
+    def add(coded: tuple[slice, Code, Tensor, Tensor, Tensor]) -> None:
+        rows, own_code, own_squared, own_total, own_energy = coded
+        k[rows] = here = own_code.k.cpu()
+        squared[rows] = own_squared.double().cpu()
+        b = own_code.b.cpu().double()
+        count.add_(torch.bincount(here, minlength=K))
         for j, counts in enumerate(symbols):
             values = counts.shape[1]
-            pair = here * values + chunk.code.s[:, j].cpu()
+            assert own_code.s is not None  # a model with symbols codes them
+            pair = here * values + own_code.s[:, j].cpu()
             counts += torch.bincount(pair, minlength=K * values).view(K, values)
         first.index_add_(0, here, b)
-        for j in here.unique().tolist():
-            own = b[here == j]
-            second[j] += own.T @ own
-        centred = chunk.x - centre
-        total += centred.sum(0).cpu()
-        energy += centred.square_().sum(1).cpu().double().sum()
+        order = torch.argsort(here)
+        used, sizes = torch.unique_consecutive(here[order], return_counts=True)
+        for j, own in zip(used.tolist(), b[order].split(sizes.tolist()), strict=True):
+            second[j].addmm_(own.T, own)
+        total.add_(own_total.cpu())
+        energy.add_(own_energy.cpu().double().sum())
+
+    run_parallel(code, list_chunks(samples), add, samples.device.type == "cpu")
     distributed.sum_([k, squared, count, first, second, *symbols, total, energy])
     mean_l2 = float(squared.sum()) / N / D
     squared.div_(D)  # in place: of 10^8 rows a copy would take 800 MB
@@ -113,8 +126,16 @@ def mean_l2(model: Coder, samples: Samples) -> float:
 
     Under torchrun all processes call it, each encodes its part, and all get the result.
     """
-    squared = sum(float(chunk.squared_residual().double().sum()) for chunk in encode_part(model, samples))
-    total = torch.tensor(squared, dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64)
+
+    @torch.no_grad()
+    def code(rows: slice) -> Tensor:
+        return encode_rows(model, samples, rows).squared_residual().double().sum().cpu()
+
+    def add(squared: Tensor) -> None:
+        total.add_(squared)
+
+    run_parallel(code, list_chunks(samples), add, samples.device.type == "cpu")
     distributed.sum_([total])
     return float(total) / samples.N / samples.D
 

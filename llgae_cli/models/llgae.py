@@ -106,8 +106,14 @@ class LLGAE(Model):
         return Code(k, self.encode_in(x, k, P))
 
     def encode_in(self, x: Tensor, k: Tensor, P: Tensor | None = None) -> Tensor:
-        """Return the latents b (n, E) of x (n, D) in the given components k (n,); differentiable."""
+        """Return the latents b (n, E) of x (n, D) in the given components k (n,); differentiable.
+
+        Without gradients, float32 latents depend on their row alone, to the last bit.
+        """
         P = self.maps()[0] if P is None else P
+        is_float32 = x.dtype == self.W.dtype == torch.float32
+        if is_float32 and not torch.is_grad_enabled() and x.device.type != "mps":  # which has no float64
+            return infer.latents_of(x, k, self.mu, self.W, P)
         return self._by_component(k, lambda j, rows: (x[rows] - self.mu[j]) @ self.W[j] @ P[j].T)
 
     def decode(self, code: Code) -> Tensor:

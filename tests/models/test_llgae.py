@@ -165,3 +165,53 @@ def test_an_overflow_is_nan_in_the_loss_of_every_inference(a_model: Callable[...
         model.W.data[1] = math.inf
         assert not model.loss(X).isfinite()
         assert not model.decode(model.encode(X)).isfinite().all()
+
+
+@pytest.mark.parametrize("K", [5, 40])
+@pytest.mark.parametrize("inference", ["collapse", "least-squares"])
+def test_a_code_depends_on_its_row_alone_to_the_last_bit(normal: Callable[..., Tensor], K: int, inference: str) -> None:
+    D, E = 30, 4
+    model = LLGAE(K, D, E, beta=0.01, inference=inference)
+    with torch.no_grad():
+        model.mu.copy_(100 * normal(1, K, D))  # far from each other: differences of squares lose digits
+        model.W.copy_(normal(2, K, D, E))
+        model.mu[3], model.W[3] = model.mu[1], model.W[1]  # equal components: every tie goes to the first
+        x = model.mu[torch.arange(3000) % K] + normal(3, 3000, D).float()
+    k, b, _ = model.encode(x)
+    assert not (k == 3).any() and (k == 1).any()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    permuted = model.encode(x[order])
+    assert torch.equal(permuted.k, k[order]) and torch.equal(permuted.b, b[order])
+    for size in (1, 7, 500):
+        few = model.encode(x[:size])
+        assert torch.equal(few.k, k[:size]) and torch.equal(few.b, b[:size])
+
+
+def test_float32_latents_are_those_of_float64_but_for_a_few_ulps(normal: Callable[..., Tensor]) -> None:
+    K, D, E = 3, 700, 5
+    model = LLGAE(K, D, E, beta=0.01)
+    with torch.no_grad():
+        model.mu.copy_(normal(1, K, D))
+        model.W.copy_(torch.linalg.qr(normal(2, K, D, E))[0])
+        scale = torch.logspace(-30, 30, 200)[:, None]  # each row has its own power of two
+        x = model.mu[0] + scale * normal(3, 200, D).float()
+        x[0] = model.mu[0]  # a row of zeros
+        k = torch.zeros(200, dtype=torch.int64)
+        b, exact = model.encode_in(x, k), model.double().encode_in(x.double(), k)
+    length = torch.linalg.vector_norm(x.double() - model.mu[0], dim=1, keepdim=True)
+    P = model.maps()[0].abs().amax()
+    assert ((b - exact).abs() <= 2.0**-22 * P * length + 2.0**-24 * exact.abs()).all()
+    assert not b[0].any()
+
+
+def test_a_row_that_is_not_finite_changes_no_other(normal: Callable[..., Tensor]) -> None:
+    model = LLGAE(2, 6, 2, beta=0.01)
+    with torch.no_grad():
+        model.W.copy_(normal(2, 2, 6, 2))
+    x = normal(3, 9, 6).float()
+    k, b, _ = model.encode(x)
+    x[4, 2] = math.inf
+    broken = model.encode(x)
+    others = torch.arange(9) != 4
+    assert torch.equal(broken.k[others], k[others]) and torch.equal(broken.b[others], b[others])
+    assert not broken.b[4].isfinite().any()
