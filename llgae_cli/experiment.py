@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from llgae_cli import distributed, interrupts, storage
-from llgae_cli.codec import fit_codec, store_codec
+from llgae_cli.codec.fit import fit_codec, store_codec
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, Interrupted, ProcessLostError, RunError, printable
 from llgae_cli.evaluation import Evaluated, keep_held, mean_l2, mean_l2_alone, measure

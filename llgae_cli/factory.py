@@ -12,10 +12,10 @@ from llgae_cli import storage
 from llgae_cli.config import Config, parse_config
 from llgae_cli.errors import InputError, LlgaeError, printable
 from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Decoder, Model, Residual, Shift, SoftLLGAE
+from llgae_cli.scaling import Scaling, restore_scaling
 from llgae_cli.storage import Checkpoint
 from llgae_cli.tasks import Samples, TableOptions
-from llgae_cli.tasks.samples import Scaling
-from llgae_cli.tasks.scaling import Method, restore_scaling
+from llgae_cli.tasks.scaling import Method
 from llgae_cli.threads import limit_threads
 from llgae_cli.training import ClosedForm, Gradient, RateClosedForm, ResidualClosedForm, Trainer, undo_shifts
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from llgae_cli.codec.codec import Codec
-from llgae_cli.codec.encoder import Grid
 from llgae_cli.codec.exact import SCALES, SPREADS, ExactDecoder, Level, Step
+from llgae_cli.codec.grid import Grid
 from llgae_cli.codec.model import CodecModel
 
 

@@ -24,7 +24,7 @@ ROWS = [
     {"training", "storage"},
     {"models"},
     {"inference", "tasks", "config"},
-    {"distributed", "interrupts", "threads", "formatting", "regular_files", "progress"},
+    {"distributed", "interrupts", "threads", "formatting", "regular_files", "progress", "scaling"},
     {"errors"},
 ]
 LEVEL = {part: level for level, row in enumerate(ROWS) for part in row}

@@ -1,8 +1,10 @@
-"""The codec: rows as entropy-coded symbols of a trained model, and back to the same bytes on every machine."""
+"""The codec: rows as entropy-coded symbols of a trained model, and back to the same bytes on every machine.
+
+Decoding needs no torch, and importing this does not import it; `fit`, `activity` and `encoder` do.
+"""
 
 from llgae_cli.codec.codec import Codec
-from llgae_cli.codec.fit import fit_codec
-from llgae_cli.codec.model import CodecModel, store_codec
+from llgae_cli.codec.model import CodecModel
 from llgae_cli.codec.settings import Settings
 
-__all__ = ["Codec", "CodecModel", "Settings", "fit_codec", "store_codec"]
+__all__ = ["Codec", "CodecModel", "Settings"]

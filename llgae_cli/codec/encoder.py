@@ -15,7 +15,6 @@ grid 2^-g such that |y| <= 2^25 for y = (x - origin) 2^g; bases have 20 fraction
 Levels of a residual model are coded one after the other, each with what the levels before it left.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import NamedTuple
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from llgae_cli.codec.density import COST_UNIT, PER_OCTAVE, Integers, exp2_negative, integer_log2
 from llgae_cli.codec.exact import BASIS_BITS, IDS, SCALES, ExactDecoder, Floats, Level, Step, find_table, group_rows
+from llgae_cli.codec.grid import Grid
 from llgae_cli.training.expected_rate import TRADE_OFF
 
 LOG2_THETA = -269687  # 2^16 log2(TRADE_OFF / (2 ln 2)): theta = lambda / (2 ln 2), over Delta^2
@@ -35,7 +35,6 @@ LOG2_VARIANCE = (452650, 65536, -28662, -65536)  # 2^16 log2(v / alpha^2) of eac
 FIRST_LATENTS = 16
 SHORTLIST = 12
 CANDIDATES = 3
-GRID_BITS = 24  # |y| of the training rows, at most; rows up to twice as long are coded
 KEY_SHIFT = 4  # bits of the scores that keys leave out
 PLAIN_COSTS = 256  # costs of |q| below it are tabulated one by one, others with 16 an octave
 TILE = 512  # columns of a product
@@ -69,33 +68,6 @@ class Codes:
         s = None if parts[0].s is None else np.concatenate([part.s for part in parts if part.s is not None])
         k, q, cost, J = (np.concatenate([getattr(part, name) for part in parts]) for name in ("k", "q", "cost", "J"))
         return cls(k, s, q, cost, J)
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """The grid on which rows are coded: y = round((x - origin) 2^bits)."""
-
-    origin: Floats
-    bits: int
-
-    @classmethod
-    def fit(cls, origin: Floats, radius: float) -> "Grid":
-        """Return the grid for rows at most `radius` from the origin."""
-        bits = GRID_BITS - math.frexp(max(radius, 1e-30))[1]
-        return cls(np.rint(origin * 2.0**bits) * 2.0**-bits, bits)
-
-    def round(self, x: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-        """Return y (n, D) of rows x (n, D), and which are on the grid; the others are zero."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            y = np.rint((x - self.origin) * 2.0**self.bits)
-            fits = (y * y).sum(1) <= 4.0 ** (GRID_BITS + 1)
-        y[~fits] = 0.0
-        return y, fits
-
-    def holds(self, mu: Floats, is_first: bool) -> bool:
-        """Return whether the offsets mu (K, D) of a level are on the grid, so that all products are exact."""
-        m = np.rint((mu - (self.origin if is_first else 0.0)) * 2.0**self.bits)
-        return bool(((m * m).sum(1) <= 4.0 ** (GRID_BITS + 1)).all())
 
 
 class LevelEncoder:

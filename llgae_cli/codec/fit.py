@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from llgae_cli.codec.activity import fit_activity
 from llgae_cli.codec.density import SHAPES, Integers
-from llgae_cli.codec.encoder import LOG2_THETA, Grid
+from llgae_cli.codec.encoder import LOG2_THETA
 from llgae_cli.codec.exact import SCALES, ExactDecoder, Floats, Level, Step, group_rows
+from llgae_cli.codec.grid import Grid
 from llgae_cli.codec.model import CodecModel
 from llgae_cli.errors import InputError
 from llgae_cli.models import LLGAE, Model, Residual, Shift
@@ -100,6 +102,11 @@ def fit_codec(model: Model, samples: Samples, quantisation: Quantisation | None 
         ),
         some,
     )
+
+
+def store_codec(model: CodecModel | None) -> dict[str, Tensor]:
+    """Return the codec under the name that a checkpoint's `extras` have; nothing for None."""
+    return {} if model is None else {"codec": torch.frombuffer(bytearray(model.pack()), dtype=torch.uint8)}
 
 
 def _parts(model: Model) -> tuple[list[LLGAE], Integers | None]:

@@ -7,19 +7,19 @@ import struct
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from llgae_cli.codec.density import SHAPES, Integers, make_weights
-from llgae_cli.codec.encoder import Encoder, Grid
 from llgae_cli.codec.exact import BASIS_BITS, NO_ACTIVITY, SPREADS, ExactDecoder, Level, Step
+from llgae_cli.codec.grid import Grid
 from llgae_cli.errors import InputError
-from llgae_cli.tasks.samples import Floats, Scaling
-from llgae_cli.tasks.scaling import restore_scaling
+from llgae_cli.scaling import Floats, Scaling, restore_scaling
+
+if TYPE_CHECKING:
+    from llgae_cli.codec.encoder import Encoder
 
 FORMAT = 1
 LARGEST = 1 << 31  # bytes of an unpacked model, at most
@@ -80,8 +80,10 @@ class CodecModel:
         return None if self.symbols is None else np.stack([make_weights(counts + 1) for counts in self.symbols])
 
     @cached_property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> "Encoder":
         """The encoder of this model."""
+        from llgae_cli.codec.encoder import Encoder  # here: it needs torch, which decoding does not
+
         return Encoder(self.decoder, self.weights, self.symbol_weights, self.grid)
 
     @cached_property
@@ -147,17 +149,18 @@ class CodecModel:
         levels: list[Level] = []
         counts: list[Integers] = []
         while f"mu{len(levels)}" in arrays:
-            mu, U, shape, scale, own = (
-                arrays[f"{name}{len(levels)}"].astype(np.int64) for name in ("mu", "U", "shape", "scale", "counts")
+            mu, shape, scale, own = (
+                arrays[f"{name}{len(levels)}"].astype(np.int64) for name in ("mu", "shape", "scale", "counts")
             )
+            U = arrays[f"U{len(levels)}"]  # as it is: it has most of the values
             (bits,) = arrays[f"bits{len(levels)}"].tolist()
             K, D, E = U.shape
             activity = arrays.get(f"activity{len(levels)}", NO_ACTIVITY).astype(np.int64)
             sizes = mu.shape == (K, D) and shape.shape == scale.shape == (K, E) and own.shape == (K * len(activity),)
-            sizes = sizes and activity.shape[1:] == (SPREADS,)
+            sizes = sizes and activity.shape[1:] == (SPREADS,) and U.dtype == np.dtype("<i4")
             if not sizes or min(K, D) < 1 or abs(bits) > 900 or own.min() < 0 or own.sum() >= 1 << 53:
                 raise ValueError("arrays that do not fit each other")
-            if E and (shape.min() < 0 or shape.max() >= len(SHAPES) or np.abs(U).max() > 2 << BASIS_BITS):
+            if E and (shape.min() < 0 or shape.max() >= len(SHAPES) or max(U.max(), -int(U.min())) > 2 << BASIS_BITS):
                 raise ValueError("values out of range")
             mu, U = mu * 2.0 ** float(-bits), U * 2.0 ** float(-BASIS_BITS)
             levels.append(Level(mu, U, int(bits), shape, scale, activity))
@@ -187,11 +190,6 @@ class CodecModel:
         return cls(decoder, tuple(counts), symbols, grid, Step(mantissa, exponent), scaling)
 
 
-def store_codec(model: CodecModel | None) -> dict[str, Tensor]:
-    """Return the codec under the name that a checkpoint's `extras` have; nothing for None."""
-    return {} if model is None else {"codec": torch.frombuffer(bytearray(model.pack()), dtype=torch.uint8)}
-
-
 def _read_arrays(head: dict[str, list[Any]], data: bytes) -> dict[str, np.ndarray]:
     """Return the arrays that `head` describes; ValueError where the compressed bytes are not exactly theirs."""
     sizes = {}
@@ -209,7 +207,10 @@ def _read_arrays(head: dict[str, list[Any]], data: bytes) -> dict[str, np.ndarra
         raise ValueError("too long or too short")
     arrays, at = {}, 0
     for name, (dtype, shape) in head.items():
-        planes = np.frombuffer(raw, np.uint8, sizes[name], at).reshape(np.dtype(dtype).itemsize, -1)
-        arrays[name] = np.ascontiguousarray(planes.T).view(dtype).reshape(shape)
+        size = np.dtype(dtype).itemsize
+        array = np.empty((sizes[name] // size, size), np.uint8)
+        for i, plane in enumerate(np.frombuffer(raw, np.uint8, sizes[name], at).reshape(size, -1)):
+            array[:, i] = plane
+        arrays[name] = array.view(dtype).reshape(shape)
         at += sizes[name]
     return arrays

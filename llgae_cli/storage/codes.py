@@ -30,9 +30,9 @@ from PIL import Image
 from llgae_cli.errors import InputError, explain, printable, show_path
 from llgae_cli.models import Code, Model
 from llgae_cli.regular_files import open_for_reading
+from llgae_cli.scaling import Scaling
 from llgae_cli.storage.atomic import clean_temporaries, write_atomically
 from llgae_cli.tasks.npy_file import read_npy_header
-from llgae_cli.tasks.samples import Scaling
 
 SPOOL_BYTES = 1 << 24  # of an array kept in memory before it goes to a temporary file
 FINGERPRINT_DIGITS = 16

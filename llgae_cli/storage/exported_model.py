@@ -19,9 +19,9 @@ import torch
 
 from llgae_cli.errors import InputError, printable
 from llgae_cli.models import Model
+from llgae_cli.scaling import Scaling
 from llgae_cli.storage.atomic import write_atomically
 from llgae_cli.storage.checkpoint import Checkpoint
-from llgae_cli.tasks.samples import Scaling
 
 FORMAT = "llgae-model 1"
 

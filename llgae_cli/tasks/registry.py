@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from llgae_cli.errors import InputError, nearest, printable
+from llgae_cli.scaling import Scaling
 from llgae_cli.tasks.images import load_images
 from llgae_cli.tasks.npy import load_folder, missing_path
 from llgae_cli.tasks.published import (
@@ -16,7 +17,7 @@ from llgae_cli.tasks.published import (
     load_mnist,
     load_svhn,
 )
-from llgae_cli.tasks.samples import Centring, Samples, Scaling
+from llgae_cli.tasks.samples import Centring, Samples
 from llgae_cli.tasks.scaling import Method, compare_spread, fit_scaling
 from llgae_cli.tasks.subspaces import load_subspaces
 from llgae_cli.tasks.table import KINDS, find_path, load_rows, load_table, recognise

@@ -3,55 +3,26 @@
 import copy
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from llgae_cli import distributed
 from llgae_cli.errors import InputError
+from llgae_cli.scaling import Scaling
 from llgae_cli.tasks.npy_file import DTYPES, NpyFile
 from llgae_cli.tasks.positions import AllBut, Positions, count_below
 from llgae_cli.tasks.row_source import HeldRows, RowSource
 
 Centring = Literal["sample", "none"]
 Index = slice | Tensor | np.ndarray
-Floats = NDArray[np.float64]
 
 # Beyond this a squared distance over up to 10^8 values overflows float32.
 LARGEST = 1e15
 BLOCK_BYTES = 1 << 22
-
-
-@dataclass(frozen=True, eq=False)
-class Scaling:
-    """u = (v - centre) / scale, for `centre` and `scale` (D,) in float64; `method` says how they were found."""
-
-    method: str
-    centre: Floats
-    scale: Floats
-
-    def apply(self, v: Floats) -> Floats:
-        """Return the scaled rows u (n, D) of rows v (n, D) in their own units."""
-        return (v - self.centre) / self.scale
-
-    def undo(self, u: Floats) -> Floats:
-        """Return the rows v (n, D) in their own units of scaled rows u (n, D): one product, then one sum."""
-        v: Floats = u * self.scale
-        return v + self.centre
-
-    def plain(self) -> dict[str, Any]:
-        """Return plain values, for checkpoints."""
-        return {"method": self.method, "centre": self.centre.tolist(), "scale": self.scale.tolist()}
-
-    @property
-    def identity(self) -> bytes:
-        """Bytes that are equal for equal scalings."""
-        return self.centre.tobytes() + self.scale.tobytes()
 
 
 class Samples:

@@ -14,14 +14,15 @@ max keep the sign of the mean or the maximum, which changes no squared error.
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llgae_cli import distributed
 from llgae_cli.errors import InputError, printable
-from llgae_cli.tasks.samples import Floats, Samples, Scaling
+from llgae_cli.scaling import Floats, Scaling
+from llgae_cli.tasks.samples import Samples
 
 Method = Literal["auto", "none", "std", "range", "pareto", "vast", "level", "max", "poisson", "robust"]
 
@@ -31,23 +32,6 @@ NAMED = 5  # columns that a message names
 NEARLY_ZERO = 1e-12  # of a mean, over the column's range: rounding of a sum that is zero
 
 logger = logging.getLogger(__name__)
-
-
-def restore_scaling(stored: Any, D: int) -> Scaling | None:
-    """Return the scaling in a checkpoint's data; None for None.
-
-    Raises InputError for what `Scaling.plain` never gives.
-    """
-    if stored is None:
-        return None
-    try:
-        centre, scale = (np.array(stored[name], np.float64) for name in ("centre", "scale"))
-        sound = centre.shape == scale.shape == (D,) and (np.isfinite(centre) & np.isfinite(scale) & (scale != 0)).all()
-        if not sound:
-            raise ValueError
-        return Scaling(str(stored["method"]), centre, scale)
-    except (TypeError, KeyError, ValueError, OverflowError):
-        raise InputError("a checkpoint whose scaling is damaged") from None
 
 
 def fit_scaling(samples: Samples, method: str) -> Scaling:

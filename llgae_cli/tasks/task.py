@@ -6,7 +6,8 @@ from pathlib import PurePath
 
 import torch
 
-from llgae_cli.tasks.samples import Centring, Samples, Scaling
+from llgae_cli.scaling import Scaling
+from llgae_cli.tasks.samples import Centring, Samples
 from llgae_cli.tasks.scaling import find_range
 
 HASHED_WHOLE_BYTES = 1 << 28

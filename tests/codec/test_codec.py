@@ -207,8 +207,8 @@ def exact_rows(n: int) -> np.ndarray:
 
 def exact_codec() -> Codec:
     """A codec from integers only, the same wherever it is made: bases are columns of a Hadamard matrix."""
-    from llgae_cli.codec.encoder import Grid
     from llgae_cli.codec.exact import ExactDecoder, Level, Step
+    from llgae_cli.codec.grid import Grid
     from llgae_cli.codec.model import CodecModel
 
     H = np.ones((1, 1))

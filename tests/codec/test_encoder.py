@@ -6,8 +6,9 @@ import torch
 from coded import make_codec  # tests/coded.py
 
 from llgae_cli.codec.density import COST_UNIT
-from llgae_cli.codec.encoder import FIRST_LATENTS, PLAIN_COSTS, SHORTLIST, Codes, Grid, Measured, place_costs
+from llgae_cli.codec.encoder import FIRST_LATENTS, PLAIN_COSTS, SHORTLIST, Codes, Measured, place_costs
 from llgae_cli.codec.exact import SCALES, ExactDecoder, Level, Step, find_table
+from llgae_cli.codec.grid import Grid
 from llgae_cli.codec.model import CodecModel
 from llgae_cli.training.expected_rate import TRADE_OFF
 

@@ -16,10 +16,11 @@ from llgae_cli.evaluation import evaluate_checkpoint
 from llgae_cli.evaluation.variables import Variables
 from llgae_cli.experiment import train
 from llgae_cli.factory import describe_loading
+from llgae_cli.scaling import restore_scaling
 from llgae_cli.storage import load
 from llgae_cli.tasks import Samples, load_task
 from llgae_cli.tasks.registry import TASKS
-from llgae_cli.tasks.scaling import fit_scaling, restore_scaling
+from llgae_cli.tasks.scaling import fit_scaling
 
 pytestmark = pytest.mark.numeric
 
