@@ -9,13 +9,15 @@ and synchronise once a pass. For the remaining operations, OpenMP's threads slee
 import ctypes
 import math
 import os
+import re
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,7 +38,7 @@ class _Current(threading.local):
 
 
 _current = _Current()
-_pool: tuple[int, int, ThreadPoolExecutor] | None = None  # process id, number of threads, the pool
+_pool: tuple[int, int, bool, ThreadPoolExecutor] | None = None  # process id, threads, was torch loaded, the pool
 _pool_lock = threading.Lock()
 
 
@@ -62,6 +64,28 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 4 * KEPT_BYTES)
 
 
+def loaded_torch() -> Any:
+    """Return torch, or None where nothing has imported it: decompressing needs no torch, which takes seconds to import.
+
+    What is computed must not depend on it.
+    """
+    return sys.modules.get("torch")
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Give numpy's BLAS one thread, where numpy is first imported within the block and the user has set no number."""
+    name = "OPENBLAS_NUM_THREADS"  # read when numpy is imported
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 def usable_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the number of cores this process may use: by its affinity and its control group (a container's limit)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -77,6 +101,15 @@ def _quota(root: Path) -> float:
         limit, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         return int(limit) / int(period) if int(limit) > 0 else math.inf
     return math.inf
+
+
+def count_threads() -> int:
+    """Return the number of torch's threads; where torch is not loaded, OMP_NUM_THREADS, or else `usable_cores`."""
+    torch = loaded_torch()
+    if torch is not None:
+        return int(torch.get_num_threads())
+    given = re.match("[1-9][0-9]{0,3}(?![0-9])", os.environ.get("OMP_NUM_THREADS", "").strip())  # may be a list
+    return int(given[0]) if given else usable_cores()
 
 
 def limit_threads(threads: int = 0) -> None:
@@ -106,7 +139,7 @@ def limited_threads() -> Iterator[None]:
 def run_parallel(
     work: Callable[[Item], Result], items: Sequence[Item], consume: Callable[[Result], None], parallel: bool = True
 ) -> None:
-    """Call consume(work(item)) for every item, in their order; `work` runs in as many threads as torch may use.
+    """Call consume(work(item)) for every item, in their order; `work` runs in `count_threads` threads.
 
     Each `work` has one OpenMP thread, so that its result does not depend on the number of threads. It should call
     `check_cancelled` every few milliseconds. `consume` runs in the calling thread. An exception in either cancels all
@@ -115,10 +148,8 @@ def run_parallel(
     A call from within `work` runs its tasks in the same thread, except for those that idle threads start first. With
     `parallel` false, as for work on a GPU or with shared buffers, all tasks run in the calling thread.
     """
-    import torch
-
     inner = bool(_current.cancelled)
-    threads = _pool[1] if inner and _pool is not None else torch.get_num_threads()
+    threads = _pool[1] if inner and _pool is not None else count_threads()
     if not parallel or threads == 1 or (inner and len(items) == 1):
         for item in items:
             consume(work(item))
@@ -176,20 +207,22 @@ def _pool_of(threads: int) -> ThreadPoolExecutor:
     A pool of another size, which another thread may still use, ends with its last reference.
     """
     global _pool
-    if _pool is None or _pool[:2] != (os.getpid(), threads):  # threads do not survive a fork
-        import torch
-
+    torch = loaded_torch()
+    key = os.getpid(), threads, torch is not None  # threads do not survive a fork
+    if _pool is None or _pool[:3] != key:
         ready = threading.Barrier(threads + 1)
 
         def begin() -> None:
-            torch.set_num_threads(1)  # also the default of threads that have not read theirs yet; restored below
-            torch.get_num_threads()  # reads it
+            if torch is not None:
+                torch.set_num_threads(1)  # also the default of threads that have not read theirs yet; restored below
+                torch.get_num_threads()  # reads it
             ready.wait()
 
         pool = ThreadPoolExecutor(threads, "llgae")
         started = [pool.submit(begin) for _ in range(threads)]
         ready.wait()
         wait(started)
-        torch.set_num_threads(threads)
-        _pool = os.getpid(), threads, pool
-    return _pool[2]
+        if torch is not None:
+            torch.set_num_threads(threads)
+        _pool = *key, pool
+    return _pool[3]

@@ -185,6 +185,41 @@ def test_chunks_leave_no_small_rest(n: int, most: int, size: int) -> None:
     assert even_chunk_size(n, most) == size
 
 
+@pytest.mark.parametrize(
+    ("given", "count"), [("3", 3), (" 2,4", 2), ("", None), ("0", None), ("-1", None), ("many", None), ("9" * 30, None)]
+)
+def test_without_torch_the_environment_or_the_cores_decide(
+    monkeypatch: pytest.MonkeyPatch, given: str, count: int | None
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert threads.count_threads() == torch.get_num_threads()
+    monkeypatch.delitem(sys.modules, "torch")
+    assert threads.count_threads() == (count or threads.usable_cores())
+
+
+def test_threads_from_before_torch_was_loaded_are_not_used_after_it(
+    torch_threads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_threads(2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    met, results = threading.Barrier(2), []
+    with monkeypatch.context() as without:
+        without.delitem(sys.modules, "torch")
+        run_parallel(lambda i: met.wait(60), range(2), lambda result: None)
+    run_parallel(lambda i: torch.get_num_threads(), range(20), results.append)
+    assert results == [1] * 20
+
+
+def test_a_limit_on_numpys_threads_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    with threads.single_threaded_blas():
+        assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "5")
+    with threads.single_threaded_blas():
+        assert os.environ["OPENBLAS_NUM_THREADS"] == "5"
+
+
 def test_waiting_threads_sleep_unless_the_user_set_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in threads.WAITING:
         monkeypatch.delenv(name, raising=False)

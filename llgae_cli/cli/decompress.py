@@ -13,6 +13,7 @@ from llgae_cli.cli.options import Json
 from llgae_cli.cli.over_shards import Address, EngineOption, Jobs, Resume, Sharing, names_folder, run_over_shards
 from llgae_cli.errors import InputError, printable, show_path
 from llgae_cli.storage import find_checkpoint
+from llgae_cli.threads import single_threaded_blas
 
 if TYPE_CHECKING:
     from llgae_cli.storage.compressed_file import CompressedFile
@@ -65,8 +66,8 @@ def decompress(
     check_output(output, ".npy", json)
     if salvage and path == STANDARD:
         raise InputError("--salvage: nothing can be searched in standard input: write it to a file first")
-    from llgae_cli.batch.decompression import Lost, decode_rows, load_codec
-
+    with single_threaded_blas():  # blocks are decoded side by side, without torch
+        from llgae_cli.batch.decompression import Lost, decode_rows, load_codec
     with closing(_open(path, salvage)) as file:
         header = file.header
         chosen = parse_rows(rows, header.n)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from llgae_cli.codec.blocks import Rows, read_block, write_block
 from llgae_cli.codec.corrections import fit_corrections
 from llgae_cli.codec.density import COST_UNIT, make_weights
-from llgae_cli.codec.encoder import CANDIDATES, Codes, Measured
 from llgae_cli.codec.entropy_coder import CODER
 from llgae_cli.codec.exact import Floats, Step
 from llgae_cli.codec.model import CodecModel
 from llgae_cli.codec.settings import MODES, Settings
 from llgae_cli.errors import InputError, printable
+from llgae_cli.storage.checkpoint_bytes import read_bytes
 from llgae_cli.storage.compressed_file import CompressedFile, CompressedWriter, leave_room
 from llgae_cli.storage.compressed_header import BLOCK_ROWS, Header, choose_block_rows
-from llgae_cli.tasks.rows import SAMPLE_ROWS
 from llgae_cli.threads import run_parallel
+
+if TYPE_CHECKING:  # it needs torch, which decoding does not
+    from llgae_cli.codec.encoder import Codes, Measured
 
 CHUNK = 1024
 MEASURED_BYTES = 1 << 27  # of latents that the search for a step keeps
@@ -40,7 +42,7 @@ TOLERANCE = 0.005  # of the rate, where the search on a few rows ends
 TRIES = 4  # files that are written until one keeps the rate
 
 
-def mean_bits(codes: Codes) -> float:
+def mean_bits(codes: "Codes") -> float:
     """Return the mean bits of codes."""
     return float(codes.cost.mean()) / COST_UNIT
 
@@ -85,16 +87,16 @@ class Codec:
     @classmethod
     def load(cls, path: str | Path) -> "Codec":
         """Return the codec in a checkpoint. Raises InputError where it has none, or is damaged."""
-        from llgae_cli import storage
-
-        name = Path(path).name
-        codec = cls.read(storage.load(Path(path)).extras, name)
-        if codec is None:
+        name, packed = printable(Path(path).name, 200), read_bytes(Path(path), "codec")
+        if packed is None:
             raise InputError(
-                f"{printable(name, 200)}: has no codec; models llgae, pca, kmeans, residual and shift have one once "
-                "their training is complete (by this version or a later one)"
+                f"{name}: has no codec; models llgae, pca, kmeans, residual and shift have one once their training is "
+                "complete (by this version or a later one)"
             )
-        return codec
+        try:
+            return cls.unpack(packed)
+        except InputError:
+            raise InputError(f"{name}: its codec is damaged") from None
 
     @classmethod
     def read(cls, extras: Mapping[str, Any], name: str) -> "Codec | None":
@@ -199,7 +201,7 @@ class Codec:
             value *= 1.002
         return Settings(Step.nearest(value), shift)
 
-    def _choose_shift(self, y: Floats, step: Step, measured: list[Measured | None]) -> int:
+    def _choose_shift(self, y: Floats, step: Step, measured: "list[Measured | None]") -> int:
         """Return the shift of the densities' scales that gives rows y (m, D) the least J.
 
         Densities are those of the training rows' latents. Rounding toward zero makes values smaller, and those of other
@@ -283,6 +285,8 @@ class Codec:
         return data
 
     def _write_file(self, x: NDArray[Any], shape: tuple[int, ...], embed_model: bool, target: dict[str, Any]) -> bytes:
+        from llgae_cli.tasks.rows import SAMPLE_ROWS
+
         settings = self.choose_settings(x[:: -(-len(x) // SAMPLE_ROWS) or 1], **target)
         rows = choose_block_rows(x.itemsize * self.D)
         header = Header(len(x), shape, x.dtype.name, self.identity, True, CODER, settings.pack(), rows)
@@ -336,7 +340,7 @@ class Codec:
         """Return the n rows (n, D) of a payload, in their stored type. Raises InputError for impossible symbols."""
         return read_block(self.model, payload, n, np.dtype(dtype), settings)
 
-    def rate(self, x: NDArray[Any], settings: Settings) -> Codes:
+    def rate(self, x: NDArray[Any], settings: Settings) -> "Codes":
         """Return the codes of rows x (m, D) and what they cost, without writing them; for measurements."""
         return self._choose(self._to_grid(x)[0], settings.step, settings.scale_shift)
 
@@ -351,20 +355,24 @@ class Codec:
     def _to_grid(self, x: NDArray[Any]) -> tuple[Floats, NDArray[np.bool_]]:
         return self.model.place(x)
 
-    def _measure(self, y: Floats, step: Step) -> list[Measured | None]:
+    def _measure(self, y: Floats, step: Step) -> "list[Measured | None]":
         """Return what coding rows y (n, D) at several steps near this one has in common, chunk by chunk.
 
         None where codes have a shift, and where it would take too much memory.
         """
+        from llgae_cli.codec.encoder import CANDIDATES
+
         if len(y) * CANDIDATES * self.model.decoder.levels[0].E * 8 > MEASURED_BYTES:
             return [None] * -(-len(y) // CHUNK)
         prepared = self.model.encoder.prepare(step, 0)
         return self._in_chunks(lambda rows: self.model.encoder.measure(y[rows], prepared), len(y))
 
-    def _choose(self, y: Floats, step: Step, shift: int, measured: list[Measured | None] | None = None) -> Codes:
+    def _choose(self, y: Floats, step: Step, shift: int, measured: "list[Measured | None] | None" = None) -> "Codes":
+        from llgae_cli.codec.encoder import Codes
+
         prepared = self.model.encoder.prepare(step, shift)
 
-        def choose(rows: slice) -> Codes:
+        def choose(rows: slice) -> "Codes":
             given = None if measured is None else measured[rows.start // CHUNK]
             return self.model.encoder.choose(y[rows], prepared, given)
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from llgae_cli.codec.density import (
@@ -30,6 +29,7 @@ from llgae_cli.codec.density import (
     integer_log2,
     make_table,
 )
+from llgae_cli.threads import loaded_torch
 
 Floats = NDArray[np.float64]
 
@@ -147,9 +147,7 @@ class Level:
         out = np.empty((len(k), self.U.shape[1]))
         z = q.astype(np.float64) * step.value
         for j, rows in group_rows(k, self.K):
-            # torch's product: numpy's would start threads of its own for each of many small ones.
-            part = torch.from_numpy(z[rows]) @ torch.from_numpy(self.U[j]).T
-            out[rows] = part.numpy() + self.mu[j]
+            out[rows] = _multiply(z[rows], self.U[j].T) + self.mu[j]
         return out
 
     def has_exact_sums(self, q: Integers, step: Step, f: int) -> NDArray[np.bool_]:
@@ -158,6 +156,16 @@ class Level:
         with np.errstate(over="ignore"):
             bound = mu + step.value * U * np.abs(q).sum(1).astype(np.float64)
             return bound * 2.0**f < EXACT / 2  # half of it, for the rounding of this bound
+
+
+def _multiply(a: Floats, b: Floats) -> Floats:
+    """Return a @ b, whose sums are exact, so that every library returns the same, in one thread.
+
+    torch's product where torch is loaded, which `run_parallel` gives one thread. Elsewhere numpy's: its BLAS would use
+    several for each of many small products, if it has not been loaded in `single_threaded_blas`.
+    """
+    torch = loaded_torch()
+    return a @ b if torch is None else (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
 
 
 IDS = MAX_RATIO - MIN_RATIO + 2  # ids of one shape

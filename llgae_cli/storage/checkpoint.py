@@ -123,6 +123,12 @@ def pack(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def unpack(content: Any) -> Checkpoint:
     """Return the Checkpoint in a file's dictionary; InputError: no checkpoint, another version, a wrong field."""
+    check_format(content)
+    return validate_fields({f.name: content[f.name] for f in fields(Checkpoint)})
+
+
+def check_format(content: Any) -> None:
+    """Raise InputError for a file's content that is no checkpoint, of another version, or without just its fields."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError("not a checkpoint of llgae (a torch file of another program)")
     stored = content.get("format_version")
@@ -135,7 +141,6 @@ def unpack(content: Any) -> Checkpoint:
     unknown = [name for name in content if name not in {*names, "format", "format_version"}]
     if unknown:
         raise InputError(f"an unknown field '{printable(unknown[0])}'")
-    return validate_fields({name: content[name] for name in names})
 
 
 def validate_fields(values: dict[str, Any]) -> Checkpoint:

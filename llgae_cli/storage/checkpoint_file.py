@@ -30,7 +30,7 @@ SIGNATURE_BYTES = len(_LABEL) + 64
 
 # All that torch.save writes for tensors and plain values. torch's own list for weights_only is longer, and has
 # entries (bytearray, torch.Tensor) that allocate as much memory as the file asks for.
-_GLOBALS = frozenset(
+GLOBALS = frozenset(
     {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"}
     | {
         f"torch {kind}Storage"
@@ -75,7 +75,7 @@ def load(path: Path) -> Checkpoint:
     checkpoint, of another format version, hostile, or with a field that is missing or of a wrong type.
     """
     path = Path(path)
-    with _open(path) as file:
+    with open_checkpoint(path) as file:
         try:
             inspect(file)
             return unpack(_read(file))
@@ -124,7 +124,7 @@ def is_finished(path: Path) -> bool | None:
     key, before, known = "train_mean_l2", None, False
     slots: set[Any] = set()  # numbers under which the pickle keeps the key
     try:
-        with _open(path) as file, zipfile.ZipFile(file) as archive:
+        with open_checkpoint(path) as file, zipfile.ZipFile(file) as archive:
             member = next(member for member in archive.infolist() if member.filename.endswith("/data.pkl"))
             if member.file_size > MAX_PEEK:
                 return None
@@ -239,11 +239,15 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
 
 def _check_pickle(archive: zipfile.ZipFile) -> None:
     name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+    size = archive.getinfo(name).file_size
     with archive.open(name) as pickled:
         for operation, argument, _ in pickletools.genops(pickled):
-            if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST") and argument not in _GLOBALS:
+            if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST") and argument not in GLOBALS:
                 what = printable(argument or "objects")
                 raise InputError(f"refused: it holds {what}, and a checkpoint has only tensors and plain values")
+            # Python's own reader keeps values in an array with so many places.
+            if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > size:
+                raise InputError("refused: its pickle numbers more values than it can have")
 
 
 def _read(file: IO[bytes]) -> Any:
@@ -257,11 +261,17 @@ def _read(file: IO[bytes]) -> Any:
     except Exception as error:
         # torch.load raises nearly any error for a manipulated file (UnpicklingError, RuntimeError, KeyError,
         # TypeError, MemoryError, RecursionError, ...), and the file is always the cause.
-        line = (str(error).splitlines() or [""])[0]
-        raise InputError(f"not a checkpoint that can be read ({type(error).__name__}: {printable(line)})") from None
+        raise explain_failure(error) from None
 
 
-def _open(path: Path) -> IO[bytes]:
+def explain_failure(error: Exception) -> InputError:
+    """Return the error of a checkpoint whose pickle cannot be read, in one line."""
+    line = (str(error).splitlines() or [""])[0]
+    return InputError(f"not a checkpoint that can be read ({type(error).__name__}: {printable(line)})")
+
+
+def open_checkpoint(path: Path) -> IO[bytes]:
+    """Open a checkpoint. Raises InputError for a file that is missing (with the nearest name) or cannot be read."""
     try:
         return os.fdopen(open_for_reading(path), "rb")
     except FileNotFoundError:

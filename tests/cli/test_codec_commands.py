@@ -1,12 +1,17 @@
 """`llgae compress` and its kin with the codec itself: from a checkpoint to a file and back, bounds kept."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pictured  # tests/pictured.py
 import pytest
 from command_line import Command, check_refused  # tests/command_line.py
+
+from llgae_cli.codec import Codec
 
 pytestmark = [pytest.mark.slow, pytest.mark.numeric]
 
@@ -63,3 +68,28 @@ def test_some_rows_and_memory_mapped_ones(llgae: Command, coloured: Path) -> Non
     assert llgae("decompress", coloured, "a.llgae", "-o", "a.npy").code == 0
     assert llgae("decompress", coloured, "a.llgae", "-o", "part.npy", "--rows", "250:260").code == 0
     assert np.array_equal(np.load("a.npy")[250:260], np.load("part.npy"))
+
+
+def test_decompressing_does_not_import_torch(llgae: Command, coloured: Path) -> None:
+    assert llgae("compress", coloured, "-o", "x.llgae", "--max-abs", 3, "--split", "all", "--embed-model").code == 0
+    truth = Codec.load(coloured).decode(Path("x.llgae").read_bytes())
+    for command in (("decompress", coloured, "x.llgae", "-o", "x.npy"), ("decompress", "x.llgae", "-o", "x.npy")):
+        assert "torch" not in modules_after(*command)
+        assert np.array_equal(np.load("x.npy"), truth) and np.load("x.npy").dtype == truth.dtype
+        Path("x.npy").unlink()
+    assert "torch" not in modules_after("info", "x.llgae")
+
+
+def modules_after(*command: object) -> set[str]:
+    """Return the modules that a process with two threads has loaded once it has run the command."""
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: sys.stderr.write(' '.join(sys.modules)))\n"
+        "from llgae_cli.__main__ import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, command)],
+        capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    return set(done.stderr.splitlines()[-1].split())
