@@ -55,7 +55,7 @@ PRIOR = 1.0  # rows
 FLOOR = 1e-10  # least variance, as a share of the mean variance of the data in a dimension
 THRESHOLD_ROWS = 1 << 15  # training rows whose scores give the thresholds, at most
 CANCELLED = 1e-2  # a squared distance below this share of the squares it is a difference of is computed again
-GROUP_VALUES = 1 << 22  # values of z at a time: 16 MB
+GROUP_VALUES = 1 << 20  # values of z at a time: 4 MB, which a cache holds
 KEYS = ("count", "mean", "axes", "variance", "noise", "quantiles")  # tensors in a checkpoint
 
 
