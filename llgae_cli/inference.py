@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 BLOCK_VALUES, MIN_ROWS = 1 << 20, 256  # values of a product under all components: 4 MB, which a cache holds
+LOOP_VALUES = 1 << 22  # of the (n, K, D) arrays of the loop: 16 MB each
 EXACT_ROWS = 1024  # whose residuals are computed in float64 at a time
 TIE, TIE_LENGTH = 2.0**-40, 2.0**-24  # distances d, d' are equal where d' <= d + TIE (d + TIE_LENGTH |x - mu|^2)
 ROW_BITS, PRODUCT_BITS = 24, 52  # of a row's integers, and of their products' sums, one bit below what float64 holds
@@ -104,7 +105,8 @@ def nearest(x: Tensor, mu: Tensor, W: Tensor, Q: Tensor, exact_map: Callable[[Te
     centred = x - origin
     distances = relative_distances(centred, mu - origin, *fold(W, Q))
     k = distances.argmin(1)
-    allowed = within_rounding(distances, torch.linalg.vector_norm(centred, dim=1).square_())
+    squares = centred.square().sum(1, keepdim=True) + (mu - origin).square().sum(1)  # (n, K): what rounds in a distance
+    allowed = within_rounding(distances, squares)
     unclear = (allowed.sum(1) > 1).nonzero()[:, 0]
     if len(unclear):
         wide = W if W.device.type == "mps" else W.double()
@@ -120,7 +122,8 @@ def relative_distances(x: Tensor, mu: Tensor, A: Tensor, s: Tensor) -> Tensor:
     K, D, E = A.shape
     columns, offsets = A.permute(1, 0, 2).reshape(D, K * E), torch.einsum("kd,kde->ke", mu, A)
     all_positive, constant, lowered = bool((s > 0).all()), mu.square().sum(1), []
-    for rows in x.split(max(MIN_ROWS, BLOCK_VALUES // max(1, K * E))):
+    size = max(MIN_ROWS, BLOCK_VALUES // max(1, K * E)) if x.device.type == "cpu" else max(1, len(x))
+    for rows in x.split(size):
         squares = (rows @ columns).unflatten(1, (K, E)).sub_(offsets).square_()
         lowered.append((squares if all_positive else squares.mul_(s)).sum(2))
     return constant - 2 * x @ mu.T - torch.cat(lowered)
@@ -136,9 +139,12 @@ def has_lost_digits(distance: Tensor, squared: Tensor) -> Tensor:
 
 
 def within_rounding(distances: Tensor, squared: Tensor) -> Tensor:
-    """Return which components may be the nearest, (n, K), given differences of squares (n, K) and |x|^2 (n,)."""
-    slack = 2.0**7 * torch.finfo(distances.dtype).eps * squared
-    return distances <= (distances.min(1).values + slack)[:, None]
+    """Return which components may be the nearest, (n, K), given differences of squares (n, K).
+
+    `squared` are the squares, whose rounding is the error: |x|^2 (n,), or for each component (n, K).
+    """
+    error = 2.0**6 * torch.finfo(distances.dtype).eps * (squared[:, None] if squared.dim() == 1 else squared)
+    return distances - error <= (distances + error).min(1, keepdim=True).values
 
 
 def choose_exactly(x: Tensor, mu: Tensor, W: Tensor, allowed: Tensor, P: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -174,13 +180,13 @@ def latents_of(x: Tensor, k: Tensor, mu: Tensor, W: Tensor, P: Tensor) -> Tensor
 
     A product's rounding depends on the shape of its matrices, and so on how many rows share a component. Therefore
     rows and V_k = W_k P_k^T are rounded to integers such that float64 adds their products exactly, in any order:
-    |y_d| <= 2^24 for y, a row times its own power of two, and sum_d |V_de| <= 2^29 for V times another. The result
-    differs from the product of unrounded numbers by some 2^-25 |x - mu_k|, the precision of float32.
+    |y_d| <= 2^24 for y, a row times its own power of two, and sum_d |V_de| <= 2^28 + D / 2 for a column of V times
+    its own. The result differs from the product of unrounded numbers by some 2^-23 |x - mu_k| |V_e|, as in float32.
     """
     b, order = x.new_empty(len(x), W.shape[2]), torch.argsort(k, stable=True)
     if b.numel() == 0:
         return b
-    integers: dict[int, tuple[Tensor, Tensor]] = {}
+    integers: dict[int, tuple[Tensor, Tensor]] = {}  # of the last component, whose rows may go on in the next part
     for some in order.split(EXACT_ROWS):
         of = k[some]
         y = x[some].double()
@@ -193,8 +199,8 @@ def latents_of(x: Tensor, k: Tensor, mu: Tensor, W: Tensor, P: Tensor) -> Tensor
         for j, y_j, z_j in groups:
             if j not in integers:
                 V = W[j].double() @ P[j].double().T
-                unit_j = _power_of_two(V.abs().sum(0).amax(), PRODUCT_BITS - ROW_BITS)
-                integers[j] = (V * unit_j).round_(), unit_j
+                unit_j = _power_of_two(V.abs().sum(0), PRODUCT_BITS - ROW_BITS)
+                integers = {j: ((V * unit_j).round_(), unit_j)}
             torch.mm(y_j, integers[j][0], out=z_j)
             z_j /= integers[j][1]
         b[some] = (z / unit).to(b)

@@ -23,6 +23,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # variables that control how OpenMP's threads wait
+ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")  # variables of glibc
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT_BYTES = 1 << 24  # larger than the arrays of a chunk of 2,048 rows of 784 values
 
@@ -56,15 +57,18 @@ def keep_freed_memory() -> None:
     """Make glibc's allocator keep freed arrays of up to `KEPT_BYTES`, instead of returning them to the system.
 
     Chunks of rows allocate and free arrays of some megabytes, thousands of times. Memory that the system hands out
-    again is cleared page by page, which took up to a fifth of the time. Another allocator is left as it is.
+    again is cleared page by page, which took up to a fifth of the time. Another allocator is left as it is, and so are
+    options that the user has set.
     """
-    with suppress(OSError, AttributeError):
+    if any(name in os.environ for name in ALLOCATOR):
+        return
+    with suppress(OSError, AttributeError, TypeError):  # TypeError: Windows
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
         mallopt(M_TRIM_THRESHOLD, 4 * KEPT_BYTES)
 
 
-def loaded_torch() -> Any:
+def find_torch() -> Any:
     """Return torch, or None where nothing has imported it: decompressing needs no torch, which takes seconds to import.
 
     What is computed must not depend on it.
@@ -105,7 +109,7 @@ def _quota(root: Path) -> float:
 
 def count_threads() -> int:
     """Return the number of torch's threads; where torch is not loaded, OMP_NUM_THREADS, or else `usable_cores`."""
-    torch = loaded_torch()
+    torch = find_torch()
     if torch is not None:
         return int(torch.get_num_threads())
     given = re.match("[1-9][0-9]{0,3}(?![0-9])", os.environ.get("OMP_NUM_THREADS", "").strip())  # may be a list
@@ -207,7 +211,7 @@ def _pool_of(threads: int) -> ThreadPoolExecutor:
     A pool of another size, which another thread may still use, ends with its last reference.
     """
     global _pool
-    torch = loaded_torch()
+    torch = find_torch()
     key = os.getpid(), threads, torch is not None  # threads do not survive a fork
     if _pool is None or _pool[:3] != key:
         ready = threading.Barrier(threads + 1)

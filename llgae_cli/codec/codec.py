@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -308,9 +309,12 @@ class Codec:
             settings, dtype = Settings.unpack(header.settings, self.D), np.dtype(header.dtype)
             wanted = range(header.n)[rows]
             blocks = sorted({row // header.block_rows for row in wanted})
+            reading = Lock()
 
             def read(block: int) -> NDArray[Any]:
-                return self.decode_block(file.read_block(block), len(header.rows(block)), dtype, settings)
+                with reading:
+                    payload = file.read_block(block)
+                return self.decode_block(payload, len(header.rows(block)), dtype, settings)
 
             decoded: list[NDArray[Any]] = []
             run_parallel(read, blocks, decoded.append, len(blocks) > 1)

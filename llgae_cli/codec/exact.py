@@ -29,7 +29,7 @@ from llgae_cli.codec.density import (
     integer_log2,
     make_table,
 )
-from llgae_cli.threads import loaded_torch
+from llgae_cli.threads import find_torch
 
 Floats = NDArray[np.float64]
 
@@ -164,7 +164,7 @@ def _multiply(a: Floats, b: Floats) -> Floats:
     torch's product where torch is loaded, which `run_parallel` gives one thread. Elsewhere numpy's: its BLAS would use
     several for each of many small products, if it has not been loaded in `single_threaded_blas`.
     """
-    torch = loaded_torch()
+    torch = find_torch()
     return a @ b if torch is None else (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
 
 

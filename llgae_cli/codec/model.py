@@ -114,7 +114,8 @@ class CodecModel:
             text = data[_HEAD.size : _HEAD.size + length]
             arrays = _read_arrays(json.loads(text), data[_HEAD.size + length :])
             model = cls._from_arrays(arrays)
-            # As the property computes it, without turning the bases back into integers: a tenth of decompressing.
+            # What the property returns for bytes of `pack`, without turning the bases back into integers: a tenth of
+            # decompressing. Other bytes get an identity that no file has.
             vars(model)["identity"] = _digest({name: arrays[name] for name in arrays if name not in GRID_ARRAYS})
             return model
         except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error):

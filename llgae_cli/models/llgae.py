@@ -98,12 +98,16 @@ class LLGAE(Model):
     def encode(self, x: Tensor) -> Code:
         """Return the code of x (n, D): the best component k (n,) and its latents b (n, E)."""
         if self.inference == "loop":
-            b, squared = self.encode_all(x)
-            k = squared.argmin(1)
-            return Code(k, b[torch.arange(len(x), device=x.device), k])
+            parts = [self._encode_by_loop(part) for part in x.split(max(1, infer.LOOP_VALUES // (self.K * self.D)))]
+            return Code(*(torch.cat(column) for column in zip(*parts, strict=True)))
         P, Q = self.maps()
         k = infer.nearest(x, self.mu, self.W, Q, self._map)
         return Code(k, self.encode_in(x, k, P))
+
+    def _encode_by_loop(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        b, squared = self.encode_all(x)
+        k = squared.argmin(1)
+        return k, b[torch.arange(len(x), device=x.device), k]
 
     def encode_in(self, x: Tensor, k: Tensor, P: Tensor | None = None) -> Tensor:
         """Return the latents b (n, E) of x (n, D) in the given components k (n,); differentiable.

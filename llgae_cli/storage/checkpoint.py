@@ -133,7 +133,8 @@ def check_format(content: Any) -> None:
         raise InputError("not a checkpoint of llgae (a torch file of another program)")
     stored = content.get("format_version")
     if type(stored) is not int or stored != FORMAT_VERSION:
-        raise InputError(f"format version {printable(stored)}, and this llgae reads only version {FORMAT_VERSION}")
+        version = stored if type(stored) is int else f"of type {type(stored).__name__}"  # which may be huge as text
+        raise InputError(f"format version {printable(version)}, and this llgae reads only version {FORMAT_VERSION}")
     names = [f.name for f in fields(Checkpoint)]
     missing = [name for name in names if name not in content]
     if missing:

@@ -43,7 +43,7 @@ def read_bytes(path: Path, name: str) -> bytes | None:
     """Return the tensor of bytes `name` in the extras of a checkpoint; None where it has none.
 
     The other fields are not validated. Raises InputError as `load` for a file that is no sound checkpoint, and where
-    `name` is something else than bytes.
+    `name` is anything but bytes.
     """
     path = Path(path)
     with open_checkpoint(path) as file:
@@ -73,11 +73,13 @@ def _read_tensor(archive: zipfile.ZipFile, tensor: Any, name: str) -> bytes:
     """Return the bytes of a tensor. Raises InputError for another type, and for more bytes than its storage has."""
     try:
         (_, kind, number, _, _), first, (n,), (stride,) = tensor
+        if type(number) is not str or type(first) is not int or type(n) is not int:
+            raise ValueError
         whole = archive.read(f"{_top(archive)}/data/{number}")
         if kind != "ByteStorage" or stride != 1 or min(first, n) < 0 or first + n > len(whole):
             raise ValueError
         return whole[first : first + n]
-    except (TypeError, ValueError, KeyError, zipfile.BadZipFile):
+    except Exception:  # of a manipulated file, nearly any, as in `load`
         raise InputError(f"its {name} is damaged") from None
 
 

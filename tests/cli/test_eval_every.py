@@ -52,9 +52,8 @@ def test_the_test_mean_l2_is_measured_when_asked_when_saved_and_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], epochs: list[int]
 ) -> None:
     calls: list[int] = []
-    encode = metrics.encode_part
-    counted = lambda model, samples: calls.append(samples.N) or encode(model, samples)  # noqa: E731
-    monkeypatch.setattr(metrics, "encode_part", counted)
+    chunks = metrics.list_chunks
+    monkeypatch.setattr(metrics, "list_chunks", lambda samples: calls.append(samples.N) or chunks(samples))
     checkpoint = train(tmp_path, **keys)
     splits = [figure for figure in ("test_mean_l2", "validation_mean_l2") if keys.get("validation") or "test" in figure]
     assert len(calls) == len(epochs) * len(splits) + 1  # the training samples once, at the end
@@ -107,7 +106,7 @@ def test_an_interrupt_in_an_epoch_saves_the_last_complete_one_with_its_own_mean_
 def test_an_interrupt_while_an_epoch_is_measured_loses_neither_the_epoch_nor_its_mean_l2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eval_every: int, call: int, saved: list[int], resumed: list[int]
 ) -> None:
-    encode, calls = metrics.encode_part, []
+    encode, calls = metrics.encode_rows, []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(1)
@@ -116,7 +115,7 @@ def test_an_interrupt_while_an_epoch_is_measured_loses_neither_the_epoch_nor_its
         return encode(*arguments)
 
     with monkeypatch.context() as during, pytest.raises(Interrupted) as caught:
-        during.setattr(metrics, "encode_part", interrupted)
+        during.setattr(metrics, "encode_rows", interrupted)
         train(tmp_path, eval_every=eval_every)
     assert caught.value.saved is not None and measured(load(caught.value.saved)) == saved
     assert load(caught.value.saved).epoch == (saved or resumed)[-1]

@@ -215,3 +215,35 @@ def test_a_row_that_is_not_finite_changes_no_other(normal: Callable[..., Tensor]
     others = torch.arange(9) != 4
     assert torch.equal(broken.k[others], k[others]) and torch.equal(broken.b[others], b[others])
     assert not broken.b[4].isfinite().any()
+
+
+def test_latents_of_basis_vectors_of_very_different_lengths_keep_their_digits(normal: Callable[..., Tensor]) -> None:
+    D, E = 784, 6
+    model = LLGAE(1, D, E, inference="least-squares")
+    with torch.no_grad():
+        model.W.copy_(torch.linalg.qr(normal(2, 1, D, E))[0] * torch.logspace(0, -2.5, E))
+        model.mu.zero_()
+        x, k = normal(3, 100, D).float(), torch.zeros(100, dtype=torch.int64)
+        P = model.maps()[0]
+        b, exact = model.encode_in(x, k, P), x.double() @ model.W[0].double() @ P[0].double().T
+    assert ((b - exact).abs().amax(0) <= 1e-5 * exact.abs().amax(0)).all()
+
+
+@pytest.mark.parametrize("far", [1e2, 1e4])
+def test_components_with_offsets_far_along_their_own_bases_are_told_apart(
+    normal: Callable[..., Tensor], far: float
+) -> None:
+    K, D, E = 20, 30, 2
+    model = LLGAE(K, D, E, inference="least-squares")
+    with torch.no_grad():
+        W = torch.linalg.qr(normal(2, K, D, E))[0]
+        model.W.copy_(W)
+        # Pairs of offsets on both sides: the rows are near the mean of all, where only the offsets' squares are large.
+        model.mu.copy_(normal(1, K, D) + far * torch.tensor([1.0, -1.0]).repeat(K // 2)[:, None] * W[:, :, 0])
+        x = normal(3, 2000, D).float()
+        k = model.encode(x).k
+        model, x = model.double(), x.double()
+        codes = [Code(j, model.encode_in(x, j)) for j in torch.arange(K)[:, None].expand(K, len(x))]
+        every = torch.stack([model.residual(x, code).square().sum(1) for code in codes], 1)
+    least = every.min(1).values
+    assert (every.gather(1, k[:, None])[:, 0] <= least * (1 + 1e-9)).all()
