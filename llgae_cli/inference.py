@@ -141,9 +141,9 @@ def has_lost_digits(distance: Tensor, squared: Tensor) -> Tensor:
 def within_rounding(distances: Tensor, squared: Tensor) -> Tensor:
     """Return which components may be the nearest, (n, K), given differences of squares (n, K).
 
-    `squared` are the squares, whose rounding is the error: |x|^2 (n,), or for each component (n, K).
+    `squared` are the squares whose rounding is the error, (n, K), or (n, 1) where only |x|^2 counts.
     """
-    error = 2.0**6 * torch.finfo(distances.dtype).eps * (squared[:, None] if squared.dim() == 1 else squared)
+    error = 2.0**6 * torch.finfo(distances.dtype).eps * squared
     return distances - error <= (distances + error).min(1, keepdim=True).values
 
 
@@ -175,7 +175,7 @@ def choose_exactly(x: Tensor, mu: Tensor, W: Tensor, allowed: Tensor, P: Tensor 
     return torch.where(k < K, k, 0), lowest
 
 
-def latents_of(x: Tensor, k: Tensor, mu: Tensor, W: Tensor, P: Tensor) -> Tensor:
+def project_exactly(x: Tensor, k: Tensor, mu: Tensor, W: Tensor, P: Tensor) -> Tensor:
     """Return b = P_k W_k^T (x - mu_k), shape (n, E), for float32 x (n, D): each row's bits depend on the row alone.
 
     A product's rounding depends on the shape of its matrices, and so on how many rows share a component. Therefore

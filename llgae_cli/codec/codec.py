@@ -20,7 +20,7 @@ from llgae_cli.codec.exact import Floats, Step
 from llgae_cli.codec.model import CodecModel
 from llgae_cli.codec.settings import MODES, Settings
 from llgae_cli.errors import InputError, printable
-from llgae_cli.storage.checkpoint_bytes import read_bytes
+from llgae_cli.storage.checkpoint_bytes import read_extra
 from llgae_cli.storage.compressed_file import CompressedFile, CompressedWriter, leave_room
 from llgae_cli.storage.compressed_header import BLOCK_ROWS, Header, choose_block_rows
 from llgae_cli.threads import run_parallel
@@ -88,16 +88,13 @@ class Codec:
     @classmethod
     def load(cls, path: str | Path) -> "Codec":
         """Return the codec in a checkpoint. Raises InputError where it has none, or is damaged."""
-        name, packed = printable(Path(path).name, 200), read_bytes(Path(path), "codec")
+        name, packed = printable(Path(path).name, 200), read_extra(Path(path), "codec")
         if packed is None:
             raise InputError(
                 f"{name}: has no codec; models llgae, pca, kmeans, residual and shift have one once their training is "
                 "complete (by this version or a later one)"
             )
-        try:
-            return cls.unpack(packed)
-        except InputError:
-            raise InputError(f"{name}: its codec is damaged") from None
+        return cls._unpack_for(name, packed)
 
     @classmethod
     def read(cls, extras: Mapping[str, Any], name: str) -> "Codec | None":
@@ -105,13 +102,21 @@ class Codec:
 
         Raises InputError where it is damaged.
         """
-        packed = extras.get("codec")
+        packed, name = extras.get("codec"), printable(name, 200)
         if packed is None:
             return None
         try:
-            return cls.unpack(packed.numpy().tobytes())
-        except (InputError, AttributeError, RuntimeError, ValueError):
-            raise InputError(f"{printable(name, 200)}: its codec is damaged") from None
+            data = packed.numpy().tobytes()
+        except (AttributeError, RuntimeError):
+            raise InputError(f"{name}: its codec is damaged") from None
+        return cls._unpack_for(name, data)
+
+    @classmethod
+    def _unpack_for(cls, name: str, data: bytes) -> "Codec":
+        try:
+            return cls.unpack(data)
+        except (InputError, ValueError):
+            raise InputError(f"{name}: its codec is damaged") from None
 
     @classmethod
     def unpack(cls, data: bytes) -> "Codec":

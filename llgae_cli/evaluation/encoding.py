@@ -11,7 +11,7 @@ from torch import Tensor
 from llgae_cli.errors import InputError
 from llgae_cli.models import Model
 from llgae_cli.storage.codes import create_codes
-from llgae_cli.tasks import Samples, take_part
+from llgae_cli.tasks import Samples
 from llgae_cli.threads import run_parallel
 
 CHUNK = 2048  # rows encoded at a time
@@ -54,8 +54,8 @@ class Encoded:
 @torch.no_grad()
 def encode(model: Coder, samples: Samples) -> Iterator[Encoded]:
     """Encode the samples in order, `CHUNK` rows at a time. Memory: one chunk, whatever the size of the data set."""
-    for rows, x in samples.chunks(CHUNK):
-        yield Encoded(model, rows, x, model.encode(x))
+    for rows in list_chunks(range(samples.N)):
+        yield encode_rows(model, samples, rows)
 
 
 def encode_rows(model: Coder, samples: Samples, rows: slice) -> Encoded:
@@ -64,10 +64,9 @@ def encode_rows(model: Coder, samples: Samples, rows: slice) -> Encoded:
     return Encoded(model, rows, x, model.encode(x))
 
 
-def list_chunks(samples: Samples) -> list[slice]:
-    """Return the rows that this process works on, `CHUNK` at a time."""
-    parts = take_part(samples).ranges
-    return [slice(low, min(low + CHUNK, here.stop)) for here in parts for low in range(here.start, here.stop, CHUNK)]
+def list_chunks(*ranges: range) -> list[slice]:
+    """Return the rows of all ranges, `CHUNK` at a time."""
+    return [slice(low, min(low + CHUNK, here.stop)) for here in ranges for low in here[::CHUNK]]
 
 
 def write_codes(model: Model, samples: Samples, path: Path) -> float:
@@ -94,6 +93,5 @@ def write_codes(model: Model, samples: Samples, path: Path) -> float:
             total += float(mean_l2.double().sum())
             add(codes, mean_l2, means)
 
-        chunks = [slice(low, min(low + CHUNK, samples.N)) for low in range(0, samples.N, CHUNK)]
-        run_parallel(code, chunks, write, samples.device.type == "cpu")
+        run_parallel(code, list_chunks(range(samples.N)), write, samples.device.type == "cpu")
     return total / samples.N

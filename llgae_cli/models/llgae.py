@@ -117,7 +117,7 @@ class LLGAE(Model):
         P = self.maps()[0] if P is None else P
         is_float32 = x.dtype == self.W.dtype == torch.float32
         if is_float32 and not torch.is_grad_enabled() and x.device.type != "mps":  # which has no float64
-            return infer.latents_of(x, k, self.mu, self.W, P)
+            return infer.project_exactly(x, k, self.mu, self.W, P)
         return self._by_component(k, lambda j, rows: (x[rows] - self.mu[j]) @ self.W[j] @ P[j].T)
 
     def decode(self, code: Code) -> Tensor:

@@ -2,7 +2,6 @@
 
 from llgae_cli.storage.atomic import check_writable, clean_temporaries, make_folder
 from llgae_cli.storage.checkpoint import FORMAT_VERSION, Checkpoint, provenance
-from llgae_cli.storage.checkpoint_bytes import read_bytes
 from llgae_cli.storage.checkpoint_file import compare_name, load, save
 from llgae_cli.storage.epoch_log import log_epochs
 from llgae_cli.storage.export import export_runs
@@ -38,7 +37,6 @@ __all__ = [
     "name_of",
     "provenance",
     "rank_rows",
-    "read_bytes",
     "save",
     "shorten_ids",
     "slug",

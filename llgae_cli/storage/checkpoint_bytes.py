@@ -39,7 +39,7 @@ class _Unpickler(pickle.Unpickler):
         return storage
 
 
-def read_bytes(path: Path, name: str) -> bytes | None:
+def read_extra(path: Path, name: str) -> bytes | None:
     """Return the tensor of bytes `name` in the extras of a checkpoint; None where it has none.
 
     The other fields are not validated. Raises InputError as `load` for a file that is no sound checkpoint, and where

@@ -145,7 +145,8 @@ class _ListScorer:
             if bool(lost.any()):
                 these = lost.nonzero()[:, 0]
                 allowed = torch.zeros(len(these), len(self.components.mu), dtype=torch.bool, device=k.device)
-                allowed.scatter_(1, self.lists[present[these]], within_rounding(distances[these], squared[these]))
+                near = within_rounding(distances[these], squared[these, None])
+                allowed.scatter_(1, self.lists[present[these]], near)
                 chosen[these], exact = choose_exactly(x[these], self.components.mu, self.components.U, allowed)
                 best[these] = exact.to(best.dtype)
             for column_of_all, part in zip(nearest, (best, chosen, z, lost), strict=True):

@@ -122,7 +122,7 @@ def collect_statistics(
         lost = has_lost_digits(distance, squared)
         if bool(lost.any()):
             some = lost.nonzero()[:, 0]
-            allowed = within_rounding(score.distances(x[order[some]]), squared[some])
+            allowed = within_rounding(score.distances(x[order[some]]), squared[some, None])
             k[some], exact = choose_exactly(rows[some], components.mu, components.U, allowed)
             distance = distance.to(exact.dtype).index_copy_(0, some, exact)
             again = torch.argsort(k)

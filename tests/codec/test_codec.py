@@ -4,6 +4,8 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from llgae_cli.codec.codec import Codec
 from llgae_cli.codec.density import COST_UNIT, integer_log2
 from llgae_cli.codec.settings import RAW
 from llgae_cli.errors import InputError
+from llgae_cli.storage.compressed_file import CompressedFile
 
 pytestmark = pytest.mark.numeric
 
@@ -304,3 +307,25 @@ def test_most_rows_of_a_bound_are_not_raw() -> None:
     chosen = codec.choose_settings(rows, max_abs=1e-3)
     payloads, _ = recode(codec, rows, chosen)
     assert sum(map(len, payloads)) < rows.nbytes / 3 and chosen.modes[RAW] < chosen.modes.sum() / 50
+
+
+def test_threads_read_the_blocks_of_a_file_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = ordinary_rows("uint8", 2000, 6, 1)
+    codec, before = make_codec(rows), torch.get_num_threads()
+    data = codec.encode(rows, step=codec.model.step.value)
+    read, reading = CompressedFile.read_block, threading.Lock()
+
+    def read_alone(file: CompressedFile, block: int) -> bytes:
+        assert reading.acquire(blocking=False), "two threads read at the same time"
+        time.sleep(0.002)  # long enough for the other threads to come
+        try:
+            return read(file, block)
+        finally:
+            reading.release()
+
+    monkeypatch.setattr(CompressedFile, "read_block", read_alone)
+    torch.set_num_threads(2)
+    try:
+        assert codec.decode(data).shape == rows.shape
+    finally:
+        torch.set_num_threads(before)

@@ -13,8 +13,9 @@ import torch
 from hostile import Tally, mutate, put, watched  # tests/hostile.py
 
 from llgae_cli.errors import InputError
-from llgae_cli.storage import Checkpoint, CheckpointName, load, read_bytes, save
+from llgae_cli.storage import Checkpoint, CheckpointName, load, save
 from llgae_cli.storage.checkpoint import pack
+from llgae_cli.storage.checkpoint_bytes import read_extra
 
 BYTES = bytes(range(256)) * 5
 SMALL = Checkpoint(
@@ -50,21 +51,21 @@ def changed(path: Path, change: Callable[[dict[str, Any]], object], **how: Any) 
 
 def refusal(path: Path, name: str = "codec") -> str:
     with watched(), pytest.raises(InputError) as caught:
-        read_bytes(path, name)
+        read_extra(path, name)
     assert "\n" not in str(caught.value) and path.name in str(caught.value)
     return str(caught.value)
 
 
 def test_the_bytes_are_those_that_load_reads(saved: Path) -> None:
     with watched():
-        assert read_bytes(saved, "codec") == BYTES == load(saved).extras["codec"].numpy().tobytes()
-        assert read_bytes(saved, "novelty") is None
+        assert read_extra(saved, "codec") == BYTES == load(saved).extras["codec"].numpy().tobytes()
+        assert read_extra(saved, "novelty") is None
 
 
 def test_it_does_not_import_torch(saved: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom llgae_cli.storage import read_bytes\n"
-        "sys.exit(len(read_bytes(Path(sys.argv[1]), 'codec')) != 1280 or 'torch' in sys.modules)"
+        "import sys\nfrom pathlib import Path\nfrom llgae_cli.storage.checkpoint_bytes import read_extra\n"
+        "sys.exit(len(read_extra(Path(sys.argv[1]), 'codec')) != 1280 or 'torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(saved)], check=True)
 
@@ -72,7 +73,7 @@ def test_it_does_not_import_torch(saved: Path) -> None:
 @pytest.mark.parametrize("part", [slice(0, 0), slice(3, 10), slice(1280, 1280), slice(None)], ids=str)
 def test_a_part_of_a_storage_is_read_where_it_lies(saved: Path, part: slice) -> None:
     changed(saved, lambda content: content["extras"].update(codec=content["extras"]["codec"][part]))
-    assert read_bytes(saved, "codec") == BYTES[part] == load(saved).extras["codec"].numpy().tobytes()
+    assert read_extra(saved, "codec") == BYTES[part] == load(saved).extras["codec"].numpy().tobytes()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_mutated_pickles_are_refused_or_read(saved: Path) -> None:
         pickled = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
 
     def read() -> None:
-        found = read_bytes(saved, "codec")
+        found = read_extra(saved, "codec")
         assert found is None or len(found) <= len(BYTES)
 
     for i in range(1500):
