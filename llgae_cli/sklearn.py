@@ -167,7 +167,8 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         self.labels_, mean_l2 = self._assign(samples)  # of the final subspaces, as in `predict`
         self.mean_l2_ = float(mean_l2.mean())
         with limited_threads():
-            novelty = fit_novelty_to_codes(model, samples, *map(torch.from_numpy, (self.labels_, mean_l2)))
+            squared = torch.from_numpy(mean_l2 * n_features)
+            novelty = fit_novelty_to_codes(model, samples, torch.from_numpy(self.labels_), squared)
         self._novelty: dict[str, NDArray[Any]] = {name: tensor.numpy() for name, tensor in novelty.stored().items()}
         used = len(np.unique(self.labels_))
         if used < self.n_clusters:

@@ -106,7 +106,7 @@ def begin_eval(job: Job) -> Work:
         metrics = measured.metrics
         if not math.isfinite(metrics.mean_l2):
             raise InputError(f"{samples.origin}: mean L2 is {metrics.mean_l2}")
-        count = np.bincount(measured.k.numpy(), minlength=model.K)
+        count = measured.k.bincount(minlength=model.K)
         named = {name: value for name, value in metrics.plain().items() if name != "usage"}
         finite = {
             name: value if not isinstance(value, float) or math.isfinite(value) else None

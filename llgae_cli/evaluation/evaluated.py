@@ -141,12 +141,12 @@ class Evaluated:
     @cached_property
     def k(self) -> np.ndarray:
         """Component of every measured sample, (N,)."""
-        return self.measured.k.numpy()
+        return self.measured.k.long().numpy()
 
     @cached_property
     def residual(self) -> np.ndarray:
         """Mean L2 of every measured sample, (N,)."""
-        return self.measured.mean_l2.numpy()
+        return self.measured.squared.double().div_(self.split_samples.D).numpy()
 
     @cached_property
     def labels(self) -> np.ndarray | None:

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from llgae_cli.tasks import Samples, list_positions, take_part
 from llgae_cli.threads import run_parallel
 
 ALONE = 30_000  # samples; more would take longer than the time that a preempted process has
+INT8_K = 128  # components that an int8 can number
+LABELS = 1 << 20  # samples at a time in the mean of each label
 
 
 @dataclass(frozen=True)
@@ -49,27 +52,32 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Measured:
-    """Result of a pass over N samples: metrics, statistics of the latents, and k and mean L2 of each sample, (N,)."""
+    """Result of a pass over N samples: metrics and statistics of the latents, and of each sample k and |x - x_hat|^2.
+
+    Of 10^8 samples a byte each is 100 MB, so neither takes more than it needs. k (N,) is int8 up to K = 128 and int32
+    above: convert what is used as an index. `squared` (N,) has the type of x; sums of it are float64.
+    """
 
     metrics: Metrics
     latents: Latents
     k: Tensor
-    mean_l2: Tensor
+    squared: Tensor
 
 
 @torch.no_grad()
 def measure(model: Coder, samples: Samples, peak: float) -> Measured:
-    """Encode every sample once; return metrics, statistics of the latents, and k and mean L2 of each sample.
+    """Encode every sample once; return metrics, statistics of the latents, and k and |x - x_hat|^2 of each sample.
 
     `peak` is the range of a pixel, for PSNR. Under torchrun all processes call it, each encodes its part, and all get
     the result.
     """
     K, E, N, D = model.K, model.E, samples.N, samples.D
-    k, squared = torch.zeros(N, dtype=torch.int64), torch.zeros(N, dtype=torch.float64)
+    centre = _find_centre(samples)
+    k = torch.zeros(N, dtype=torch.int8 if K <= INT8_K else torch.int32)
+    squared = torch.zeros(N, dtype=centre.dtype)
     count, first, second = torch.zeros(K).double(), torch.zeros(K, E).double(), torch.zeros(K, E, E).double()
     symbols = tuple(torch.zeros(K, values).double() for values in model.symbols)
     total, energy = torch.zeros(D, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    centre = _find_centre(samples)
 
     @torch.no_grad()
     def code(rows: slice) -> tuple[slice, Code, Tensor, Tensor, Tensor]:
@@ -80,7 +88,7 @@ def measure(model: Coder, samples: Samples, peak: float) -> Measured:
     def add(coded: tuple[slice, Code, Tensor, Tensor, Tensor]) -> None:
         rows, own_code, own_squared, own_total, own_energy = coded
         k[rows] = here = own_code.k.cpu()
-        squared[rows] = own_squared.double().cpu()
+        squared[rows] = own_squared.cpu()
         b = own_code.b.cpu().double()
         count.add_(torch.bincount(here, minlength=K))
         for j, counts in enumerate(symbols):
@@ -98,15 +106,14 @@ def measure(model: Coder, samples: Samples, peak: float) -> Measured:
 
     run_parallel(code, list_chunks(*take_part(samples).ranges), add, samples.device.type == "cpu")
     distributed.sum_([k, squared, count, first, second, *symbols, total, energy])
-    mean_l2 = float(squared.sum()) / N / D
-    squared.div_(D)  # in place: of 10^8 rows a copy would take 800 MB
+    mean_l2 = _sum(squared) / N / D
     variance = float(energy) / N / D - float((total / N).square().mean())
     usage = count / N
     bits = entropy(usage)
     metrics = Metrics(
         n=N,
         mean_l2=mean_l2,
-        per_class=None if samples.labels is None else _by_label(squared, samples.labels.cpu()),
+        per_class=None if samples.labels is None else _by_label(squared, samples.labels.cpu(), D),
         explained_variance=1 - mean_l2 / variance if variance > 0 else math.nan,
         psnr=psnr(mean_l2, peak),
         usage=usage.tolist(),
@@ -170,12 +177,12 @@ def _find_centre(samples: Samples) -> Tensor:
 
 
 def keep_held(samples: Samples, measured: Measured) -> tuple[Samples, Measured]:
-    """Return the samples that this process can read, with their k and mean L2; the metrics stay those of all."""
+    """Return the samples that this process can read, with their k and residuals; the metrics stay those of all."""
     if samples.held is None:
         return samples, measured
     part = take_part(samples)
     at = list_positions(part.ranges)
-    return part.samples, replace(measured, k=measured.k[at], mean_l2=measured.mean_l2[at])
+    return part.samples, replace(measured, k=measured.k[at], squared=measured.squared[at])
 
 
 def psnr(mean_l2: float, peak: float) -> float:
@@ -188,5 +195,21 @@ def entropy(share: Tensor) -> float:
     return float(torch.special.entr(share).sum()) / math.log(2)
 
 
-def _by_label(mean_l2: Tensor, labels: Tensor) -> dict[int, float]:
-    return {int(label): float(mean_l2[labels == label].mean()) for label in labels.unique()}
+def _sum(values: Tensor) -> float:
+    """Return the sum of values (N,) in float64.
+
+    By numpy, which converts some thousand at a time: torch would make a copy of all, and its sum depends on the number
+    of threads.
+    """
+    return float(values.numpy().sum(dtype=np.float64))
+
+
+def _by_label(squared: Tensor, labels: Tensor, D: int) -> dict[int, float]:
+    """Return the mean L2 of the samples of each label, in its order."""
+    sums: dict[int, tuple[int, float]] = {}
+    for own, own_squared in zip(labels.split(LABELS), squared.split(LABELS), strict=True):
+        for label in own.unique().tolist():
+            part = own_squared[own == label]
+            n, total = sums.get(label, (0, 0.0))
+            sums[label] = n + len(part), total + _sum(part)
+    return {label: total / n / D for label, (n, total) in sorted(sums.items())}

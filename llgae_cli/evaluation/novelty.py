@@ -202,7 +202,7 @@ def fit_density(model: LLGAE, samples: Samples, k: Tensor, prior: float = PRIOR)
     second = count.new_zeros(K, E, E)
     chunks = (samples.chunks(CHUNK, model.mu.dtype, here.start, here.stop) for here in take_part(samples).ranges)
     for here, x in chain.from_iterable(chunks):
-        for j, rows in _by_component(k[here].to(device), K):
+        for j, rows in _by_component(k[here].to(device).long(), K):
             r = x[rows] - model.mu[j]
             z = r @ Q[j]
             r.addmm_(z, Q[j].T, alpha=-1)
@@ -238,16 +238,16 @@ def fit_novelty(model: Model, samples: Samples, measured: Measured | None = None
     """
     affine = affine_part(model)
     measured = measure(affine, samples, peak=1.0) if measured is None else measured
-    return fit_novelty_to_codes(affine, samples, measured.k, measured.mean_l2)
+    return fit_novelty_to_codes(affine, samples, measured.k, measured.squared)
 
 
 @torch.no_grad()
-def fit_novelty_to_codes(affine: LLGAE, samples: Samples, k: Tensor, mean_l2: Tensor) -> Novelty:
-    """Return `fit_novelty` of samples whose component k (N,) and mean L2 (N,) are known."""
+def fit_novelty_to_codes(affine: LLGAE, samples: Samples, k: Tensor, squared: Tensor) -> Novelty:
+    """Return `fit_novelty` of samples whose component k (N,) and squared residual |x - x_hat|^2 (N,) are known."""
     density = fit_density(affine, samples, k)
     step = -(-samples.N // THRESHOLD_ROWS)
-    few, k = samples.gather(slice(None, None, step)), k[::step].to(samples.device)
-    values = {"spe": mean_l2[::step] * samples.D, "nll": torch.empty(few.N, dtype=torch.float64)}
+    few, k = samples.gather(slice(None, None, step)), k[::step].to(samples.device).long()
+    values = {"spe": squared[::step].double(), "nll": torch.empty(few.N, dtype=torch.float64)}
     values["t2"] = values["nll"].clone()
     for here, x in few.chunks(CHUNK, dtype=affine.mu.dtype):
         values["nll"][here] = density.negative_log_likelihood(x).cpu()
