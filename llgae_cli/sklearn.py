@@ -24,7 +24,8 @@ from torch import Tensor
 
 from llgae_cli import models
 from llgae_cli.errors import InputError
-from llgae_cli.evaluation.novelty import Density, describe_projections, fit_novelty_to_codes
+from llgae_cli.evaluation.density import Density
+from llgae_cli.evaluation.novelty import describe_projections, fit_novelty_to_codes
 from llgae_cli.factory import restore_subspaces
 from llgae_cli.models import Code
 from llgae_cli.storage.estimator import KEYS, fitted_attributes, save_estimator
@@ -164,11 +165,10 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
         self.means_: NDArray[Any] = model.mu.detach().numpy().copy()
         self.bases_: NDArray[Any] = model.W.detach().numpy().copy()
-        self.labels_, mean_l2 = self._assign(samples)  # of the final subspaces, as in `predict`
-        self.mean_l2_ = float(mean_l2.mean())
+        self.labels_, squared = self._assign(samples)  # of the final subspaces, as in `predict`
+        self.mean_l2_ = float(squared.mean()) / n_features
         with limited_threads():
-            squared = torch.from_numpy(mean_l2 * n_features)
-            novelty = fit_novelty_to_codes(model, samples, torch.from_numpy(self.labels_), squared)
+            novelty = fit_novelty_to_codes(model, samples, *map(torch.from_numpy, (self.labels_, squared)))
         self._novelty: dict[str, NDArray[Any]] = {name: tensor.numpy() for name, tensor in novelty.stored().items()}
         used = len(np.unique(self.labels_))
         if used < self.n_clusters:
@@ -222,7 +222,7 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         A larger n_components nearly always scores higher, on held-out samples too, because the code is longer. A larger
         n_clusters can over-fit, so a grid search over it has an optimum.
         """
-        return -float(self._assign(self._new_samples(X))[1].mean())
+        return -float(self._assign(self._new_samples(X))[1].mean()) / self.means_.shape[1]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator as a checkpoint, which `from_checkpoint`, `llgae_cli.load` and `llgae` read."""
@@ -289,12 +289,12 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
 
     @torch.no_grad()
     def _assign(self, samples: Samples) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the nearest subspaces k (n,), and the mean L2 of each sample (n,)."""
-        labels, mean_l2 = np.empty(samples.N, np.int64), np.empty(samples.N)
+        """Return the nearest subspaces k (n,), and |x - x_hat|^2 of each sample (n,)."""
+        labels, squared = np.empty(samples.N, np.int64), np.empty(samples.N)
         for here, x, model, code in self._encode(samples):
             labels[here] = code.k
-            mean_l2[here] = model.residual(x, code).square_().sum(1).double() / samples.D
-        return labels, mean_l2
+            squared[here] = model.residual(x, code).square_().sum(1)
+        return labels, squared
 
     def _warn(self, message: str) -> None:
         warnings.warn(f"{type(self).__name__}: {message}", ConvergenceWarning, stacklevel=3)
@@ -304,7 +304,7 @@ class LLGAEOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Outlier and novelty detection by the likelihood of a mixture of probabilistic PCAs on the subspaces of `LLGAE`.
 
     A sample is an outlier where log p(x) is below `offset_`, a quantile over the training samples. The density and its
-    formulas are those of `evaluation.novelty` and of the command `llgae score`.
+    formulas are those of `evaluation.density` and of the command `llgae score`.
 
     Args:
         n_clusters: K, how many subspaces.
@@ -377,9 +377,8 @@ class LLGAEOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def _log_likelihood(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        parts = self.weights_, self.means_, self.axes_, self.variances_, self.noise_variances_
-        density = Density(*map(torch.tensor, parts))
-        log_p = np.empty(len(X))
+        parts = map(torch.tensor, (self.weights_, self.means_, self.axes_, self.variances_, self.noise_variances_))
+        density, log_p = Density(*parts), np.empty(len(X))
         with limited_threads():
             for here, x in _samples(X).chunks(CHUNK, dtype=density.mean.dtype):
                 log_p[here] = -density.negative_log_likelihood(x).numpy()

@@ -1,6 +1,6 @@
 """One-class detection: trained on one class of a task without labels, scored on all of its test rows, class by class.
 
-Ours is the negative log-likelihood of `evaluation.novelty`. The peers are scikit-learn's, with its defaults; each gets
+Ours is the negative log-likelihood of `evaluation.density`. The peers are scikit-learn's, with its defaults; each gets
 the stored values and the standardised ones, except the forest, which does not depend on the scale of a variable.
 """
 
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from llgae_cli.bench.row import Row
 from llgae_cli.errors import InputError
+from llgae_cli.evaluation.density import fit_density
 from llgae_cli.evaluation.encoding import CHUNK
-from llgae_cli.evaluation.novelty import fit_density, measure_detection
+from llgae_cli.evaluation.novelty import measure_detection
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples, Task
 from llgae_cli.training import ClosedForm
@@ -131,7 +132,7 @@ def fit_ours(x: Array) -> Scorer:
     density = fit_density(model, samples, codes)
 
     def score(y: Array) -> NDArray[np.floating]:
-        return torch.cat([density.negative_log_likelihood(rows) for rows in torch.from_numpy(y).split(CHUNK)]).numpy()
+        return density.negative_log_likelihood(torch.from_numpy(y)).numpy()
 
     return score
 

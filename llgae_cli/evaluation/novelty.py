@@ -1,32 +1,13 @@
 """Novelty scores of rows: squared residual, distance within the component, and negative log-likelihood.
 
-An affine model is read as a mixture of K probabilistic PCAs. For component k with the orthonormal basis A_k (D, E) of
-its subspace, in the principal axes of the training rows that it codes, and their mean m_k (D,),
-
-    p(x)  = sum_k pi_k N(x; m_k, S_k),    S_k = A_k diag(lambda_k) A_k^T + sigma_k^2 (I - A_k A_k^T)
-    z_k   = A_k^T (x - m_k)
-    Q_k   = |x - m_k|^2 - |z_k|^2                                  squared distance from the subspace through m_k
-    -2 log N(x; m_k, S_k) = D log 2 pi + sum_e log lambda_ke + (D - E) log sigma_k^2
-                            + sum_e z_ke^2 / lambda_ke + Q_k / sigma_k^2
-
-pi_k is the share of the training rows in component k, lambda_k (E,) and sigma_k^2 are their mean squares along the axes
-and, a dimension, outside them: the maximum of the likelihood for given subspaces and given components of the rows.
-
-A component with few rows has variances that are too small along directions fitted to these rows. So each variance is
-averaged with the mean over all components, as if `PRIOR` further rows had that mean:
-
-    lambda_ke <- (n_k lambda_ke + PRIOR mean_k lambda_ke) / (n_k + PRIOR),    sigma_k^2 likewise
-
-Sources: Tipping and Bishop, Mixtures of probabilistic principal component analysers, Neural Computation 11 (1999);
-Jackson and Mudholkar, Control procedures for residuals associated with principal component analysis, Technometrics 21
-(1979), for Q and T^2.
+The likelihood is that of `evaluation.density`. The squared residual Q and T^2 are those of Jackson and Mudholkar,
+Control procedures for residuals associated with principal component analysis, Technometrics 21 (1979).
 """
 
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,16 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llgae_cli import distributed
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, printable
+from llgae_cli.evaluation.density import Density, fit_density
 from llgae_cli.evaluation.encoding import CHUNK
-from llgae_cli.evaluation.latents import Latents
 from llgae_cli.evaluation.metrics import Measured, measure
 from llgae_cli.factory import describe_loading, restore
 from llgae_cli.models import LLGAE, Model
 from llgae_cli.storage import Checkpoint
-from llgae_cli.tasks import Samples, load_task, take_part
+from llgae_cli.tasks import Samples, load_task
 from llgae_cli.threads import limit_threads
 
 Score = Literal["nll", "spe", "t2"]
@@ -51,82 +31,8 @@ SCORES: tuple[Score, ...] = ("nll", "spe", "t2")
 QUANTILES = (0.9, 0.95, 0.99, 0.999)
 logger = logging.getLogger(__name__)
 
-PRIOR = 1.0  # rows
-FLOOR = 1e-10  # least variance, as a share of the mean variance of the data in a dimension
 THRESHOLD_ROWS = 1 << 15  # training rows whose scores give the thresholds, at most
-CANCELLED = 1e-2  # a squared distance below this share of the squares it is a difference of is computed again
-GROUP_VALUES = 1 << 20  # values of z at a time: 4 MB, which a cache holds
 KEYS = ("count", "mean", "axes", "variance", "noise", "quantiles")  # tensors in a checkpoint
-
-
-@dataclass(frozen=True, eq=False)
-class Density:
-    """A mixture of probabilistic PCAs (see the module).
-
-    count     training rows of each component, (K,) float64; pi = count / sum(count)
-    mean      m, (K, D)
-    axes      A, (K, D, E): orthonormal columns, most variance first
-    variance  lambda, (K, E) float64, above zero
-    noise     sigma^2, (K,) float64, above zero; not used where E = D
-    """
-
-    count: Tensor
-    mean: Tensor
-    axes: Tensor
-    variance: Tensor
-    noise: Tensor
-
-    @torch.no_grad()
-    def negative_log_likelihood(self, x: Tensor) -> Tensor:
-        """Return -log p(x) of each row of x (n, D), in nat, shape (n,) float64.
-
-        Products are in the type of x; a squared distance that is a small difference of large squares is computed again
-        from x - m_k, and what is summed over components is float64.
-        """
-        K, D, E = self.axes.shape
-        share = self.count / self.count.sum()
-        constant = D * math.log(2 * math.pi) + self.variance.log().sum(1) + (D - E) * self.noise.log()
-        origin = (share.to(self.mean) @ self.mean).to(x)
-        x, mean, axes = x - origin, self.mean.to(x) - origin, self.axes.to(x)
-        squares = x.square().sum(1, keepdim=True)
-        log_p = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-        size = max(1, GROUP_VALUES // max(1, len(x) * (E + 1)))
-        for low in range(0, K, size):
-            here = slice(low, low + size)
-            z, distance = _project(x, squares, mean[here], axes[here])
-            form = (z.square() / self.variance[here].to(x)).sum(2, dtype=torch.float64)
-            if D > E:
-                form += distance / self.noise[here]
-            log_each = share[here].log() - (constant[here] + form) / 2
-            log_p = torch.logaddexp(log_p, torch.logsumexp(log_each, 1))
-        return -log_p
-
-    @torch.no_grad()
-    def t2(self, x: Tensor, k: Tensor) -> Tensor:
-        """Return Hotelling's T^2 = sum_e z_ke^2 / lambda_ke of each row of x (n, D) in component k (n,), (n,) float64.
-
-        It is the squared Mahalanobis distance of the latents b from their mean in the component: an invertible linear
-        map leads from z to b, and does not change it.
-        """
-        t2 = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for j, rows in _by_component(k, len(self.count)):
-            z = ((x[rows] - self.mean[j].to(x)) @ self.axes[j].to(x)).double()
-            t2[rows] = (z.square() / self.variance[j]).sum(1)
-        return t2
-
-    def latents(self, mu: Tensor, U: Tensor) -> Latents:
-        """Return the statistics of codes b = U_k^T (x - mu_k), for mu (K, D) and orthonormal U (K, D, E).
-
-        The columns of U_k span the axes of component k. Covariances have the density's shrinkage.
-        """
-        U, axes = U.double(), self.axes.double()
-        mean = torch.einsum("kde,kd->ke", U, self.mean.double() - mu.double())
-        B = U.mT @ axes  # (K, E, E)
-        return Latents(self.count.float(), mean.float(), (B * self.variance[:, None, :] @ B.mT).float())
-
-    def to(self, device: torch.device) -> "Density":
-        """Return the density with its tensors on a device."""
-        return Density(*(tensor.to(device) for tensor in vars(self).values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,49 +91,6 @@ def affine_part(model: Model) -> LLGAE:
         name = type(model).__name__.lower()
         raise InputError(f"score: the model is of class {name}; only llgae, pca and kmeans have a density")
     return affine
-
-
-@torch.no_grad()
-def fit_density(model: LLGAE, samples: Samples, k: Tensor, prior: float = PRIOR) -> Density:
-    """Return the density of the samples under the model's subspaces, in one pass over them.
-
-    `k` (N,) are the components of the samples' codes, `prior` is the strength of the shrinkage of variances in rows
-    (see the module). Sums are float64, about mu_k. Under torchrun all processes call it.
-    """
-    K, D, E = model.W.shape
-    device, double = model.mu.device, torch.float64
-    Q = torch.linalg.qr(model.W.detach().double())[0].to(model.mu)  # (K, D, E)
-    count, outside = torch.zeros(K, dtype=double, device=device), torch.zeros(K, dtype=double, device=device)
-    first, first_outside = count.new_zeros(K, E), count.new_zeros(K, D)
-    second = count.new_zeros(K, E, E)
-    chunks = (samples.chunks(CHUNK, model.mu.dtype, here.start, here.stop) for here in take_part(samples).ranges)
-    for here, x in chain.from_iterable(chunks):
-        for j, rows in _by_component(k[here].to(device).long(), K):
-            r = x[rows] - model.mu[j]
-            z = r @ Q[j]
-            r.addmm_(z, Q[j].T, alpha=-1)
-            count[j] += len(rows)
-            first[j] += z.sum(0, dtype=double)
-            second[j] += z.T @ z
-            first_outside[j] += r.sum(0, dtype=double)
-            outside[j] += r.square().sum(1).sum(dtype=double)
-    distributed.sum_([count, outside, first, first_outside, second])
-    n = count.clamp(min=1)
-    centre, centre_outside = first / n[:, None], first_outside / n[:, None]
-    covariance = second / n[:, None, None] - centre[:, :, None] * centre[:, None, :]
-    variance, V = torch.linalg.eigh(covariance)
-    variance, V = variance.flip(-1).clamp(min=0), V.flip(-1)
-    noise = (outside / n - centre_outside.square().sum(1)).clamp(min=0) / max(1, D - E)
-    floor = _floor(count, variance, noise, D)
-    axes = Q.double() @ V
-    mean = model.mu.double() + (Q.double() @ centre[:, :, None])[:, :, 0] + centre_outside
-    return Density(
-        count,
-        mean.to(model.mu),
-        axes.to(model.mu),
-        _shrink(variance, count, prior).clamp(min=floor),
-        _shrink(noise[:, None], count, prior)[:, 0].clamp(min=floor),
-    )
 
 
 def fit_novelty(model: Model, samples: Samples, measured: Measured | None = None) -> Novelty:
@@ -328,42 +191,6 @@ def measure_detection(scores: Tensor, novel: Tensor) -> tuple[float, float]:
     auroc = float((misses * (found - hits / 2)).sum()) / positives / negatives
     precision = float((hits * found / (found + false)).sum()) / positives
     return auroc, precision
-
-
-def _project(x: Tensor, squares: Tensor, mean: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return z (n, K, E) and Q (n, K) float64 of x (n, D) with `squares` |x|^2 (n, 1), as the module defines them."""
-    K, D, E = axes.shape
-    z = (x @ axes.permute(1, 0, 2).reshape(D, K * E)).view(len(x), K, E)
-    z -= (mean[:, None, :] @ axes)[:, 0]
-    square_means = mean.square().sum(1)
-    distance = (squares + square_means - 2 * (x @ mean.T)).double() - z.square().sum(2, dtype=torch.float64)
-    cancelled = distance < CANCELLED * (squares + square_means)
-    for j in cancelled.any(0).nonzero()[:, 0].tolist():
-        rows = cancelled[:, j].nonzero()[:, 0]
-        r = x[rows] - mean[j]
-        z[rows, j] = own = r @ axes[j]
-        distance[rows, j] = r.addmm_(own, axes[j].T, alpha=-1).square().sum(1, dtype=torch.float64)
-    return z, distance
-
-
-def _by_component(k: Tensor, K: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield each component j in use, with the indices of its rows in k (n,)."""
-    parts = torch.argsort(k, stable=True).split(torch.bincount(k, minlength=K).tolist())
-    yield from ((j, rows) for j, rows in enumerate(parts) if len(rows))
-
-
-def _shrink(variance: Tensor, count: Tensor, prior: float) -> Tensor:
-    """Return variances (K, m) averaged with their mean over all rows, as if `prior` further rows had that mean."""
-    mean = (count[:, None] * variance).sum(0) / count.sum()
-    weight = (prior / (count + prior))[:, None] if prior > 0 else count.new_zeros(len(count), 1)
-    return variance + weight * (mean - variance)
-
-
-def _floor(count: Tensor, variance: Tensor, noise: Tensor, D: int) -> float:
-    """Return the least variance: a share of the mean in a dimension, so that data on a subspace has a density."""
-    E = variance.shape[1]
-    mean = float((count * (variance.sum(1) + (D - E) * noise)).sum() / count.sum()) / D
-    return max(FLOOR * mean, torch.finfo(torch.float32).tiny)
 
 
 def _quantiles(values: Tensor, at: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from scipy.stats import multivariate_normal
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from llgae_cli.errors import InputError
+from llgae_cli.evaluation import density as density_module
+from llgae_cli.evaluation.density import Density, fit_density
 from llgae_cli.evaluation.novelty import (
     QUANTILES,
     SCORES,
-    Density,
     Novelty,
-    fit_density,
     fit_novelty,
     measure_detection,
     read_novelty,
@@ -72,6 +72,28 @@ def test_the_density_is_a_mixture_of_dense_gaussians(fitted: tuple[torch.Tensor,
     ]
     expected = -logsumexp(np.stack(each, 1), axis=1, b=share)
     np.testing.assert_allclose(density.negative_log_likelihood(new).numpy(), expected, rtol=1e-9)
+
+
+def test_likelihoods_do_not_depend_on_blocks_and_groups(
+    fitted: tuple[torch.Tensor, LLGAE, Novelty], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    density, new = fitted[2].density, make_rows(60, 1)
+    whole = density.negative_log_likelihood(new)
+    for name, value in {"BLOCK_ROWS": 7, "BLOCK_VALUES": 1, "GROUP_VALUES": 1}.items():
+        monkeypatch.setattr(density_module, name, value)
+    np.testing.assert_allclose(density.negative_log_likelihood(new), whole, rtol=1e-12)
+    assert len(density.negative_log_likelihood(new[:0])) == 0
+
+
+def test_components_without_rows_and_rows_far_away_have_a_likelihood() -> None:
+    """A component without rows adds nothing; of rows so far away that every density is 0, -log p is still a number."""
+    x = make_rows(500, 0)
+    model = make_model(x, K=2)
+    both = fit_density(model, Samples(x.numpy(), centring="none"), torch.zeros(500, dtype=torch.int64))
+    only = Density(*(value[:1] for value in (both.count, both.mean, both.axes, both.variance, both.noise)))
+    rows = torch.cat([x[:5], 1e6 + x[:5]])
+    assert bool(both.negative_log_likelihood(rows).isfinite().all())
+    np.testing.assert_allclose(both.negative_log_likelihood(rows), only.negative_log_likelihood(rows), rtol=1e-12)
 
 
 def test_the_moments_are_those_of_each_components_rows() -> None:
