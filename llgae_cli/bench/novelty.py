@@ -33,6 +33,7 @@ Scorer = Callable[[Array], NDArray[np.floating]]  # scores of rows x (n, D), the
 K, E, SEED = 16, 5, 28
 UNIT = 1 / 255  # added to a standard deviation, as a share of the task's peak: one grey level
 PCA_E = 20
+REPEATED = 1.0  # seconds: scoring is repeated until they have passed, and the quickest time counts
 OURS = "llgae, nll"
 
 
@@ -80,11 +81,14 @@ def _measure(method: Method, normal: Array, test: Array, novel: torch.Tensor, un
     """Fit a method to the normal rows, score the test rows, and add AUROC and seconds."""
     # Standardised: in units of the standard deviation plus one grey level. Without it a pixel that hardly ever varies
     # would outweigh all others.
-    scale = normal.std(0) + np.float32(unit) if method.standardised else np.float32(unit * 255)
-    score = method.fit(normal / scale)
-    began = time.perf_counter()
-    scores = score(test / scale)
-    method.seconds.append(time.perf_counter() - began)
+    scale = normal.std(0) + np.float32(unit) if method.standardised else None
+    score = method.fit(normal if scale is None else normal / scale)
+    took: list[float] = []
+    while sum(took) < REPEATED:
+        began = time.perf_counter()
+        scores = score(test if scale is None else test / scale)
+        took.append(time.perf_counter() - began)
+    method.seconds.append(min(took))
     method.auroc.append(measure_detection(torch.from_numpy(np.asarray(scores)), novel)[0])
 
 
