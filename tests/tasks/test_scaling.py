@@ -30,9 +30,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def make_sheets(n: int = 20_000) -> np.ndarray:
+def make_sheets(n: int = 20_000, seed: int = 0) -> np.ndarray:
     """Three curved sheets of two parameters in 50 columns, whose scales differ by 10^6, with means of five scales."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     k, t = draw.integers(3, size=n), draw.uniform(-1, 1, (n, 2))
     f = np.stack([t[:, 0], t[:, 1], t[:, 0] ** 2, t[:, 0] * t[:, 1], np.sin(3 * t[:, 1])], 1)
     A, c = draw.normal(size=(3, 5, 50)), draw.normal(size=(3, 50))
@@ -142,11 +142,15 @@ def test_centring_by_row_of_unlike_columns_warns(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.slow
-def test_unlike_columns_are_all_reconstructed_without_a_key_set() -> None:
-    """The worst R^2 depends on the seed, 0.79 to 0.86 over twelve of them; centred by row it is far below zero."""
-    np.save("x.npy", make_sheets())
+@pytest.mark.parametrize(("sheets", "worst"), [(0, 0.75), (1, 0.85), (6, 0.85), (7, 0.85)])
+def test_unlike_columns_are_all_reconstructed_without_a_key_set(sheets: int, worst: float) -> None:
+    """Centred by row, the worst R^2 is far below zero.
+
+    It depends on the sheets: of the first, 8 planes with the least error found have a column with 0.847.
+    """
+    np.save("x.npy", make_sheets(seed=sheets))
     variables = evaluate_checkpoint(run(task="npy:x.npy", K=8)).variables
-    assert variables is not None and variables.r2.min() >= 0.75 and np.median(variables.r2) >= 0.93
+    assert variables is not None and variables.r2.min() >= worst and np.median(variables.r2) >= 0.93
 
 
 def test_commands_use_the_scaling_of_the_checkpoint() -> None:
