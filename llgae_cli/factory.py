@@ -138,6 +138,7 @@ def _build_closed_form_affine(config: Config, model: LLGAE, samples: Samples) ->
         step=config.step,
         tol=config.tol,
         shrinkage=config.shrinkage,
+        leave_one_out=config.leave_one_out,
     )
 
 

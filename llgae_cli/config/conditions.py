@@ -1,6 +1,6 @@
 """Groups of models and of data sets, and the conditions under which several keys of a config have an effect."""
 
-from llgae_cli.config.keys import UNSET, when
+from llgae_cli.config.keys import GIVEN, UNSET, when
 
 AFFINE = ("llgae", "pca", "residual", "shift", "soft-llgae")  # models whose ascent on b collapses into a matrix
 ASCENDING = ("gae", "deep-llgae")  # models whose ascent on b is a loop through a decoder network
@@ -9,6 +9,7 @@ NETWORKS = (*ASCENDING, *ENCODED)
 NEAR_ZERO = ("llgae", "pca", "kmeans", "residual", "shift")  # models that can start near zero
 SEVERAL = ("llgae", "kmeans", "residual", "shift")  # models of several components that closed form trains
 RATED = ("llgae", "pca", "kmeans")  # models that closed form also trains for a bit rate
+SEVERAL_RATED = ("llgae", "kmeans")  # those of several components
 DENSE = ("mlp", "conv")  # decoders with dense layers
 
 # Names of data sets that are accepted in place of the ones that checkpoints' names carry.
@@ -34,4 +35,7 @@ AFFINE_START = when(latent_start=("linear", "learnt"))  # the ascent on b starts
 SEVERAL_START = when(start="closed-form", model=(*SEVERAL, "soft-llgae", "gae", "deep-llgae"))
 CLOSED_FORM = when(trainer="closed-form") | when(start="closed-form") | AFFINE_START
 FOR_RESIDUAL = when(trainer="closed-form", model=("llgae", "kmeans"), bits=UNSET, step=UNSET)
+FOR_RATE = when(trainer="closed-form", model=SEVERAL_RATED, bits=GIVEN) | when(
+    trainer="closed-form", model=SEVERAL_RATED, step=GIVEN
+)
 RESTARTS = FOR_RESIDUAL | when(trainer="closed-form", model=("residual", "shift")) | SEVERAL_START | AFFINE_START

@@ -1,6 +1,6 @@
 """What a config key carries besides its type and default: when it has an effect, and whether it decides a result."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ MAX_INT = 10**9 - 1  # the largest number that a checkpoint's name holds
 Positive = Annotated[int, Field(ge=1, le=MAX_INT)]
 NonNegative = Annotated[int, Field(ge=0, le=MAX_INT)]
 UNSET = "unset"  # what a condition calls the value of a key that is not given
+GIVEN = "any value"  # that a condition is content with, of a key that is given
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Condition:
 def _describe_case(case: Mapping[str, tuple[str, ...]]) -> str:
     """Return a case in words, as in `trainer closed-form with model llgae without bits and step`."""
     absent = [key for key, values in case.items() if values == (UNSET,)]
-    text = " with ".join(f"{key} {_join(values)}" for key, values in case.items() if key not in absent)
+    text = " with ".join(
+        key if values == (GIVEN,) else f"{key} {_join(values)}" for key, values in case.items() if key not in absent
+    )
     return text + (f" without {' and '.join(absent)}" if absent else "")
 
 
@@ -40,6 +43,11 @@ def when(**needs: str | tuple[str, ...]) -> Condition:
     return Condition(
         ({key.replace("_", "-"): (value,) if isinstance(value, str) else value for key, value in needs.items()},)
     )
+
+
+def fits(value: str, allowed: Sequence[str]) -> bool:
+    """Return whether the value of a key is one of those that a condition needs."""
+    return value in allowed or (GIVEN in allowed and value != UNSET)
 
 
 @dataclass(frozen=True)

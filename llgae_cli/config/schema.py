@@ -17,6 +17,7 @@ from llgae_cli.config.conditions import (
     COLLAPSE,
     DENSE,
     ENCODED,
+    FOR_RATE,
     FOR_RESIDUAL,
     GRADIENT,
     NEAR_ZERO,
@@ -29,7 +30,7 @@ from llgae_cli.config.conditions import (
     STEPS_OF_ASCENT,
     TASK_ALIASES,
 )
-from llgae_cli.config.keys import MAX_INT, UNSET, KeyNotes, NonNegative, Positive, key, when
+from llgae_cli.config.keys import MAX_INT, UNSET, KeyNotes, NonNegative, Positive, fits, key, when
 from llgae_cli.config.model_rules import MODEL_RULES, apply_rules
 
 # Of the JSON Schema. A docstring would serve as well, but `python -OO` removes it.
@@ -121,6 +122,9 @@ class Config(BaseModel):
         when(trainer="closed-form", model=RATED),
         later=True,
         gt=0,
+    )
+    leave_one_out: bool = key(
+        False, "assign each sample by what it would cost in a component fitted without it", FOR_RATE, later=True
     )
     optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = key("rmsprop", "the optimiser", GRADIENT)
     lr: float = key(1e-3, "the learning rate", GRADIENT, source=True, gt=0)
@@ -233,9 +237,7 @@ class Config(BaseModel):
         later=True,
     )  # fmt: skip
     columns: list[str] | str | None = key(
-        None,
-        "names of the columns that are variables, as a list or separated by commas; -NAME leaves one out",
-        later=True,
+        None, "names of the columns that are variables, a list or separated by commas; -NAME leaves one out", later=True
     )
     labels: str | None = key(None, "labels of own data: a column, a member of its file, or a file", later=True)
     test: float | str | None = key(
@@ -252,9 +254,7 @@ class Config(BaseModel):
     )
     validation: float = key(0.0, "fraction of the training samples held out as the validation split", ge=0, le=0.5)
     rows: Positive | None = key(
-        None,
-        "number of training samples to fit to, drawn with the seed; default: all. Figures are still of all",
-        later=True,
+        None, "number of training samples to fit to, drawn with the seed (default: all); figures are of all", later=True
     )
     seed: int = key(28, "seed of all random numbers", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "device of the computation", neutral=True)
@@ -363,7 +363,7 @@ class Config(BaseModel):
         return UNSET if value is None else str(value)
 
     def _meets(self, name: str, allowed: Sequence[str]) -> bool:
-        return self._value(name) in allowed and self.explain_unused(name) is None
+        return fits(self._value(name), allowed) and self.explain_unused(name) is None
 
     def is_fixed(self, name: str) -> bool:
         """Return whether the model allows only one value of the key, such as K = 1 for pca."""

@@ -62,7 +62,7 @@ class Mixture:
 
         With theta = 0, the limit of free bits, it is 0.
         """
-        v, p = _widen(self.v), _widen(self.p)
+        v, p = widen(self.v), widen(self.p)
         if theta == 0:
             return torch.where(p > 0, 0.0, math.inf)
         latents = theta * (v / theta).clamp(min=1).log().sum(1)
@@ -107,6 +107,7 @@ class MixtureScorer:
         constant = mu.square().sum(1) - c.square().sum(1) + mixture.code_costs(theta).to(mu)
         n_coded = (weights > 0).sum(1)
         self.order = n_coded.argsort(descending=True, stable=True)
+        self.place = self.order.argsort()
         self.tiles = []
         done = 0
         while done < K:
@@ -124,12 +125,18 @@ class MixtureScorer:
         """Operations of the products for one row."""
         return sum(2 * tile.matrix.numel() for tile in self.tiles)
 
-    def assign(self, y: Tensor) -> Tensor:
-        """Return the component of least J for each row of y (n, d), shape (n,) int64."""
-        parts = [self._assign(part) for part in y.split(ROWS)]
+    def assign(self, y: Tensor, own: Tensor | None = None, more: Tensor | None = None) -> Tensor:
+        """Return the component of least J for each row of y (n, d), shape (n,) int64.
+
+        `more` (n,) is added to the cost of each row's component in `own` (n,).
+        """
+        parts = [
+            self._assign(y[at], None if own is None or more is None else (own[at], more[at]))
+            for at in (slice(low, low + ROWS) for low in range(0, len(y), ROWS))
+        ]
         return torch.cat(parts) if parts else y.new_zeros(0, dtype=torch.int64)
 
-    def _assign(self, y: Tensor) -> Tensor:
+    def _assign(self, y: Tensor, added: tuple[Tensor, Tensor] | None) -> Tensor:
         scores, done = self.workspace.buffer("scores", y, len(y), len(self.order)), 0
         for tile in self.tiles:
             check_cancelled()
@@ -140,6 +147,9 @@ class MixtureScorer:
             if e:
                 own -= product[:, : T * e].square_().unflatten(1, (T, e)).sum(2)
             done += T
+        if added is not None:
+            own, more = added
+            scores[torch.arange(len(y), device=y.device), self.place[own]] += more
         return self.order[scores.argmin(1)]
 
 
@@ -161,7 +171,7 @@ class MixtureStatistics:
     def zeros(cls, mixture: Mixture, scatter: bool) -> "MixtureStatistics":
         """Return the statistics of no rows."""
         K, d = mixture.mu.shape
-        wide = _widen(mixture.mu[:0]).dtype
+        wide = widen(mixture.mu[:0]).dtype
         size = d if scatter else 0
         return cls(
             count=mixture.mu.new_zeros(K, dtype=wide),
@@ -208,7 +218,7 @@ class MixtureStatistics:
 
     def costs(self, mixture: Mixture, theta: float) -> Tensor:
         """Return the sum over each component's rows of J_k, for the mixture of the pass; (K,) float64."""
-        saved = (_widen(mixture.weights(theta)) * self.latent).sum(1)
+        saved = (widen(mixture.weights(theta)) * self.latent).sum(1)
         code = torch.where(self.count > 0, self.count * mixture.code_costs(theta), 0.0)
         return self.squared - saved + code
 
@@ -351,6 +361,6 @@ def split_components(mixture: Mixture, costs: Tensor, count: Tensor, generator: 
     return Mixture(mu, U, v, p), len(count) - full
 
 
-def _widen(tensor: Tensor) -> Tensor:
+def widen(tensor: Tensor) -> Tensor:
     """Return the tensor as float64; as float32 on Apple's GPU, which has no float64."""
     return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)

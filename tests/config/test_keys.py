@@ -51,8 +51,8 @@ CLIMBED = {"prior", "beta", "n-step", "latent-start", "ascent"}
 # Name: the choices that decide (model, trainer and others), and all keys that have an effect then.
 TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
     "llgae": ({}, ALWAYS | LATENT | STARTS | RATE),
-    "llgae for a rate": ({"bits": 9.0, "K": 3}, ALWAYS | LATENT | RATE | {"tol", "shrinkage"}),
-    "llgae for a step": ({"step": 20.0}, ALWAYS | LATENT | RATE | {"tol", "shrinkage"}),
+    "llgae for a rate": ({"bits": 9.0, "K": 3}, ALWAYS | LATENT | RATE | {"tol", "shrinkage", "leave-one-out"}),
+    "llgae for a step": ({"step": 20.0}, ALWAYS | LATENT | RATE | {"tol", "shrinkage", "leave-one-out"}),
     "llgae gradient": ({"trainer": "gradient"}, GRADIENT | LATENT | {"n-step", "start"}),
     "llgae gradient adamw": (
         {"trainer": "gradient", "optimizer": "adamw"},
@@ -74,7 +74,7 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
     "pca for a rate": ({"model": "pca", "bits": 9.0}, ALWAYS | LATENT | RATE | {"tol"}),
     "pca gradient": ({"model": "pca", "trainer": "gradient"}, GRADIENT | {"prior", "inference", "start"}),
     "kmeans": ({"model": "kmeans"}, ALWAYS | STARTS - {"shrinkage"} | RATE),
-    "kmeans for a step": ({"model": "kmeans", "step": 20.0}, ALWAYS | RATE | {"tol"}),
+    "kmeans for a step": ({"model": "kmeans", "step": 20.0}, ALWAYS | RATE | {"tol", "leave-one-out"}),
     "kmeans gradient": ({"model": "kmeans", "trainer": "gradient"}, GRADIENT | {"start"}),
     "residual": ({"model": "residual"}, ALWAYS | LATENT | STARTS - {"candidates"} | {"levels", "sweeps"}),
     "residual gradient": (
@@ -145,7 +145,7 @@ OTHER: dict[str, Any] = {
     "schedule": "one-cycle", "weight-decay": 0.5, "average": 0.5, "precision": "bfloat16", "flip": True,
     "decoder": "mlp", "width": 9, "channels": 3, "latent-start": "linear", "ascent": "given", "tau": 1e-2,
     "ascent-method": "bfgs", "gates": "embedding", "gate-dim": 3, "levels": 3, "sweeps": 2, "window": 2, "noise": 9.0,
-    "bits": 50.0, "step": 30.0,
+    "bits": 50.0, "step": 30.0, "leave-one-out": True,
 }  # fmt: skip
 SIZES = {
     "kmeans": {"embed-dim": 0}, "pca": {"embed-dim": 2}, "autoencoder": {"embed-dim": 2},

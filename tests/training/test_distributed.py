@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 CONFIG = "task: subspaces\nK: 9\nembed-dim: 2\nepochs: 3\nfigures: false\n"
 CONFIGS = {
     "closed-form": f"{CONFIG}restarts: 1\nmoves: 2\ncandidates: 4\ntol: 0\n",
-    "rate": f"{CONFIG}bits: 30\nshrinkage: 20\ntol: 0\n",
+    "rate": f"{CONFIG}bits: 30\nshrinkage: 20\nleave-one-out: true\ntol: 0\n",
     "gradient": f"{CONFIG}trainer: gradient\nbatch-size: 70\n",
 }
 TRAINERS = tuple(CONFIGS)

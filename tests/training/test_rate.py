@@ -295,8 +295,10 @@ DEGENERATE = {
 
 @pytest.mark.parametrize("name", DEGENERATE)
 @pytest.mark.parametrize(("K", "E"), [(1, 2), (3, 0), (3, 2), (3, 6)])
-@pytest.mark.parametrize("options", [{"bits": 20.0}, {"step": 1.0}, {"bits": 5.0, "shrinkage": 9.0}])
-def test_degenerate_data_gives_a_finite_model(name: str, K: int, E: int, options: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"bits": 20.0}, {"step": 1.0}, {"bits": 5.0, "shrinkage": 9.0, "leave_one_out": True}]
+)
+def test_degenerate_data_gives_a_finite_model(name: str, K: int, E: int, options: dict[str, Any]) -> None:
     X = DEGENERATE[name].astype(np.float32)
     trainer = build(X, K, E, torch.float32, **options)
     run(trainer, 6)
@@ -335,14 +337,31 @@ def test_automatic_shrinkage_is_chosen_by_a_run(messages: list[str]) -> None:
     assert sum(line.startswith("pass ") for line in messages) == 3
 
 
+# ---- Leave-one-out
+
+
+def test_leaving_rows_out_lowers_the_cost_of_new_rows_where_components_have_few() -> None:
+    """Rows near a surface that components tile; each of these has some 50 rows in 100 dimensions."""
+    N, D, t = 1000, 100, draw(1, 3000, 4)
+    surface = torch.cat([t, t.square(), t.roll(1, 1) * t, (2 * t).sin()], 1) @ draw(2, 16, D)
+    X = surface + 0.7 * draw(3, 3000, D) * torch.linspace(1.5, 0.3, D)
+    costs = []
+    for leave_one_out in (False, True):
+        trainer = build(X[:N].numpy(), 20, 6, step=3.0, shrinkage=10.0, leave_one_out=leave_one_out)
+        run(trainer, 12)
+        y = X[N:] - trainer.coordinates.centre
+        costs.append(float(compute_costs(y, trainer.mixture, trainer.theta).min(1).values.mean()))
+    assert costs[1] < 0.97 * costs[0]
+
+
 # ---- One result, however it is run
 
 
 def options() -> list[dict[str, Any]]:
-    return [{"bits": 20.0, "shrinkage": 30.0}, {"step": 2.0}]
+    return [{"bits": 20.0, "shrinkage": 30.0}, {"step": 2.0}, {"bits": 20.0, "leave_one_out": True}]
 
 
-@pytest.mark.parametrize("how", [0, 1])
+@pytest.mark.parametrize("how", [0, 1, 2])
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_resumed_run_equals_one_that_was_not_interrupted_bit_for_bit(how: int, epochs: int) -> None:
     whole_run, resumed = (build(clusters(), 6, 3, torch.float32, **options()[how]) for _ in range(2))
@@ -369,15 +388,15 @@ def test_blocks_and_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyP
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            trainer = build(clusters(), 6, 3, torch.float32, bits=20.0, shrinkage=30.0)
+            trainer = build(clusters(), 6, 3, torch.float32, bits=20.0, shrinkage=30.0, leave_one_out=True)
             results.append((run(trainer, 3), trainer.model.W.detach().clone()))
     finally:
         torch.set_num_threads(threads)
     assert results[0][0] == results[1][0] and torch.equal(results[0][1], results[1][1])
     monkeypatch.setattr(rate_module, "BLOCK_VALUES", 37 * 8)
-    in_blocks = run(build(clusters(), 6, 3, bits=20.0), 3)
+    in_blocks = run(build(clusters(), 6, 3, bits=20.0, leave_one_out=True), 3)
     monkeypatch.undo()
-    assert in_blocks == pytest.approx(run(build(clusters(), 6, 3, bits=20.0), 3), rel=1e-9)
+    assert in_blocks == pytest.approx(run(build(clusters(), 6, 3, bits=20.0, leave_one_out=True), 3), rel=1e-9)
 
 
 def test_few_coordinates_lose_only_what_lies_outside_them(monkeypatch: pytest.MonkeyPatch) -> None:

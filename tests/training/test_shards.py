@@ -29,7 +29,7 @@ CONFIG = "K: 9\nembed-dim: 2\nepochs: 3\nfigures: false\nshards: own\n"
 CONFIGS = {
     "closed-form": f"{CONFIG}scaling: none\nrestarts: 1\nmoves: 2\ncandidates: 4\ntol: 0\n",
     "rows": f"{CONFIG}scaling: none\nrestarts: 1\nmoves: 2\nrows: 1000\nvalidation: 0.1\n",
-    "rate": f"{CONFIG}scaling: none\nbits: 30\nshrinkage: 20\ntol: 0\n",
+    "rate": f"{CONFIG}scaling: none\nbits: 30\nshrinkage: 20\nleave-one-out: true\ntol: 0\n",
     "gradient": f"{CONFIG}trainer: gradient\nbatch-size: 70\n",
 }
 # Shard: (owner, rows). The first of a rank is not its only one, and rows of two ranks alternate.
