@@ -32,7 +32,7 @@ OURS, PCA = "llgae", "PCA, our coder"
 # Our checkpoints: curve, config, what differs from it, rates of the files. Each is trained for one rate and used for
 # the rates around it: where two overlap, the curve takes the better one.
 CHECKPOINTS: tuple[tuple[str, str, tuple[str, ...], tuple[float, ...]], ...] = (
-    (OURS, "codec.yaml", ("K=400", "embed-dim=24", "bits=40", "epochs=8"), (20, 40)),
+    (OURS, "codec.yaml", ("K=640", "embed-dim=24", "bits=40", "epochs=8"), (20, 40)),
     (OURS, "codec.yaml", (), (80,)),
     (OURS, "codec.yaml", ("K=80", "embed-dim=160", "bits=290", "shrinkage=60", "epochs=8"), (120, 160)),
     (OURS, "codec.yaml", ("K=30", "embed-dim=300", "bits=630", "epochs=8"), (230, 290, 400, 500, 630, 800)),
