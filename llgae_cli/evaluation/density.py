@@ -71,7 +71,7 @@ class Density:
         K, D, E = self.axes.shape
         groups = torch.arange(K).split(max(1, GROUP_VALUES // (BLOCK_ROWS * (E + 1))))
         parts = [_Projection.of(self, share, origin, slice(int(own[0]), int(own[-1]) + 1)) for own in groups]
-        blocks = x.split(max(BLOCK_ROWS, BLOCK_VALUES // max(1, D, K * E)))
+        blocks = x.split(max(BLOCK_ROWS, BLOCK_VALUES // max(1, D, K * (E + 1))))
         return torch.cat(
             [x.new_empty(0, dtype=torch.float64), *(-_log_density(rows - origin, parts) for rows in blocks)]
         )

@@ -55,7 +55,7 @@ class Measured:
     """Result of a pass over N samples: metrics and statistics of the latents, and of each sample k and |x - x_hat|^2.
 
     Of 10^8 samples a byte each is 100 MB, so neither takes more than it needs. k (N,) is int8 up to K = 128 and int32
-    above: convert what is used as an index. `squared` (N,) has the type of x; sums of it are float64.
+    above: convert what is used as an index. `squared` (N,) is float32; sums of it are float64.
     """
 
     metrics: Metrics

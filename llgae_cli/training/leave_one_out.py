@@ -30,6 +30,7 @@ from llgae_cli.training.mixture import Mixture, widen
 ITERATIONS = 10  # of Newton's method, which converges from above
 APART = 0.999  # the variance along a row's residual stays below that of coded latents
 SMALLEST = 1e-9  # what counts as zero, over what it is compared with
+ROUNDING = 1e3  # the same in units of the precision: what decides in float32
 
 
 def exclude_row(squared: Tensor, residual: Tensor, v: Tensor, w: Tensor, rho: Tensor) -> Tensor:
@@ -41,7 +42,8 @@ def exclude_row(squared: Tensor, residual: Tensor, v: Tensor, w: Tensor, rho: Te
     w         variance along the residual, the row included, (m,); positive, and below v
     rho       (m,); positive
     """
-    least = SMALLEST * w / rho  # below it w - kappa has lost its digits, and there is nothing to correct
+    # Below it w - kappa has lost its digits, and there is nothing to correct.
+    least = max(SMALLEST, ROUNDING * torch.finfo(w.dtype).eps) * w / rho
     a2 = torch.cat([squared, torch.maximum(residual, least)[:, None]], 1)
     d = torch.cat([v, w[:, None]], 1)
     kappa = w - rho * a2[:, -1]  # where the last term alone is 1 / rho: not below the solution
@@ -53,11 +55,14 @@ def exclude_row(squared: Tensor, residual: Tensor, v: Tensor, w: Tensor, rho: Te
     return torch.where(residual > least, torch.maximum(residual, 1 / (rho.square() * slope)), residual)
 
 
-def add_for_own(y: Tensor, own: Tensor, mixture: Mixture, theta: float, count: Tensor, strength: float) -> Tensor:
+def compute_correction(
+    y: Tensor, own: Tensor, mixture: Mixture, theta: float, count: Tensor, strength: float
+) -> Tensor:
     """Return what leaving a row out adds to its cost J in its own component, (m,), for rows y (m, d) in `own` (m,).
 
-    Only the residual counts: the price of the coded latents is left as it is. Of a component of fewer than 2 rows none
-    can be left out, and it counts as one of 2.
+    Only the residual is corrected: the price of the coded latents is left as it is. A row without residual gets no
+    correction, so neither do the rows of a component with no more rows than coded latents. A component of fewer than 2
+    rows counts as one of 2.
 
     count     rows of each component that the mixture was fitted to, (K,)
     strength  of shrinkage, in rows

@@ -125,18 +125,18 @@ class MixtureScorer:
         """Operations of the products for one row."""
         return sum(2 * tile.matrix.numel() for tile in self.tiles)
 
-    def assign(self, y: Tensor, own: Tensor | None = None, more: Tensor | None = None) -> Tensor:
+    def assign(self, y: Tensor, own: Tensor | None = None, correction: Tensor | None = None) -> Tensor:
         """Return the component of least J for each row of y (n, d), shape (n,) int64.
 
-        `more` (n,) is added to the cost of each row's component in `own` (n,).
+        `correction` (n,) is added to the cost of each row's component in `own` (n,).
         """
         parts = [
-            self._assign(y[at], None if own is None or more is None else (own[at], more[at]))
+            self._assign(y[at], None if own is None or correction is None else (own[at], correction[at]))
             for at in (slice(low, low + ROWS) for low in range(0, len(y), ROWS))
         ]
         return torch.cat(parts) if parts else y.new_zeros(0, dtype=torch.int64)
 
-    def _assign(self, y: Tensor, added: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _assign(self, y: Tensor, corrected: tuple[Tensor, Tensor] | None) -> Tensor:
         scores, done = self.workspace.buffer("scores", y, len(y), len(self.order)), 0
         for tile in self.tiles:
             check_cancelled()
@@ -147,9 +147,9 @@ class MixtureScorer:
             if e:
                 own -= product[:, : T * e].square_().unflatten(1, (T, e)).sum(2)
             done += T
-        if added is not None:
-            own, more = added
-            scores[torch.arange(len(y), device=y.device), self.place[own]] += more
+        if corrected is not None:
+            component, correction = corrected
+            scores[torch.arange(len(y), device=y.device), self.place[component]] += correction
         return self.order[scores.argmin(1)]
 
 

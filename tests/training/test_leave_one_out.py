@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llgae_cli.training.components import orthonormalise
-from llgae_cli.training.leave_one_out import add_for_own, exclude_row
+from llgae_cli.training.leave_one_out import compute_correction, exclude_row
 from llgae_cli.training.mixture import Mixture, MixtureScorer
 from llgae_cli.training.scoring import Workspace
 
@@ -43,6 +43,15 @@ def test_a_row_without_residual_and_latents_that_are_not_coded_change_nothing() 
     torch.testing.assert_close(unlinked, torch.full((20,), 3.0, dtype=DOUBLE))
 
 
+def test_float32_gives_finite_residuals_close_to_those_of_float64() -> None:
+    residual, a2 = torch.logspace(-10, 0, 50, dtype=DOUBLE), torch.ones(50, 1, dtype=DOUBLE)
+    v, w, rho = 2 * a2, a2[:, 0], 0.1 * a2[:, 0]
+    arguments = (a2, residual, v, w, rho)
+    single = exclude_row(*(argument.float() for argument in arguments))
+    torch.testing.assert_close(single.double(), exclude_row(*arguments), rtol=0.01, atol=3e-3)
+    assert (single >= residual.float()).all()
+
+
 def fit(y: Tensor, E: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, axes and variances of rows."""
     v, U = torch.linalg.eigh(torch.cov(y.T, correction=0))
@@ -63,11 +72,11 @@ def test_it_is_what_fitting_again_without_each_row_gives() -> None:
     rest = y - m.mu[own]
     present = rest.square().sum(1) - (m.U[own].mT @ rest[:, :, None]).square().sum((1, 2))
     count = torch.full((2,), float(n), dtype=DOUBLE)
-    added, true = add_for_own(y, own, m, 1.0, count, 0.0), torch.stack(again) - present
+    added, true = compute_correction(y, own, m, 1.0, count, 0.0), torch.stack(again) - present
     assert true.mean() > 0.05 * present.mean()
     assert float(added.mean()) == pytest.approx(float(true.mean()), rel=0.25)
     assert float(torch.corrcoef(torch.stack([added, true]))[0, 1]) > 0.95
-    assert add_for_own(y, own, m, 1.0, count, 1e9).abs().max() < 0.06 * present.max()  # only the mean moves
+    assert compute_correction(y, own, m, 1.0, count, 1e9).abs().max() < 0.06 * present.max()  # only the mean moves
 
 
 @pytest.mark.parametrize("E", [0, 2])
@@ -76,9 +85,9 @@ def test_costs_are_finite_and_not_negative_for_degenerate_components(E: int) -> 
     m = Mixture(mu, U, torch.tensor([[9.0, 4.0], [9.0, 0.0], [0.0, 0.0], [1e-3, 0.0]], dtype=DOUBLE)[:, :E], mu[:, 0])
     y, own = torch.cat([mu, mu + draw(3, 4, 5)]), torch.arange(4).repeat(2)
     for count in (0.0, 1.0, 2.0, 1e9):
-        added = add_for_own(y, own, m, 0.1, torch.full((4,), count, dtype=DOUBLE), 0.0)
+        added = compute_correction(y, own, m, 0.1, torch.full((4,), count, dtype=DOUBLE), 0.0)
         assert added.isfinite().all() and (added >= 0).all()
-    assert add_for_own(y[:0], own[:0], m, 0.1, torch.ones(4), 0.0).shape == (0,)
+    assert compute_correction(y[:0], own[:0], m, 0.1, torch.ones(4), 0.0).shape == (0,)
 
 
 def test_an_added_cost_moves_a_row_to_the_next_component() -> None:
