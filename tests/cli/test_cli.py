@@ -377,6 +377,7 @@ def test_the_schema_describes_every_key_and_no_other(llgae: Command) -> None:
     assert list(schema["properties"]) == list(KEYS) and not schema.get("required")
     defaults = {}
     for options in (
+        ("bits=40",),
         ("model=deep-llgae",),
         ("model=gae", "optimizer=adamw"),
         ("model=soft-llgae", "gates=embedding"),
