@@ -33,7 +33,7 @@ Scorer = Callable[[Array], NDArray[np.floating]]  # scores of rows x (n, D), the
 K, E, SEED = 16, 5, 28
 UNIT = 1 / 255  # added to a standard deviation, as a share of the task's peak: one grey level
 PCA_E = 20
-REPEATED = 1.0  # seconds: scoring is repeated until they have passed, and the quickest time counts
+TIMED_SECONDS = 1.0  # scoring is repeated until they have passed, and the quickest time counts
 OURS = "llgae, nll"
 
 
@@ -84,7 +84,7 @@ def _measure(method: Method, normal: Array, test: Array, novel: torch.Tensor, un
     scale = normal.std(0) + np.float32(unit) if method.standardised else None
     score = method.fit(normal if scale is None else normal / scale)
     took: list[float] = []
-    while sum(took) < REPEATED:
+    while sum(took) < TIMED_SECONDS:
         began = time.perf_counter()
         scores = score(test if scale is None else test / scale)
         took.append(time.perf_counter() - began)

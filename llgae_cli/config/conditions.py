@@ -34,7 +34,7 @@ STEPS = when(trainer="gradient", model=AFFINE, inference=("loop", "collapse"))
 AFFINE_START = when(latent_start=("linear", "learnt"))  # the ascent on b starts at the code of a closed-form LLGAE
 SEVERAL_START = when(start="closed-form", model=(*SEVERAL, "soft-llgae", "gae", "deep-llgae"))
 CLOSED_FORM = when(trainer="closed-form") | when(start="closed-form") | AFFINE_START
-FOR_RESIDUAL = when(trainer="closed-form", model=("llgae", "kmeans"), bits=UNSET, step=UNSET)
+FOR_RESIDUAL = when(trainer="closed-form", model=SEVERAL_RATED, bits=UNSET, step=UNSET)
 FOR_RATE = when(trainer="closed-form", model=SEVERAL_RATED, bits=GIVEN) | when(
     trainer="closed-form", model=SEVERAL_RATED, step=GIVEN
 )

@@ -70,7 +70,7 @@ class Density:
         origin = (share.to(self.mean) @ self.mean).to(x)
         K, D, E = self.axes.shape
         groups = torch.arange(K).split(max(1, GROUP_VALUES // (BLOCK_ROWS * (E + 1))))
-        parts = [_Projection.of(self, share, origin, slice(int(own[0]), int(own[-1]) + 1)) for own in groups]
+        parts = [_Projection.prepare(self, share, origin, slice(int(own[0]), int(own[-1]) + 1)) for own in groups]
         blocks = x.split(max(BLOCK_ROWS, BLOCK_VALUES // max(1, D, K * (E + 1))))
         return torch.cat(
             [x.new_empty(0, dtype=torch.float64), *(-_log_density(rows - origin, parts) for rows in blocks)]
@@ -173,8 +173,8 @@ class _Projection:
     noise: Tensor
 
     @classmethod
-    def of(cls, density: Density, share: Tensor, origin: Tensor, here: slice) -> "_Projection":
-        """Return that of the components `here`, for rows x - origin (n, D) in the type of the origin."""
+    def prepare(cls, density: Density, share: Tensor, origin: Tensor, here: slice) -> "_Projection":
+        """Return the projection onto the components `here` of rows x - origin (n, D), in the type of the origin."""
         mean, axes = density.mean[here].to(origin) - origin, density.axes[here].to(origin)
         variance, noise = density.variance[here], density.noise[here]
         K, D, E = axes.shape

@@ -17,7 +17,7 @@ from llgae_cli.threads import run_parallel
 
 ALONE = 30_000  # samples; more would take longer than the time that a preempted process has
 INT8_K = 128  # components that an int8 can number
-LABELS = 1 << 20  # samples at a time in the mean of each label
+LABEL_ROWS = 1 << 20  # samples at a time in the mean of each label
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,11 @@ def measure(model: Coder, samples: Samples, peak: float) -> Measured:
     the result.
     """
     K, E, N, D = model.K, model.E, samples.N, samples.D
-    centre = _find_centre(samples)
-    k = torch.zeros(N, dtype=torch.int8 if K <= INT8_K else torch.int32)
-    squared = torch.zeros(N, dtype=centre.dtype)
+    k, squared = torch.zeros(N, dtype=torch.int8 if K <= INT8_K else torch.int32), torch.zeros(N)
     count, first, second = torch.zeros(K).double(), torch.zeros(K, E).double(), torch.zeros(K, E, E).double()
     symbols = tuple(torch.zeros(K, values).double() for values in model.symbols)
     total, energy = torch.zeros(D, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    centre = _find_centre(samples)
 
     @torch.no_grad()
     def code(rows: slice) -> tuple[slice, Code, Tensor, Tensor, Tensor]:
@@ -207,7 +206,7 @@ def _sum(values: Tensor) -> float:
 def _by_label(squared: Tensor, labels: Tensor, D: int) -> dict[int, float]:
     """Return the mean L2 of the samples of each label, in its order."""
     sums: dict[int, tuple[int, float]] = {}
-    for own, own_squared in zip(labels.split(LABELS), squared.split(LABELS), strict=True):
+    for own, own_squared in zip(labels.split(LABEL_ROWS), squared.split(LABEL_ROWS), strict=True):
         for label in own.unique().tolist():
             part = own_squared[own == label]
             n, total = sums.get(label, (0, 0.0))

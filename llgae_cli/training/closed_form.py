@@ -71,7 +71,7 @@ class ClosedForm(Trainer):
         """
         self.model, self.samples, self.tol, self.target = model, samples, tol, target
         self.part = take_part(samples)
-        self.shrinkage, self.strength = shrinkage, 0.0
+        self.shrinkage, self.strength = shrinkage if model.E > 0 else 0.0, 0.0  # without axes nothing is shrunk
         self.components = Components(model.mu.detach().clone(), model.W.detach().clone())
         self.coordinates = Initialisation.empty(self.components).coordinates
         self.origin: Tensor | None = None  # where not None, passes use x - origin

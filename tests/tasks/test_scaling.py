@@ -146,7 +146,8 @@ def test_centring_by_row_of_unlike_columns_warns(caplog: pytest.LogCaptureFixtur
 def test_unlike_columns_are_all_reconstructed_without_a_key_set(sheets: int, worst: float) -> None:
     """Centred by row, the worst R^2 is far below zero.
 
-    It depends on the sheets: of the first, 8 planes with the least error found have a column with 0.847.
+    How good it is depends on the sheets: on the first ones, the eight planes of least error that were found leave one
+    column at 0.847.
     """
     np.save("x.npy", make_sheets(seed=sheets))
     variables = evaluate_checkpoint(run(task="npy:x.npy", K=8)).variables
