@@ -2,11 +2,14 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 from llgae_cli import interrupts
+from llgae_cli.errors import Interrupted
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 ECHO = 0.1  # seconds within which a second signal is a repetition of the first: `timeout` sends its signal twice
@@ -28,6 +31,7 @@ def install_handlers() -> None:
     for signum in SIGNALS:
         if signum in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(signum) == signal.SIG_DFL:
             signal.signal(signum, _handle)
+    sys.unraisablehook = _report_dropped
     _watch()
 
 
@@ -42,6 +46,12 @@ def _handle(signum: int, frame: FrameType | None) -> None:
     if not _unwinding:
         _unwinding = True
         interrupts.receive(signum)
+
+
+def _report_dropped(dropped: Any) -> None:
+    """Print an exception that Python drops, such as one in a destructor; not Interrupted, see `interrupts.check`."""
+    if not isinstance(dropped.exc_value, Interrupted):
+        sys.__unraisablehook__(dropped)
 
 
 def _watch() -> None:

@@ -229,6 +229,29 @@ def test_an_interrupt_waits_for_a_file_to_be_whole(tmp_path: Path, monkeypatch: 
     assert [load(path).epoch for path in (tmp_path / "other").iterdir()] == [outcome.epochs]
 
 
+def test_an_interrupt_in_a_destructor_is_not_printed_and_raised_again() -> None:
+    program = """
+import os, signal
+from llgae_cli import interrupts
+from llgae_cli.cli import signals
+
+class Destroyed:
+    def __init__(self, action): self.action = action
+    def __del__(self): self.action()
+
+signals.install_handlers()
+Destroyed(lambda: 1 // 0)
+Destroyed(lambda: os.kill(os.getpid(), signal.SIGTERM))
+try:
+    interrupts.check()
+except interrupts.Interrupted as interrupt:
+    print(interrupt.signum)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{signal.SIGTERM.value}\n"
+    assert "ZeroDivisionError" in done.stderr and "Interrupted" not in done.stderr
+
+
 def test_an_interrupt_that_is_swallowed_ends_the_run_after_the_next_epoch(tmp_path: Path) -> None:
     def swallow(record: dict[str, float], epochs: int) -> None:
         with suppress(Interrupted):  # as a destructor or an import in C does
