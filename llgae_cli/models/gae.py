@@ -10,6 +10,7 @@ from llgae_cli.models.base import Code, Model
 from llgae_cli.models.llgae import LLGAE
 from llgae_cli.models.networks import Network
 from llgae_cli.models.second_order import invert_curvature, minimise
+from llgae_cli.threads import run_parallel
 
 ASCENT_ROWS = 512  # rows of one ascent: with 2,048 it took a quarter longer
 DECODED_ROWS = 4096  # pairs of a row and a component that are decoded at once
@@ -113,11 +114,20 @@ class GAE(Model):
         """Return the code of x (n, D): k is the best of all components, or the one that the affine model chooses."""
         with self._precision(x):
             k, b = self._initial_code(x)
-            if self.method == "bfgs" and self.affine is not None:
-                return Code(k, self._ascend_second_order(x, k, b))
-            rows = zip(x.split(ASCENT_ROWS), k.split(ASCENT_ROWS), b.split(ASCENT_ROWS), strict=True)
-            parts = [self.ascend(*part) for part in rows] if self.n_step else [b]
-            return Code(k, torch.cat(parts) if parts else b)
+        if self.n_step == 0 or b.numel() == 0:
+            return Code(k, b)
+        P = self._initial_curvature() if self.method == "bfgs" and self.affine is not None else None
+
+        def ascend(part: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+            if P is not None:
+                return self._ascend_second_order(*part, P)
+            with self._precision(x):
+                return self.ascend(*part)
+
+        parts: list[Tensor] = []
+        rows = list(zip(*(each.split(ASCENT_ROWS) for each in (x, k, b)), strict=True))
+        run_parallel(ascend, rows, parts.append, x.device.type == "cpu")
+        return Code(k, torch.cat(parts))
 
     def decode(self, code: Code) -> Tensor:
         """Return g(k, b), shape (n, D)."""
@@ -156,22 +166,16 @@ class GAE(Model):
             chosen.append(squared.view(-1, self.K).argmin(1))
         return torch.cat(chosen) if chosen else each[:0]
 
-    def _ascend_second_order(self, x: Tensor, k: Tensor, b: Tensor) -> Tensor:
-        """Return the latents after at most T steps of BFGS from b (n, E) under k (n,).
+    def _initial_curvature(self) -> Tensor:
+        """Return the inverse curvature of each component at its origin, J^T J at b = 0, (K, E, E)."""
+        with torch.autocast(self.device.type, enabled=False):
+            b = self.decoder.unit.new_zeros(self.K, self.E)
+            return invert_curvature(self.jacobian(Code(torch.arange(self.K), b)), self.alpha)
 
-        The curvature of a component is first that at its origin, J^T J at b = 0: one Jacobian for all its samples.
-        """
-        if self.E == 0 or len(x) == 0:
-            return b
+    def _ascend_second_order(self, x: Tensor, k: Tensor, b: Tensor, P: Tensor) -> Tensor:
+        """Return the latents after at most T steps of BFGS from b (n, E) under k (n,); P (K, E, E) begins them."""
         with torch.autocast(x.device.type, enabled=False):
-            origin = Code(torch.arange(self.K, device=x.device), x.new_zeros(self.K, self.E))
-            P = invert_curvature(self.jacobian(origin), self.alpha)
-
-            parts = []
-            for x_part, k_part, start in zip(*(each.split(ASCENT_ROWS) for each in (x, k, b)), strict=True):
-                energy = partial(self._energy, x_part, k_part)
-                parts.append(minimise(energy, start, P[k_part], self.n_step))
-        return torch.cat(parts)
+            return minimise(partial(self._energy, x, k), b, P[k], self.n_step)
 
     def _energy(self, x: Tensor, k: Tensor, rows: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Return -l (m,) of the given rows of x (n, D) at b (m, E) under their k (n,), and its gradient by b."""

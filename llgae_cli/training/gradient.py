@@ -15,6 +15,7 @@ from llgae_cli.formatting import five_digits
 from llgae_cli.models import Model
 from llgae_cli.progress import Work
 from llgae_cli.tasks import Samples, locate
+from llgae_cli.threads import run_parallel
 from llgae_cli.training.closed_form import ClosedForm
 from llgae_cli.training.state import load_optimizer, read_count, read_tensor
 from llgae_cli.training.trainer import EpochRecord, Trainer
@@ -31,6 +32,7 @@ OPTIMIZERS = {
 OPTIONS: dict[str, dict[str, Any]] = {"adamw": {"betas": (0.9, 0.99), "fused": True}}
 CLOSED_FORM_PASSES = 100  # of the initialisation, at most, as far as the time left is concerned
 INITIAL_ROWS = 10_000  # rows from which a model is initialised
+PARTS, PART_OPERATIONS = 2, 1e9  # a mini-batch of more operations is divided into parts, which run in parallel
 RISE, RISE_FROM = 0.15, 0.1  # one-cycle: share of the steps in which the rate rises, and its first value over its peak
 
 
@@ -202,14 +204,8 @@ class Gradient(Trainer):
             x = self.samples.rows(mine, dtype=parameters[0].dtype)
             if self.mirrored is not None:
                 x = mirror_half(x, self.mirrored, self.generator)
-            if self.noise:
-                noise = torch.randn(x.shape, generator=self.generator).to(x)
-                loss = self.model.denoising_loss(x, x + self.noise * noise)
-            else:
-                loss = self.model.loss(x)
-            loss = loss * (len(mine) / n)
-            loss.backward()
-            loss = loss.detach().cpu()
+            noisy = x + self.noise * torch.randn(x.shape, generator=self.generator).to(x) if self.noise else None
+            loss = self._add_gradients(x, noisy, n)
         else:
             loss = torch.zeros(())
         if distributed.is_active():
@@ -221,6 +217,35 @@ class Gradient(Trainer):
             for parameter, gradient, processes in zip(parameters, gradients, used.tolist(), strict=True):
                 parameter.grad = gradient if processes else None
         return loss
+
+    def _add_gradients(self, x: Tensor, noisy: Tensor | None, n: int) -> Tensor:
+        """Add the gradients of the loss of rows x (m, D), times m / n; return that loss.
+
+        On the CPU the rows are divided into parts, the same for any number of threads: a thread works on each. torch's
+        own threads divide a single operation, and most operations of a small network are too short for that.
+        """
+        divided = x.device.type == "cpu" and self.row_operations * n > PART_OPERATIONS
+        size = math.ceil(len(x) / PARTS) if divided else len(x)
+
+        def differentiate(part: slice) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            rows = x[part]
+            loss = self.model.loss(rows) if noisy is None else self.model.denoising_loss(rows, noisy[part])
+            loss = loss * (len(rows) / n)
+            return loss.detach(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
+
+        total = torch.zeros((), device=x.device)
+
+        def add(result: tuple[Tensor, tuple[Tensor | None, ...]]) -> None:
+            total.add_(result[0])
+            for parameter, gradient in zip(self.parameters, result[1], strict=True):
+                if parameter.grad is None:
+                    parameter.grad = gradient
+                elif gradient is not None:
+                    parameter.grad += gradient
+
+        parts = [slice(low, low + size) for low in range(0, len(x), size)]
+        run_parallel(differentiate, parts, add, parallel=len(parts) > 1)
+        return total.cpu()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs, together with the model's own state."""

@@ -8,7 +8,7 @@ import torch
 
 from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Decoder, Model
 from llgae_cli.tasks import Samples
-from llgae_cli.training import ClosedForm, Gradient
+from llgae_cli.training import ClosedForm, Gradient, gradient
 from llgae_cli.training.gradient import mirror_half
 
 pytestmark = pytest.mark.numeric
@@ -146,6 +146,32 @@ def test_noise_is_added_to_the_input_and_not_to_the_target() -> None:
     trainer.epoch()
     difference = torch.cat([noisy - x for x, noisy in targets])
     assert float(difference.std()) == pytest.approx(2, rel=0.05) and abs(float(difference.mean())) < 0.1
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_parts_of_a_batch_give_the_gradient_of_the_whole_on_any_number_of_threads(
+    noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradients(least: float, threads: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(gradient, "PART_OPERATIONS", least)
+        if noise:
+            sizes = (1, E, SHAPE, 16, 4)
+            model: Model = Autoencoder(ENCODERS["mlp"](*sizes), DECODERS["mlp"](*sizes), D, E)
+        else:
+            model = a_deep_llgae()
+        trainer = a_trainer(model, noise=noise)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            loss = trainer._backward(torch.arange(33), 33)  # an odd number: the parts differ in size
+        finally:
+            torch.set_num_threads(before)
+        return [loss, *(parameter.grad for parameter in trainer.parameters if parameter.grad is not None)]
+
+    whole, alone, parallel = gradients(math.inf, 1), gradients(0.0, 1), gradients(0.0, 2)
+    assert len(whole) > 10
+    torch.testing.assert_close(alone, whole, rtol=1e-4, atol=1e-5)
+    assert all(map(torch.equal, alone, parallel))
 
 
 def test_closed_form_initialisation_gives_the_model_the_trained_llgae(messages: list[str]) -> None:
