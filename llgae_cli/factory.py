@@ -11,7 +11,19 @@ from torch.overrides import TorchFunctionMode
 from llgae_cli import storage
 from llgae_cli.config import Config, parse_config
 from llgae_cli.errors import InputError, LlgaeError, printable
-from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Decoder, Model, Residual, Shift, SoftLLGAE
+from llgae_cli.models import (
+    DECODERS,
+    ENCODERS,
+    GAE,
+    LLGAE,
+    Autoencoder,
+    Decoder,
+    LatentRate,
+    Model,
+    Residual,
+    Shift,
+    SoftLLGAE,
+)
 from llgae_cli.scaling import Scaling, restore_scaling
 from llgae_cli.storage import Checkpoint
 from llgae_cli.tasks import Samples, TableOptions
@@ -100,6 +112,9 @@ def build_trainer(config: Config, model: Model, samples: Samples, shape: tuple[i
         raise InputError(f"flip: needs images; samples here have {shape[0]} values")
     if config.trainer == "closed-form":
         return CLOSED_FORM_TRAINERS[config.model](config, model, samples)
+    for_rate = isinstance(model, GAE) and model.rate is not None
+    if for_rate:
+        _check_bits(config)
     return Gradient(
         model,
         samples,
@@ -115,6 +130,7 @@ def build_trainer(config: Config, model: Model, samples: Samples, shape: tuple[i
         average=config.average,
         mirrored=shape if config.flip else None,
         noise=config.noise if config.model == "denoising-autoencoder" else 0.0,
+        bits=config.bits if config.bits is not None and for_rate else 0.0,
     )
 
 
@@ -125,11 +141,7 @@ def _build_closed_form(config: Config, model: LLGAE, samples: Samples) -> Closed
 def _build_closed_form_affine(config: Config, model: LLGAE, samples: Samples) -> Trainer:
     if config.bits is None and config.step is None:
         return _build_closed_form(config, model, samples)
-    if config.bits is not None and config.bits < math.log2(config.K):
-        raise InputError(
-            f"bits: {config.bits:g} with K {config.K}: the choice of a component alone may take "
-            f"{math.log2(config.K):.3g} bits; K is at most 2^bits"
-        )
+    _check_bits(config)
     return RateClosedForm(
         model,
         samples,
@@ -150,6 +162,15 @@ def _build_closed_form_residual(config: Config, model: Residual, samples: Sample
 def _build_closed_form_shift(config: Config, model: Shift, samples: Samples) -> ClosedForm:
     _refuse_candidates(config)
     return ClosedForm(model.affine, samples, target=undo_shifts(model), **_common_options(config))
+
+
+def _check_bits(config: Config) -> None:
+    """Raise InputError where the choice of one of K components may take more bits than the model is trained for."""
+    if config.bits is not None and config.bits < math.log2(config.K):
+        raise InputError(
+            f"bits: {config.bits:g} with K {config.K}: the choice of a component alone may take "
+            f"{math.log2(config.K):.3g} bits; K is at most 2^bits"
+        )
 
 
 def _common_options(config: Config) -> dict[str, Any]:
@@ -207,6 +228,7 @@ def _build_gae(config: Config, shape: tuple[int, ...]) -> GAE:
         lower_precision=config.precision == "bfloat16",
         affine=None if config.latent_start == "zero" else LLGAE(K, D, E, inference="least-squares"),
         guide=encoder(*sizes) if config.latent_start == "learnt" else None,
+        rate=None if config.bits is None or config.explain_unused("bits") else LatentRate(K, E),
         **_ascent(config),
     )
 

@@ -14,6 +14,7 @@ from llgae_cli.config.conditions import (
     ASCENDING,
     ASCENT,
     CLOSED_FORM,
+    CLOSED_RATE,
     COLLAPSE,
     DENSE,
     ENCODED,
@@ -23,7 +24,7 @@ from llgae_cli.config.conditions import (
     NEAR_ZERO,
     NETWORK,
     NETWORKS,
-    RATED,
+    RATE_OF_NETWORK,
     RESTARTS,
     SEVERAL_START,
     STEPS,
@@ -109,19 +110,15 @@ class Config(BaseModel):
     )
     bits: float | None = key(
         None,
-        "train for this bit rate, in bits a sample: squared error plus the price of the bits is minimised in place of "
-        "the residual; embed-dim is then the most latents of a component",
-        when(trainer="closed-form", model=RATED),
+        "train for this bit rate, in bits a sample: minimise squared error plus the price of the bits, with at most "
+        "embed-dim latents a component; model deep-llgae: with latent-start learnt",
+        CLOSED_RATE | RATE_OF_NETWORK,
         later=True,
         gt=0,
         le=MAX_INT,
     )
     step: float | None = key(
-        None,
-        "the same for a given quantiser step, in the units of the data",
-        when(trainer="closed-form", model=RATED),
-        later=True,
-        gt=0,
+        None, "the same for a given quantiser step, in the units of the data", CLOSED_RATE, later=True, gt=0
     )
     leave_one_out: bool = key(
         False, "assign each sample by what it would cost in a component fitted without it", FOR_RATE, later=True
@@ -320,7 +317,7 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _check_rate(self) -> "Config":
-        if self.bits is not None and self.step is not None:
+        if self.bits is not None and self.step is not None and self.explain_unused("step") is None:
             raise ValueError("bits: only one of bits and step can be given: each follows from the other")
         return self
 

@@ -3,6 +3,7 @@
 from llgae_cli.models.autoencoder import Autoencoder
 from llgae_cli.models.base import Code, Model
 from llgae_cli.models.gae import GAE, Decoder
+from llgae_cli.models.latent_rate import LatentRate
 from llgae_cli.models.llgae import LLGAE
 from llgae_cli.models.networks import DECODERS, ENCODERS
 from llgae_cli.models.residual import Residual
@@ -17,6 +18,7 @@ __all__ = [
     "Autoencoder",
     "Code",
     "Decoder",
+    "LatentRate",
     "Model",
     "Residual",
     "Shift",

@@ -63,6 +63,13 @@ class Model(nn.Module):
         """Return the mean L2 of x (n, D) reconstructed from `noisy` (n, D), x plus noise; autoencoders only."""
         raise NotImplementedError
 
+    def rate_loss(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean L2 of x (n, D) with latents that are quantised, and their mean bits; both differentiable.
+
+        u (n, E), uniform in [-1/2, 1/2], stands for the rounding in units of the steps. Models with a `rate` only.
+        """
+        raise NotImplementedError
+
     def initialise(self, rows: Tensor, generator: torch.Generator) -> None:
         """Set random parameters; `rows` (m, D), at least K, are random training samples."""
         raise NotImplementedError

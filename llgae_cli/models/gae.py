@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llgae_cli.models.base import Code, Model
+from llgae_cli.models.latent_rate import LatentRate
 from llgae_cli.models.llgae import LLGAE
 from llgae_cli.models.networks import Network
 from llgae_cli.models.second_order import invert_curvature, minimise
@@ -41,6 +42,8 @@ class GAE(Model):
 
     `lower_precision`: compute the products of the networks in bfloat16, in `loss` and `encode`, not in `decode`.
 
+    `rate`: steps and densities of quantised latents, for training for a bit rate by `rate_loss`.
+
     decoder(k (n,), b (n, E)) -> (n, D); guide(k (n,), x (n, D)) -> (n, E). With affine pieces and no network, this is
     LLGAE with inference `loop`; with both it is the deep LLGAE, x_hat = mu_k + W_k b + network(k, b).
     """
@@ -60,12 +63,13 @@ class GAE(Model):
         lower_precision: bool = False,
         affine: LLGAE | None = None,
         guide: Network | None = None,
+        rate: LatentRate | None = None,
     ):
         super().__init__()
         self.K, self.D, self.E = K, D, E
         self.beta, self.n_step, self.alpha, self.ascent = beta, n_step, alpha, ascent
         self.method, self.lower_precision = method, lower_precision
-        self.decoder, self.guide = decoder, guide
+        self.decoder, self.guide, self.rate = decoder, guide, rate
         self.affine = affine if affine is None else affine.requires_grad_(False)
 
     @torch.no_grad()
@@ -95,17 +99,20 @@ class GAE(Model):
                 pieces.mu.copy_(affine.mu)
                 pieces.W.copy_(scaled)
         self.decoder.unit.copy_(rows.std().clamp(min=1e-6))
+        if self.rate is not None:
+            self.rate.initialise(k)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return groups for mu, W, the matrices of networks, which decay, and their other parameters."""
+        """Return groups for mu, W, the matrices of networks, which decay, and all others."""
         pieces = [] if self.decoder.pieces is None else list(self.decoder.pieces.parameters())
         affine = {id(p) for p in [*pieces, *(() if self.affine is None else self.affine.parameters())]}
         free = [p for p in self.parameters() if id(p) not in affine]
+        constant = {id(p) for p in (() if self.rate is None else self.rate.parameters())}
         groups: list[dict[str, Any]] = [
             {"params": pieces[:1], "rate": PIECES_RATE},
             {"params": pieces[1:], "rate": PIECES_RATE * W_RATE},
-            {"params": [p for p in free if p.dim() > 1], "decays": True},
-            {"params": [p for p in free if p.dim() < 2]},
+            {"params": [p for p in free if p.dim() > 1 and id(p) not in constant], "decays": True},
+            {"params": [p for p in free if p.dim() < 2 or id(p) in constant]},
         ]
         return [group for group in groups if group["params"]]
 
@@ -136,15 +143,28 @@ class GAE(Model):
     def loss(self, x: Tensor) -> Tensor:
         """Return the mean L2 of x (n, D); k is chosen without gradient."""
         with self._precision(x):
-            k, b = self._initial_code(x)
-            if self.ascent == "through":
-                b = self.ascend(x, k, b, through=True)
-            elif self.ascent == "given":
-                b = b + (self.ascend(x, k, b) - b).detach()
+            k, b = self._training_code(x)
             return (x - self.decoder(k, b)).square().sum() / x.numel()
+
+    def rate_loss(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean L2 of x (n, D) with noise on the latents, and the mean bits of these; see `LatentRate`."""
+        assert self.rate is not None
+        with self._precision(x):
+            k, b = self._training_code(x)
+            b = self.rate.add_noise(k, b, u)
+            return (x - self.decoder(k, b)).square().sum() / x.numel(), self.rate.bits(k, b).mean()
 
     def _precision(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.lower_precision)
+
+    def _training_code(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return k (n,), without gradient, and the b (n, E) that the loss is computed at, by `ascent`."""
+        k, b = self._initial_code(x)
+        if self.ascent == "through":
+            b = self.ascend(x, k, b, through=True)
+        elif self.ascent == "given":
+            b = b + (self.ascend(x, k, b) - b).detach()
+        return k, b
 
     def _initial_code(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the component k (n,) of each sample, and the b (n, E) that its ascent starts at."""

@@ -17,7 +17,7 @@ from llgae_cli.progress import Work
 from llgae_cli.tasks import Samples, locate
 from llgae_cli.threads import run_parallel
 from llgae_cli.training.closed_form import ClosedForm
-from llgae_cli.training.state import load_optimizer, read_count, read_tensor
+from llgae_cli.training.state import load_optimizer, read_count, read_number, read_tensor
 from llgae_cli.training.trainer import EpochRecord, Trainer
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ OPTIMIZERS = {
 # Runs are short, so AdamW's second moment has a shorter memory than by default.
 OPTIONS: dict[str, dict[str, Any]] = {"adamw": {"betas": (0.9, 0.99), "fused": True}}
 CLOSED_FORM_PASSES = 100  # of the initialisation, at most, as far as the time left is concerned
+FIRST_PRICE, PRICE_GAIN = 0.2, 0.02  # of a bit, over the mean L2 per bit; its change in a step, over the rate's error
 INITIAL_ROWS = 10_000  # rows from which a model is initialised
 PARTS, PART_OPERATIONS = 2, 1e9  # a mini-batch of more operations is divided into parts, which run in parallel
 RISE, RISE_FROM = 0.15, 0.1  # one-cycle: share of the steps in which the rate rises, and its first value over its peak
@@ -60,6 +61,7 @@ class Gradient(Trainer):
         average: float = 0.0,
         mirrored: tuple[int, ...] | None = None,
         noise: float = 0.0,
+        bits: float = 0.0,
     ):
         """Prepare a run.
 
@@ -68,10 +70,13 @@ class Gradient(Trainer):
         average    EMA decay of the parameters; the model holds the average after each epoch. 0 turns it off
         mirrored   shape of a sample, to train on mirror images too
         noise      standard deviation of the noise on the inputs of a denoising autoencoder
+        bits       bit rate to train for: the loss is the mean L2 plus the price of the bits, and after each step the
+                   price rises if the batch took more bits, and falls if it took fewer. 0: no rate
         """
         self.model, self.samples, self.batch_size = model, samples, batch_size
         self.affine, self.one_cycle, self.average = affine, one_cycle, average
-        self.mirrored, self.noise = mirrored, noise
+        self.mirrored, self.noise, self.bits = mirrored, noise, bits
+        self.price = 0.0  # of a bit, in units of the mean L2; the first batch sets it
         self.generator = torch.Generator().manual_seed(seed)
         groups = model.parameter_groups()
         self.rates = [lr * group.pop("rate", 1.0) for group in groups]
@@ -120,7 +125,7 @@ class Gradient(Trainer):
         self._align_generators()
         order = torch.randperm(self.samples.N, generator=self.generator)
         held = self.samples.held
-        total = torch.zeros((), dtype=torch.float64)
+        total = rate = 0.0
         averaged, schedule = self._resume_average(), self._resume_schedule()
         for step, batch in enumerate(order.split(self.batch_size)):
             if step > 0:
@@ -130,24 +135,29 @@ class Gradient(Trainer):
             else:
                 mine = batch[locate(batch, held) >= 0]
             self.optimizer.zero_grad()
-            loss = self._backward(mine, len(batch))
-            if not math.isfinite(float(loss)):
+            loss, bits = self._backward(mine, len(batch)).tolist()
+            if not math.isfinite(loss):
                 limit = self.model.step_limit()
                 raise RunError(
-                    f"the loss became {float(loss)} in epoch {self.epochs_done + 1}, step {step + 1} of "
+                    f"the loss became {loss} in epoch {self.epochs_done + 1}, step {step + 1} of "
                     f"{self.steps_per_epoch}: lower lr or beta"
                     + (f" (beta < {limit:.3g} is stable now)" if 0 < limit < math.inf else "")
                 )
             self.optimizer.step()
             if averaged is not None:
                 averaged.update_parameters(self.model)
-            total += loss.double() * len(batch)
+            if self.bits:
+                self._set_price(loss, bits)
+                rate += bits * len(batch)
+            total += loss * len(batch)
             step_name = f"epoch {self.epochs_done + 1}, batch {step + 1} of {self.steps_per_epoch}"
             self.work.advance("epochs", len(batch) * self.row_operations, step_name)
         if averaged is not None:
             self._use_average(averaged)
         self.epochs_done += 1
-        return EpochRecord(train_mean_l2=float(total) / self.samples.N)
+        if self.bits:
+            logger.info("epoch %d: %s bits a sample", self.epochs_done, five_digits(rate / self.samples.N))
+        return EpochRecord(train_mean_l2=total / self.samples.N)
 
     def _align_generators(self) -> None:
         """Set the generators to the state of rank 0's: noise and mirroring draw as many numbers as a rank has rows."""
@@ -197,17 +207,28 @@ class Gradient(Trainer):
         for parameter, mean in zip(self.model.parameters(), averaged.module.parameters(), strict=True):
             parameter.copy_(mean)
 
+    def _set_price(self, loss: float, bits: float) -> None:
+        """Set the price of a bit after a step whose batch had this mean L2 and took so many bits a sample."""
+        if self.price:
+            self.price *= math.exp(PRICE_GAIN * min(1.0, bits / self.bits - 1))
+        else:
+            self.price = FIRST_PRICE * loss / self.bits
+
     def _backward(self, mine: Tensor, n: int) -> Tensor:
-        """Compute the gradients of the mean loss of a batch of n from this process's rows of it; return that loss."""
+        """Compute the gradients of a batch of n from this process's rows of it; return its mean L2 and bits, (2,)."""
         parameters = self.parameters
         if len(mine):
             x = self.samples.rows(mine, dtype=parameters[0].dtype)
             if self.mirrored is not None:
                 x = mirror_half(x, self.mirrored, self.generator)
-            noisy = x + self.noise * torch.randn(x.shape, generator=self.generator).to(x) if self.noise else None
-            loss = self._add_gradients(x, noisy, n)
+            noise = None
+            if self.noise:
+                noise = self.noise * torch.randn(x.shape, generator=self.generator).to(x)
+            elif self.bits:
+                noise = (torch.rand(len(x), self.model.E, generator=self.generator) - 0.5).to(x)
+            loss = self._add_gradients(x, noise, n)
         else:
-            loss = torch.zeros(())
+            loss = torch.zeros(2)
         if distributed.is_active():
             share = loss.to(parameters[0].device)
             used = torch.tensor([float(p.grad is not None) for p in parameters], device=share.device)
@@ -218,8 +239,15 @@ class Gradient(Trainer):
                 parameter.grad = gradient if processes else None
         return loss
 
-    def _add_gradients(self, x: Tensor, noisy: Tensor | None, n: int) -> Tensor:
-        """Add the gradients of the loss of rows x (m, D), times m / n; return that loss.
+    def _losses(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the mean L2 of rows x (m, D) and their mean bits, 0 where no rate is trained for."""
+        if self.bits and noise is not None:
+            return self.model.rate_loss(x, noise)
+        loss = self.model.loss(x) if noise is None else self.model.denoising_loss(x, x + noise)
+        return loss, torch.zeros_like(loss)
+
+    def _add_gradients(self, x: Tensor, noise: Tensor | None, n: int) -> Tensor:
+        """Add the gradients of the losses of rows x (m, D), times m / n; return these losses, (2,).
 
         On the CPU the rows are divided into parts, the same for any number of threads: a thread works on each. torch's
         own threads divide a single operation, and most operations of a small network are too short for that.
@@ -228,12 +256,12 @@ class Gradient(Trainer):
         size = math.ceil(len(x) / PARTS) if divided else len(x)
 
         def differentiate(part: slice) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-            rows = x[part]
-            loss = self.model.loss(rows) if noisy is None else self.model.denoising_loss(rows, noisy[part])
-            loss = loss * (len(rows) / n)
-            return loss.detach(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            mean_l2, bits = self._losses(x[part], None if noise is None else noise[part])
+            share = len(x[part]) / n
+            gradients = torch.autograd.grad(share * (mean_l2 + self.price * bits), self.parameters, allow_unused=True)
+            return share * torch.stack([mean_l2.detach(), bits.detach()]), gradients
 
-        total = torch.zeros((), device=x.device)
+        total = torch.zeros(2, dtype=x.dtype, device=x.device)
 
         def add(result: tuple[Tensor, tuple[Tensor | None, ...]]) -> None:
             total.add_(result[0])
@@ -254,6 +282,7 @@ class Gradient(Trainer):
             "generator": self.generator.get_state(),
             "epochs_done": self.epochs_done,
             "moving": self.unaveraged,
+            **({"price": self.price} if self.bits else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -261,6 +290,8 @@ class Gradient(Trainer):
         load_optimizer(self.optimizer, state["optimizer"])
         self.generator.set_state(state["generator"])
         self.epochs_done = read_count(state["epochs_done"])
+        if self.bits:
+            self.price = read_number(state["price"])
         saved = state.get("moving", [])
         self.unaveraged = [
             read_tensor(tensor, parameter) for tensor, parameter in zip(saved, self.parameters, strict=bool(saved))

@@ -116,7 +116,11 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "deep-llgae": (
         {"model": "deep-llgae"},
-        GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay", "ascent-method"},
+        GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay", "ascent-method", "bits"},
+    ),
+    "deep-llgae for a rate": (
+        {"model": "deep-llgae", "bits": 9.0, "K": 3},
+        GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay", "ascent-method", "bits"},
     ),
     "deep-llgae zero": (
         {"model": "deep-llgae", "latent-start": "zero"},
@@ -124,11 +128,11 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "deep-llgae bfgs": (
         {"model": "deep-llgae", "ascent-method": "bfgs"},
-        GRADIENT | (CLIMBED - {"beta"}) | NETWORK | STARTS | {"weight-decay", "ascent-method"},
+        GRADIENT | (CLIMBED - {"beta"}) | NETWORK | STARTS | {"weight-decay", "ascent-method", "bits"},
     ),
     "deep-llgae bfgs, steps in training": (
         {"model": "deep-llgae", "ascent-method": "bfgs", "ascent": "given"},
-        GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay", "ascent-method"},
+        GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay", "ascent-method", "bits"},
     ),
     "autoencoder": ({"model": "autoencoder"}, GRADIENT | NETWORK),
     "autoencoder mlp": ({"model": "autoencoder", "decoder": "mlp"}, GRADIENT | NETWORK - {"channels"}),
