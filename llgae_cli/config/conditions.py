@@ -10,6 +10,7 @@ NEAR_ZERO = ("llgae", "pca", "kmeans", "residual", "shift")  # models that can s
 SEVERAL = ("llgae", "kmeans", "residual", "shift")  # models of several components that closed form trains
 RATED = ("llgae", "pca", "kmeans")  # models that closed form also trains for a bit rate
 SEVERAL_RATED = ("llgae", "kmeans")  # those of several components
+DECAYING = ("adamw", "muon")  # optimisers with weight decay
 DENSE = ("mlp", "conv")  # decoders with dense layers
 
 # Names of data sets that are accepted in place of the ones that checkpoints' names carry.

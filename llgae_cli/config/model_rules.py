@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llgae_cli.config.conditions import PUBLISHED
+from llgae_cli.config.conditions import DECAYING, PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def apply_rules(values: Mapping[str, Any]) -> dict[str, Any]:
         if given.setdefault(name, value) != value:
             raise ValueError(f"{name}: {given[name]} is not allowed with model {model}: its {name} is {value}")
     defaults = dict(rules.defaults)
-    if given.get("optimizer", "adamw") != "adamw":
-        defaults.pop("weight-decay", None)  # only adamw uses it
+    if given.get("optimizer", "adamw") not in DECAYING:
+        defaults.pop("weight-decay", None)
     task = str(given.get("task", "fashion-mnist"))
     if given.get("centring", "auto") == "auto" and (task in PUBLISHED or task.startswith("images:")):
         given["centring"] = "sample"

@@ -16,6 +16,7 @@ from llgae_cli.config.conditions import (
     CLOSED_FORM,
     CLOSED_RATE,
     COLLAPSE,
+    DECAYING,
     DENSE,
     ENCODED,
     FOR_RATE,
@@ -123,7 +124,7 @@ class Config(BaseModel):
     leave_one_out: bool = key(
         False, "assign each sample by what it would cost in a component fitted without it", FOR_RATE, later=True
     )
-    optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = key("rmsprop", "the optimiser", GRADIENT)
+    optimizer: Literal["rmsprop", "adam", "adamw", "muon", "sgd"] = key("rmsprop", "the optimiser", GRADIENT)
     lr: float = key(1e-3, "the learning rate", GRADIENT, source=True, gt=0)
     batch_size: Positive = key(280, "samples in a mini-batch", GRADIENT)
     start: Literal["random", "near-zero", "closed-form"] = key(
@@ -141,7 +142,7 @@ class Config(BaseModel):
     weight_decay: float = key(
         0.0,
         "weight decay of the networks",
-        when(optimizer="adamw", model=ASCENDING, decoder=DENSE) | when(optimizer="adamw", latent_start="learnt"),
+        when(optimizer=DECAYING, model=ASCENDING, decoder=DENSE) | when(optimizer=DECAYING, latent_start="learnt"),
         later=True,
         ge=0,
     )

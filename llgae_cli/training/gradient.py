@@ -17,6 +17,7 @@ from llgae_cli.progress import Work
 from llgae_cli.tasks import Samples, locate
 from llgae_cli.threads import run_parallel
 from llgae_cli.training.closed_form import ClosedForm
+from llgae_cli.training.muon import Muon, divide_groups, list_matrices
 from llgae_cli.training.state import load_optimizer, read_count, read_number, read_tensor
 from llgae_cli.training.trainer import EpochRecord, Trainer
 
@@ -26,10 +27,13 @@ OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "muon": Muon,
     "sgd": torch.optim.SGD,
 }
 # Runs are short, so AdamW's second moment has a shorter memory than by default.
-OPTIONS: dict[str, dict[str, Any]] = {"adamw": {"betas": (0.9, 0.99), "fused": True}}
+ADAMW: dict[str, Any] = {"betas": (0.9, 0.99), "fused": True}
+OPTIONS: dict[str, dict[str, Any]] = {"adamw": ADAMW, "muon": ADAMW}
+DECAYING = ("adamw", "muon")
 CLOSED_FORM_PASSES = 100  # of the initialisation, at most, as far as the time left is concerned
 FIRST_PRICE, PRICE_GAIN = 0.2, 0.02  # of a bit, over the mean L2 per bit; its change in a step, over the rate's error
 INITIAL_ROWS = 10_000  # rows from which a model is initialised
@@ -79,11 +83,15 @@ class Gradient(Trainer):
         self.price = 0.0  # of a bit, in units of the mean L2; the first batch sets it
         self.generator = torch.Generator().manual_seed(seed)
         groups = model.parameter_groups()
+        options = dict(OPTIONS.get(optimizer, {}))
+        if optimizer == "muon":
+            groups = divide_groups(groups, list_matrices(model))
+            options["dtype"] = torch.bfloat16 if getattr(model, "lower_precision", False) else torch.float32
         self.rates = [lr * group.pop("rate", 1.0) for group in groups]
         decays = [weight_decay if group.pop("decays", False) else 0.0 for group in groups]
         for group, rate, decay in zip(groups, self.rates, decays, strict=True):
-            group |= {"lr": rate} | ({"weight_decay": decay} if optimizer == "adamw" else {})
-        self.optimizer = OPTIMIZERS[optimizer](groups, **OPTIONS.get(optimizer, {}))
+            group |= {"lr": rate} | ({"weight_decay": decay} if optimizer in DECAYING else {})
+        self.optimizer = OPTIMIZERS[optimizer](groups, **options)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.unaveraged: list[Tensor] = []  # the optimiser's parameters, while the model holds their average
         self.epochs_done = 0

@@ -55,8 +55,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:
         if mine.keys() != group.keys() or any(mine[key] != group[key] for key in mine if key != "lr"):
             raise ValueError("an optimiser of other options")
         read_number(group["lr"])
-    layout = _state_layout(optimizer)
+    layouts = {
+        id(parameter): layout
+        for group in optimizer.param_groups
+        for layout in (_state_layout(type(optimizer), group),)
+        for parameter in group["params"]
+    }
     for parameter, state in optimizer.state.items():
+        layout = layouts[id(parameter)]
         if not isinstance(state, dict) or state.keys() != layout.keys():
             raise ValueError("an optimiser of another kind")
         for key, has_parameter_shape in layout.items():
@@ -66,12 +72,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:
                 state[key] = torch.empty_like(parameter).copy_(tensor)
 
 
-def _state_layout(optimizer: torch.optim.Optimizer) -> dict[str, bool]:
-    """Return the names of what an optimiser keeps for a parameter: True for tensors of its shape, False for scalars."""
-    trial = torch.nn.Parameter(torch.zeros(2))
-    trial.grad = torch.zeros(2)
-    options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
-    twin = type(optimizer)([{"params": [trial], **options}])  # type: ignore[call-arg]
+def _state_layout(kind: type[torch.optim.Optimizer], group: dict[str, Any]) -> dict[str, bool]:
+    """Return the names of what an optimiser keeps for a parameter of a group: True where it has the same shape."""
+    trial = torch.nn.Parameter(torch.zeros(2, 2))
+    trial.grad = torch.zeros(2, 2)
+    options = {key: value for key, value in group.items() if key != "params"}
+    twin = kind([{"params": [trial], **options}])  # type: ignore[call-arg]
     twin.step()
     return {key: value.dim() > 0 for key, value in twin.state[trial].items()}
 

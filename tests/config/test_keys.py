@@ -104,6 +104,7 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "gae": ({"model": "gae"}, GRADIENT | CLIMBED | NETWORK),
     "gae adamw": ({"model": "gae", "optimizer": "adamw"}, GRADIENT | CLIMBED | NETWORK | {"weight-decay"}),
+    "gae muon": ({"model": "gae", "optimizer": "muon"}, GRADIENT | CLIMBED | NETWORK | {"weight-decay"}),
     "gae mlp": ({"model": "gae", "decoder": "mlp"}, GRADIENT | CLIMBED | NETWORK - {"channels"}),
     "gae linear": ({"model": "gae", "decoder": "linear"}, GRADIENT | CLIMBED | {"decoder", "precision", "start"}),
     "gae linear from closed form": (
