@@ -171,8 +171,11 @@ class GAE(Model):
         if self.affine is None:
             return self._best_component(x), x.new_zeros(len(x), self.E)
         with torch.autocast(x.device.type, enabled=False):  # the choice of k needs all digits
-            k, b, _ = self.affine.encode(x)
-        return k, b if self.guide is None else self.guide(k, x / self.decoder.unit).to(x)
+            if self.guide is None:
+                k, b, _ = self.affine.encode(x)
+                return k, b
+            k = self.affine.choose(x)
+        return k, self.guide(k, x / self.decoder.unit).to(x)
 
     @torch.no_grad()
     def _best_component(self, x: Tensor) -> Tensor:

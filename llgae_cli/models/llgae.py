@@ -104,6 +104,13 @@ class LLGAE(Model):
         k = infer.nearest(x, self.mu, self.W, Q, self._map)
         return Code(k, self.encode_in(x, k, P))
 
+    @torch.no_grad()
+    def choose(self, x: Tensor) -> Tensor:
+        """Return the best component k (n,) of x (n, D), as `encode` does."""
+        if self.inference == "loop":
+            return self.encode(x).k
+        return infer.nearest(x, self.mu, self.W, self.maps()[1], self._map)
+
     def _encode_by_loop(self, x: Tensor) -> tuple[Tensor, Tensor]:
         b, squared = self.encode_all(x)
         k = squared.argmin(1)

@@ -83,15 +83,13 @@ class Gradient(Trainer):
         self.price = 0.0  # of a bit, in units of the mean L2; the first batch sets it
         self.generator = torch.Generator().manual_seed(seed)
         groups = model.parameter_groups()
-        options = dict(OPTIONS.get(optimizer, {}))
         if optimizer == "muon":
             groups = divide_groups(groups, list_matrices(model))
-            options["dtype"] = torch.bfloat16 if getattr(model, "lower_precision", False) else torch.float32
         self.rates = [lr * group.pop("rate", 1.0) for group in groups]
         decays = [weight_decay if group.pop("decays", False) else 0.0 for group in groups]
         for group, rate, decay in zip(groups, self.rates, decays, strict=True):
             group |= {"lr": rate} | ({"weight_decay": decay} if optimizer in DECAYING else {})
-        self.optimizer = OPTIMIZERS[optimizer](groups, **options)
+        self.optimizer = OPTIMIZERS[optimizer](groups, **OPTIONS.get(optimizer, {}))
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.unaveraged: list[Tensor] = []  # the optimiser's parameters, while the model holds their average
         self.epochs_done = 0

@@ -11,10 +11,7 @@ MOMENTUM = 0.95
 ITERATIONS = 5
 COEFFICIENTS = 3.4445, -4.775, 2.0315  # of the polynomial: singular values from 0.01 to 1 end between 0.7 and 1.2
 SIZE_OF_STEP = 0.2  # root mean square of a step over the learning rate, about that of AdamW
-LEAST_SIDE, MOST_PRODUCTS = (
-    32,
-    1 << 24,
-)  # of a matrix r x c, r <= c: r, and r^2 c, to which its products are proportional
+LEAST_SIDE, MOST_PRODUCTS = 32, 1 << 24  # of a matrix r x c, r <= c: r, and r^2 c, which its products take
 
 
 def list_matrices(model: nn.Module) -> list[Tensor]:
@@ -45,14 +42,13 @@ class Muon(AdamW):
 
         M <- 0.95 M + 0.05 grad,    G <- (1 - lr decay) G - 0.2 lr sqrt(max(outputs, inputs)) U V^T
 
-    where U S V^T is the singular value decomposition of grad + 0.95 (M - grad), found by a polynomial iteration in
-    `dtype`. Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; the size of the step:
+    where U S V^T is the singular value decomposition of grad + 0.95 (M - grad); a polynomial iteration finds about
+    U V^T. Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; the size of the step:
     Liu et al., Muon is scalable for LLM training, 2025.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype = torch.float32, **options: Any):
+    def __init__(self, groups: list[dict[str, Any]], **options: Any):
         super().__init__([{"orthogonal": False} | group for group in groups], **options)
-        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -76,11 +72,11 @@ class Muon(AdamW):
             state["step"] += 1  # AdamW expects it where a state is loaded
             directions.append(gradient.lerp(state["momentum"].lerp_(gradient, 1 - MOMENTUM), MOMENTUM).flatten(1))
             parameter.grad = None  # AdamW leaves it alone
-        orthogonal = orthogonalise(torch.stack(directions).to(self.dtype))
+        orthogonal = orthogonalise(torch.stack(directions))
         for (parameter, group), direction in zip(alike, orthogonal, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             size = SIZE_OF_STEP * group["lr"] * max(direction.shape) ** 0.5
-            parameter.sub_(direction.to(parameter).view_as(parameter), alpha=size)
+            parameter.sub_(direction.view_as(parameter), alpha=size)
 
 
 def orthogonalise(G: Tensor) -> Tensor:
@@ -90,5 +86,5 @@ def orthogonalise(G: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         A = X @ X.mT
-        X = a * X + torch.baddbmm(A, A, A, beta=b, alpha=c) @ X
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return X.mT if G.shape[1] > G.shape[2] else X
