@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from llgae_cli import distributed, interrupts, storage
-from llgae_cli.codec.fit import fit_codec, store_codec
+from llgae_cli.codec.fit import fit_codec, has_network_start, store_codec
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, Interrupted, ProcessLostError, RunError, printable
 from llgae_cli.evaluation import Evaluated, keep_held, mean_l2, mean_l2_alone, measure
@@ -131,7 +131,13 @@ def count_evaluation(run: Run) -> dict[str, float]:
     """Return the operations of each step after the last epoch."""
     sizes = run.train.N + (run.fitted.N if run.fitted is not run.train else 0), run.task.test.N
     row, affine = run.trainer.row_operations, run.model.as_llgae() is not None
-    return count_evaluation_steps(row, *sizes, by_gradient=run.config.trainer == "gradient", affine=affine)
+    return count_evaluation_steps(
+        row,
+        *sizes,
+        by_gradient=run.config.trainer == "gradient",
+        affine=affine,
+        network=has_network_start(run.model),
+    )
 
 
 def run_epochs(run: Run, on_epoch: OnEpoch) -> None:

@@ -18,8 +18,9 @@ from llgae_cli.formatting import describe_time_left, five_digits
 
 MEASURED = 1.0  # seconds of a kind of work from which it has a pace of its own
 # Time of a row after the last epoch over that of a row in an epoch, about: to encode it (after gradients, which take
-# longer), and to fit a codec, for which some CODEC_ROWS rows are used.
+# longer), and to fit a codec, for which some CODEC_ROWS rows are used, or NETWORK_ROWS where there is a network.
 ENCODING, GRADIENT_ENCODING, CODEC, CODEC_ROWS = 2.4, 0.4, 18.0, 20_000
+NETWORK_CODEC, NETWORK_ROWS = 8.0, 6000
 INTERVAL = 0.1  # seconds between two reports, at least
 
 
@@ -216,14 +217,16 @@ def expect_passes(done: int, gain: float, tol: float) -> float:
 
 
 def count_evaluation_steps(
-    row: float, n_train: int, n_test: int, *, by_gradient: bool, affine: bool
+    row: float, n_train: int, n_test: int, *, by_gradient: bool, affine: bool, network: bool = False
 ) -> dict[str, float]:
     """Return the operations of the steps after the last epoch, about, from those of a row in an epoch.
 
-    `affine`: the model gets a codec and a density for novelty scores.
+    `affine`: the model gets a codec and a density for novelty scores. `network`: it gets a codec of a network.
     """
     encoding = row * (GRADIENT_ENCODING if by_gradient else ENCODING)
     steps = {"test samples": encoding * n_test, "training samples": encoding * n_train}
     if affine:
         steps |= {"codec": CODEC * row * min(n_train, CODEC_ROWS), "novelty": 0.6 * encoding * n_train}
+    elif network:
+        steps["codec"] = NETWORK_CODEC * row * min(n_train, NETWORK_ROWS)
     return steps

@@ -24,9 +24,9 @@ SMOOTHING = 20.0  # rows, with the classes of all components, that count in each
 IMPOSSIBLE = 40.0  # bits, of a latent that the table of its class skips
 
 
-def fit_activity(model: CodecModel, samples: Samples) -> CodecModel:
-    """Return the model with activity classes for the levels that gain by them, from some of the samples."""
-    n = min(samples.N, ROWS, max(1, LATENTS // max(1, model.decoder.E)))
+def fit_activity(model: CodecModel, samples: Samples, most: int = ROWS) -> CodecModel:
+    """Return the model with activity classes for the levels that gain by them, from at most so many of the samples."""
+    n = min(samples.N, most, max(1, LATENTS // max(1, model.decoder.E)))
     at = np.arange(n) * samples.N // n
     y, fits = model.place(samples.stored_array(at))
     codes = model.encoder.choose(y[fits], model.encoder.prepare(model.step, 0))

@@ -6,7 +6,7 @@ further levels given that; latents; scales of the rows that are corrected, and t
 
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,6 @@ from llgae_cli.codec.exact import EXACT, Floats, find_table, group_rows
 from llgae_cli.codec.model import CodecModel
 from llgae_cli.codec.settings import CORRECTED, FINER, RAW, Settings
 from llgae_cli.errors import InputError
-
-if TYPE_CHECKING:
-    from llgae_cli.codec.encoder import Prepared
 
 SQUARE_BITS = 40  # fraction bits, relative to the bound, in which squared errors are summed
 
@@ -58,7 +55,7 @@ class Rows:
 
     @classmethod
     def encode(
-        cls, model: CodecModel, x: NDArray[Any], settings: Settings, prepared: list["Prepared"], trial: bool = False
+        cls, model: CodecModel, x: NDArray[Any], settings: Settings, prepared: list[Any], trial: bool = False
     ) -> "Rows":
         """Code rows x (n, D) in their stored type.
 

@@ -26,7 +26,7 @@ from llgae_cli.storage.compressed_header import BLOCK_ROWS, Header, choose_block
 from llgae_cli.threads import run_parallel
 
 if TYPE_CHECKING:  # it needs torch, which decoding does not
-    from llgae_cli.codec.encoder import Codes, Measured
+    from llgae_cli.codec.encoder import Codes
 
 CHUNK = 1024
 MEASURED_BYTES = 1 << 27  # of latents that the search for a step keeps
@@ -91,8 +91,9 @@ class Codec:
         name, packed = printable(Path(path).name, 200), read_extra(Path(path), "codec")
         if packed is None:
             raise InputError(
-                f"{name}: has no codec; models llgae, pca, kmeans, residual and shift have one once their training is "
-                "complete (by this version or a later one)"
+                f"{name}: has no codec; models llgae, pca, kmeans, residual and shift, and deep-llgae and gae with a "
+                "linear or learnt latent-start, have one once their training is complete (by this version or a later "
+                "one)"
             )
         return cls._unpack_for(name, packed)
 
@@ -207,7 +208,7 @@ class Codec:
             value *= 1.002
         return Settings(Step.nearest(value), shift)
 
-    def _choose_shift(self, y: Floats, step: Step, measured: "list[Measured | None]") -> int:
+    def _choose_shift(self, y: Floats, step: Step, measured: list[Any]) -> int:
         """Return the shift of the densities' scales that gives rows y (m, D) the least J.
 
         Densities are those of the training rows' latents. Rounding toward zero makes values smaller, and those of other
@@ -364,7 +365,7 @@ class Codec:
     def _to_grid(self, x: NDArray[Any]) -> tuple[Floats, NDArray[np.bool_]]:
         return self.model.place(x)
 
-    def _measure(self, y: Floats, step: Step) -> "list[Measured | None]":
+    def _measure(self, y: Floats, step: Step) -> list[Any]:
         """Return what coding rows y (n, D) at several steps near this one has in common, chunk by chunk.
 
         None where codes have a shift, and where it would take too much memory.
@@ -376,7 +377,7 @@ class Codec:
         prepared = self.model.encoder.prepare(step, 0)
         return self._in_chunks(lambda rows: self.model.encoder.measure(y[rows], prepared), len(y))
 
-    def _choose(self, y: Floats, step: Step, shift: int, measured: "list[Measured | None] | None" = None) -> "Codes":
+    def _choose(self, y: Floats, step: Step, shift: int, measured: list[Any] | None = None) -> "Codes":
         from llgae_cli.codec.encoder import Codes
 
         prepared = self.model.encoder.prepare(step, shift)

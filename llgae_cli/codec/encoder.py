@@ -17,7 +17,7 @@ Levels of a residual model are coded one after the other, each with what the lev
 
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -134,22 +134,11 @@ class Prepared:
         self.weight = torch.from_numpy(weight)
         ids, inverse = np.unique(level.table_ids(step, shift), return_inverse=True)
         inverse = inverse.reshape(K * level.A, E)
-        self.costs = self._tabulate(ids)
+        self.costs = tabulate_costs(ids)
         self.flat_costs = self.costs.flatten()
         self.first_cost = torch.from_numpy(inverse * self.costs.shape[1])  # of each symbol's latents, in `costs`
         # Zero for latents that are skipped.
         self.coded = torch.from_numpy(list_coded()[ids][inverse].astype(np.float64))
-
-    def _tabulate(self, ids: Integers) -> Tensor:
-        """Return the costs of |q| under each table, (ids, places) as in `place_costs`, in units of 2^-16 bit."""
-        found = [find_table(number) for number in ids.tolist()]
-        largest = min(int(LARGEST_Q), max((2 * t.half << t.low_bits for t in found if t is not None), default=1))
-        places = np.arange(int(place_costs(torch.tensor([float(largest)]))) + 1)
-        octave, part = np.divmod(places - PLAIN_COSTS, 16)
-        values = np.where(places < PLAIN_COSTS, places, 33 + 2 * part << np.maximum(octave + 3, 0))
-        free = np.zeros(len(values), np.int64)
-        costs = [free if table is None else table.compute_costs(values) for table in found]
-        return torch.from_numpy(np.array(costs, np.float64).reshape(len(ids), len(values)))
 
     @cached_property
     def tiles(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -258,6 +247,18 @@ def list_coded() -> NDArray[np.bool_]:
     return np.array([find_table(number) is not None for number in range(4 * IDS)])
 
 
+def tabulate_costs(ids: Integers) -> Tensor:
+    """Return the costs of |q| under each table, (ids, places) as in `place_costs`, in units of 2^-16 bit."""
+    found = [find_table(number) for number in ids.tolist()]
+    largest = min(int(LARGEST_Q), max((2 * t.half << t.low_bits for t in found if t is not None), default=1))
+    places = np.arange(int(place_costs(torch.tensor([float(largest)]))) + 1)
+    octave, part = np.divmod(places - PLAIN_COSTS, 16)
+    values = np.where(places < PLAIN_COSTS, places, 33 + 2 * part << np.maximum(octave + 3, 0))
+    free = np.zeros(len(values), np.int64)
+    costs = [free if table is None else table.compute_costs(values) for table in found]
+    return torch.from_numpy(np.array(costs, np.float64).reshape(len(ids), len(values)))
+
+
 def place_costs(q: Tensor) -> Tensor:
     """Return where the costs of q >= 0, whole numbers in float64, are in the table: int64, rising with q."""
     if not q.numel() or float(q.max()) < PLAIN_COSTS:
@@ -265,6 +266,29 @@ def place_costs(q: Tensor) -> Tensor:
     mantissa, exponent = torch.frexp(q)  # q = mantissa 2^exponent, 1/2 <= mantissa < 1
     part = (exponent.to(torch.float64) - 9) * 16 + torch.floor((mantissa - 0.5) * 32)
     return torch.where(q < PLAIN_COSTS, q, PLAIN_COSTS + part).to(torch.int64)
+
+
+class RowEncoder(Protocol):
+    """Chooses the codes of rows y (n, D) on the grid.
+
+    What depends on the step is in `prepared`; `measured` is what does not, for the same rows.
+    """
+
+    def prepare(self, step: Step, shift: int) -> list[Any]:
+        """Return what depends on the step and the shift of the densities' scales."""
+        ...
+
+    def measure(self, y: Floats, prepared: list[Any]) -> Any:
+        """Return what the choices at several steps have in common; None where there is nothing."""
+        ...
+
+    def choose(self, y: Floats, prepared: list[Any], measured: Any = None) -> Codes:
+        """Return the codes of rows y."""
+        ...
+
+    def refine(self, y: Floats, codes: Codes, step: Step, shift: int) -> Integers:
+        """Return q (n, E) at another step, with the symbols and shifts of the codes of rows y."""
+        ...
 
 
 class Encoder:

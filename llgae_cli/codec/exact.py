@@ -1,4 +1,4 @@
-"""Affine decoders in fixed point: x_hat = mu_k + U_k (Delta q) with the same bits on every machine.
+"""Decoders in fixed point: x_hat = mu_k + U_k (Delta q), and a network's part, with the same bits on every machine.
 
 mu, U and Delta are integers times powers of two, so every product and every sum is an integer times a power of two.
 float64 adds integers below 2^53 exactly, in any order: no library, instruction set or number of threads changes a bit.
@@ -15,6 +15,7 @@ component k and its activity class a, as the number k A + a; the class shifts th
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,9 @@ from llgae_cli.codec.density import (
     make_table,
 )
 from llgae_cli.threads import find_torch
+
+if TYPE_CHECKING:
+    from llgae_cli.codec.network import FixedNetwork
 
 Floats = NDArray[np.float64]
 
@@ -81,11 +85,12 @@ class Level:
     """K components and the densities of their latents.
 
     mu      (K, D) offsets, multiples of 2^-mu_bits
-    U       (K, D, E) bases, multiples of 2^-20, orthonormal up to rounding
+    U       (K, D, E) bases, multiples of 2^-20, orthonormal up to rounding where there is no network
     shape   (K, E) exponents of the densities, indices of `density.SHAPES`
     scale   (K, E) their scales: alpha = 2^(scale / 64), finer than the tables: these change one by one with Delta
     activity  (A, SPREADS) what each activity class adds to the scale of a latent, by its standard deviation over Delta,
               in units of 1/8 octave
+    network   None, or a part of x_hat that is not affine; it has the first latents, all but the constant row's
     """
 
     mu: Floats
@@ -94,6 +99,7 @@ class Level:
     shape: Integers
     scale: Integers
     activity: Integers = field(default_factory=lambda: NO_ACTIVITY)
+    network: "FixedNetwork | None" = None
 
     @classmethod
     def round(cls, mu: Floats, U: Floats, shape: Integers, scale: Integers) -> "Level":
@@ -120,6 +126,11 @@ class Level:
         """Number of activity classes."""
         return len(self.activity)
 
+    @property
+    def fraction_bits(self) -> int:
+        """Fraction bits of mu and of the network's values."""
+        return self.mu_bits if self.network is None else max(self.mu_bits, self.network.output_bits)
+
     @cached_property
     def largest(self) -> tuple[float, float]:
         """The largest magnitudes in mu and in U."""
@@ -142,12 +153,14 @@ class Level:
         return np.clip(octaves + SPREADS // 2, 0, SPREADS - 1)
 
     def decode(self, k: Integers, q: Integers, step: Step) -> Floats:
-        """Return mu_k + U_k (Delta q), exact, shape (n, D), for symbols k A + a (n,) and q (n, E)."""
+        """Return mu_k + U_k (Delta q) + network, exact, shape (n, D), for symbols k A + a (n,) and q (n, E)."""
         k = k // self.A
         out = np.empty((len(k), self.U.shape[1]))
         z = q.astype(np.float64) * step.value
         for j, rows in group_rows(k, self.K):
-            out[rows] = _multiply(z[rows], self.U[j].T) + self.mu[j]
+            out[rows] = multiply(z[rows], self.U[j].T) + self.mu[j]
+        if self.network is not None:
+            out += self.network.decode(k, q[:, : self.network.E], step)
         return out
 
     def has_exact_sums(self, q: Integers, step: Step, f: int) -> NDArray[np.bool_]:
@@ -155,10 +168,13 @@ class Level:
         mu, U = self.largest
         with np.errstate(over="ignore"):
             bound = mu + step.value * U * np.abs(q).sum(1).astype(np.float64)
-            return bound * 2.0**f < EXACT / 2  # half of it, for the rounding of this bound
+            if self.network is not None:
+                bound += 2.0**self.network.limit
+            exact: NDArray[np.bool_] = bound * 2.0**f < EXACT / 2  # half of it, for the rounding of this bound
+        return exact if self.network is None else exact & self.network.has_exact_sums(q[:, : self.network.E], step)
 
 
-def _multiply(a: Floats, b: Floats) -> Floats:
+def multiply(a: Floats, b: Floats) -> Floats:
     """Return a @ b, whose sums are exact, so that every library returns the same, in one thread.
 
     torch's product where torch is loaded, which `run_parallel` gives one thread. Elsewhere numpy's: its BLAS would use
@@ -216,7 +232,7 @@ class ExactDecoder:
     def is_exact(self, q: Integers, step: Step) -> NDArray[np.bool_]:
         """Return for which rows of q (n, E) the reconstruction is exact."""
         f = (
-            max(BASIS_BITS - step.exponent, *(level.mu_bits for level in self.levels))
+            max(BASIS_BITS - step.exponent, *(level.fraction_bits for level in self.levels))
             + (len(self.levels) - 1).bit_length()
         )
         if not -900 < f < 900:

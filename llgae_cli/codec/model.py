@@ -5,7 +5,8 @@ import json
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,17 @@ from numpy.typing import NDArray
 from llgae_cli.codec.density import SHAPES, Integers, make_weights
 from llgae_cli.codec.exact import BASIS_BITS, NO_ACTIVITY, SPREADS, ExactDecoder, Level, Step
 from llgae_cli.codec.grid import Grid
+from llgae_cli.codec.network import PREFIX, FixedNetwork
 from llgae_cli.errors import InputError
 from llgae_cli.scaling import Floats, Scaling, restore_scaling
 
 if TYPE_CHECKING:
-    from llgae_cli.codec.encoder import Encoder
+    from llgae_cli.codec.encoder import RowEncoder
 
-FORMAT = 1
+FORMAT, NETWORK_FORMAT = 1, 2  # without and with a network
 GRID_ARRAYS = ("origin", "step")  # what only encoding uses
+START = "start."  # the prefix of names of arrays that only the encoding of networks uses
+TYPES = ("|i1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8")
 LARGEST = 1 << 31  # bytes of an unpacked model, at most
 
 _HEAD = struct.Struct("<BI")
@@ -38,6 +42,7 @@ class CodecModel:
     grid      see `encoder`
     step      the step that the model was made for
     scaling   of the rows, or None: the decoder's values, latents and steps are those of scaled rows
+    start     for models with a network: arrays of `network_encoder.Start`, where the search for latents begins
     """
 
     decoder: ExactDecoder
@@ -46,6 +51,7 @@ class CodecModel:
     grid: Grid
     step: Step
     scaling: Scaling | None = None
+    start: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def unit(self) -> Floats | float:
@@ -81,8 +87,12 @@ class CodecModel:
         return None if self.symbols is None else np.stack([make_weights(counts + 1) for counts in self.symbols])
 
     @cached_property
-    def encoder(self) -> "Encoder":
-        """The encoder of this model."""
+    def encoder(self) -> "RowEncoder":
+        """The encoder of this model. Raises InputError where what only encoding uses is damaged."""
+        if self.decoder.levels[0].network is not None:
+            from llgae_cli.codec.network_encoder import NetworkEncoder
+
+            return NetworkEncoder(self.decoder, self.weights[0], self.grid, self.start)
         from llgae_cli.codec.encoder import Encoder  # here: it needs torch, which decoding does not
 
         return Encoder(self.decoder, self.weights, self.symbol_weights, self.grid)
@@ -102,21 +112,24 @@ class CodecModel:
             np.ascontiguousarray(array).view(np.uint8).reshape(-1, array.dtype.itemsize).T.tobytes()
             for array in arrays.values()
         ]
-        return _HEAD.pack(FORMAT, len(text)) + text + zlib.compress(b"".join(planes), 6)
+        version = FORMAT if self.decoder.levels[0].network is None else NETWORK_FORMAT
+        return _HEAD.pack(version, len(text)) + text + zlib.compress(b"".join(planes), 6)
 
     @classmethod
     def unpack(cls, data: bytes) -> "CodecModel":
         """Return the model in the bytes of `pack`. Raises InputError where they are damaged."""
         try:
             version, length = _HEAD.unpack_from(data)
-            if version != FORMAT or length > len(data):
+            if version not in (FORMAT, NETWORK_FORMAT) or length > len(data):
                 raise ValueError("another version")
             text = data[_HEAD.size : _HEAD.size + length]
             arrays = _read_arrays(json.loads(text), data[_HEAD.size + length :])
             model = cls._from_arrays(arrays)
+            if version != (FORMAT if model.decoder.levels[0].network is None else NETWORK_FORMAT):
+                raise ValueError("another version")
             # What the property returns for bytes of `pack`, without turning the bases back into integers: a tenth of
             # decompressing. Other bytes get an identity that no file has.
-            vars(model)["identity"] = _digest({name: arrays[name] for name in arrays if name not in GRID_ARRAYS})
+            vars(model)["identity"] = _digest({name: array for name, array in arrays.items() if _is_decoding(name)})
             return model
         except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error):
             raise InputError("its embedded model is damaged") from None
@@ -134,6 +147,8 @@ class CodecModel:
             }
             if level.A > 1:
                 arrays[f"activity{i}"] = level.activity.astype("<i1")
+            if level.network is not None:
+                arrays |= level.network.to_arrays()
         if self.symbols is not None and self.decoder.places is not None:
             arrays |= {"symbols": self.symbols.astype("<i8"), "places": self.decoder.places.astype("<i4")}
         if self.scaling is not None:
@@ -141,6 +156,7 @@ class CodecModel:
         if grid:
             place = [self.grid.bits, self.step.mantissa, self.step.exponent]
             arrays |= dict(zip(GRID_ARRAYS, (self.grid.origin.astype("<f8"), np.array(place, "<i4")), strict=True))
+            arrays |= {START + name: array for name, array in self.start.items()}
         return arrays
 
     @classmethod
@@ -162,7 +178,12 @@ class CodecModel:
             if E and (shape.min() < 0 or shape.max() >= len(SHAPES) or max(U.max(), -int(U.min())) > 2 << BASIS_BITS):
                 raise ValueError("values out of range")
             mu, U = mu * 2.0 ** float(-bits), U * 2.0 ** float(-BASIS_BITS)
-            levels.append(Level(mu, U, int(bits), shape, scale, activity))
+            network = None
+            if not levels and any(name.startswith(PREFIX) for name in arrays):
+                network = FixedNetwork.from_arrays(arrays)
+                if (network.K, network.D) != (K, D) or network.E not in (E - 1, E):
+                    raise ValueError("a network that does not fit")
+            levels.append(Level(mu, U, int(bits), shape, scale, activity, network))
             counts.append(own)
         D = levels[0].mu.shape[1]
         symbols = places = None
@@ -185,8 +206,16 @@ class CodecModel:
         scaling = None
         if "unit" in arrays:
             scaling = restore_scaling({"method": "stored", "centre": arrays["centre"], "scale": arrays["unit"]}, D)
+        if levels[0].network is not None and (len(levels) > 1 or places is not None):
+            raise ValueError("a network beside other levels")
         decoder = ExactDecoder(tuple(levels), places)
-        return cls(decoder, tuple(counts), symbols, grid, Step(mantissa, exponent), scaling)
+        start = {name.removeprefix(START): array for name, array in arrays.items() if name.startswith(START)}
+        return cls(decoder, tuple(counts), symbols, grid, Step(mantissa, exponent), scaling, start)
+
+
+def _is_decoding(name: str) -> bool:
+    """Return whether decoding uses the array of this name."""
+    return name not in GRID_ARRAYS and not name.startswith(START)
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> bytes:
@@ -201,7 +230,9 @@ def _read_arrays(head: dict[str, list[Any]], data: bytes) -> dict[str, np.ndarra
     """Return the arrays that `head` describes; ValueError where the compressed bytes are not exactly theirs."""
     sizes = {}
     for name, (dtype, shape) in head.items():
-        if dtype not in ("|i1", "<i2", "<i4", "<i8", "<f8") or not all(type(n) is int and n >= 0 for n in shape):
+        if dtype not in ("|i1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8") or not all(
+            type(n) is int and n >= 0 for n in shape
+        ):
             raise ValueError("an array of another kind")
         sizes[name] = math.prod(shape) * np.dtype(dtype).itemsize
     total = sum(sizes.values())

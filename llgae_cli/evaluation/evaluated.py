@@ -95,7 +95,7 @@ class Evaluated:
 
     @cached_property
     def codec(self) -> Codec | None:
-        """The checkpoint's codec; None for networks, unfinished runs and files of earlier versions."""
+        """The checkpoint's codec; None for some networks, unfinished runs and files of earlier versions."""
         return read_codec(self.checkpoint.extras, self.model.D, self.path.name)
 
     @property

@@ -1,4 +1,4 @@
-"""An estimate of the rate, in bits a sample, for models without a codec: networks, and runs that are not finished.
+"""An estimate of the rate, in bits a sample, for models without a codec: some networks, and runs that are not finished.
 
 As floats a code (k, b) takes
 

@@ -25,9 +25,14 @@ def invert_curvature(J: Tensor, alpha: float) -> Tensor:
     return torch.linalg.inv(H + (alpha + damping)[:, None, None] * unit)
 
 
-@torch.no_grad()
 def minimise(energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float = TOLERANCE) -> Tensor:
-    """Return latents b (n, E) after at most `steps` steps of BFGS, each row on its own.
+    """Return the latents of `descend`, (n, E)."""
+    return descend(energy, b, P, steps, tolerance)[0]
+
+
+@torch.no_grad()
+def descend(energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float = TOLERANCE) -> tuple[Tensor, Tensor]:
+    """Return latents b (n, E) after at most `steps` steps of BFGS, each row on its own, and P there.
 
         step    b' = b - a P grad,    taken where the energy falls; else a is halved
         update  P' = (I - s y^T / y^T s) P (I - y s^T / y^T s) + s s^T / y^T s,    s = b' - b,  y = grad' - grad
@@ -38,7 +43,8 @@ def minimise(energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float 
     """
     b = b.clone()
     if b.numel() == 0 or steps == 0:
-        return b
+        return b, P
+    last = P.clone()
     rows = torch.arange(len(b), device=b.device)  # those that are not done
     value, slope = energy(rows, b)
     length = torch.ones_like(value)
@@ -57,6 +63,7 @@ def minimise(energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float 
         rotation = unit - s[:, :, None] * (y / ys[:, None])[:, None, :]
         updated = rotation @ P @ rotation.mT + s[:, :, None] * (s / ys[:, None])[:, None, :]
         P = torch.where(convex[:, None, None], updated, P)
+        last[rows] = P
 
         going = ~lower | (value - new_value > tolerance * value)
         value = torch.where(lower, new_value, value)
@@ -65,4 +72,4 @@ def minimise(energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float 
         rows, value, slope, length, P = rows[going], value[going], slope[going], length[going], P[going]
         if len(rows) == 0:
             break
-    return b
+    return b, last

@@ -48,7 +48,7 @@ WITHOUT_COMPONENTS = {
     "denoising-autoencoder",
 }  # no sample belongs to one of several
 
-WITH_CODEC = {"llgae", "pca", "kmeans", "residual", "shift"}
+WITH_CODEC = {"llgae", "pca", "kmeans", "residual", "shift", "deep-llgae"}  # gae here starts at zero
 
 
 def model_of(member: str) -> str:
