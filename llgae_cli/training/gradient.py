@@ -37,7 +37,7 @@ DECAYING = ("adamw", "muon")
 CLOSED_FORM_PASSES = 100  # of the initialisation, at most, as far as the time left is concerned
 FIRST_PRICE, PRICE_GAIN = 0.2, 0.02  # of a bit, over the mean L2 per bit; its change in a step, over the rate's error
 INITIAL_ROWS = 10_000  # rows from which a model is initialised
-PARTS, PART_OPERATIONS = 2, 1e9  # a mini-batch of more operations is divided into parts, which run in parallel
+PARTS, PART_OPERATIONS = 2, 4e9  # a mini-batch of more operations is divided into parts, which run in parallel
 RISE, RISE_FROM = 0.15, 0.1  # one-cycle: share of the steps in which the rate rises, and its first value over its peak
 
 
