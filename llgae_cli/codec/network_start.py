@@ -70,5 +70,8 @@ class Start:
     @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return components (n,) and latents (n, E) of rows x (n, D)."""
-        k, b, _ = self.affine.encode(x)
-        return k, b if self.guide is None else self.guide(k, x / self.unit)
+        if self.guide is None:
+            k, b, _ = self.affine.encode(x)
+            return k, b
+        k = self.affine.choose(x)
+        return k, self.guide(k, x / self.unit)
