@@ -17,6 +17,7 @@ ECHO_TORCHRUN = 5.0  # torchrun forwards, a little later, signals that its proce
 
 _first: float | None = None
 _unwinding = False
+_report_others = sys.unraisablehook  # the hook before ours
 _watching_process: int | None = None  # process with the watching thread: threads do not survive a fork
 
 
@@ -25,13 +26,14 @@ def install_handlers() -> None:
 
     SIGHUP keeps its handler where it is ignored, as under nohup.
     """
-    global _first, _unwinding
+    global _first, _unwinding, _report_others
     _first, _unwinding = None, False
     interrupts.reset()
     for signum in SIGNALS:
         if signum in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(signum) == signal.SIG_DFL:
             signal.signal(signum, _handle)
-    sys.unraisablehook = _report_dropped
+    if sys.unraisablehook is not _report_dropped:
+        _report_others, sys.unraisablehook = sys.unraisablehook, _report_dropped
     _watch()
 
 
@@ -49,9 +51,9 @@ def _handle(signum: int, frame: FrameType | None) -> None:
 
 
 def _report_dropped(dropped: Any) -> None:
-    """Print an exception that Python drops, such as one in a destructor; not Interrupted, see `interrupts.check`."""
+    """Report an exception that Python drops, such as one in a destructor; not Interrupted, see `interrupts.check`."""
     if not isinstance(dropped.exc_value, Interrupted):
-        sys.__unraisablehook__(dropped)
+        _report_others(dropped)
 
 
 def _watch() -> None:
