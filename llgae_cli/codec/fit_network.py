@@ -101,13 +101,13 @@ def _measure_curvature(model: GAE, samples: Samples, centred: bool) -> tuple[Flo
         own = latents[k == j].float()
         if len(own) == 0:
             own = torch.zeros(1, model.E)
-        centre[j] = own.double().mean(0).cpu().numpy()
+        centre[j] = own.cpu().double().mean(0).numpy()
         own = own[:JACOBIANS]
         for b in own.split(JACOBIAN_ROWS):
-            J = model.jacobian(Code(torch.full((len(b),), j), b)).double()
+            J = model.jacobian(Code(torch.full((len(b),), j), b)).cpu().double()
             if centred:
                 J = J - J.mean(1, keepdim=True)
-            H[j] += (J.mT @ J).sum(0).cpu().numpy() / len(own)
+            H[j] += (J.mT @ J).sum(0).numpy() / len(own)
     return H, centre
 
 
@@ -124,7 +124,7 @@ def _measure_step(rate: LatentRate, H: Floats) -> float:
 
     Of the latents whose spread is above their step: the steps of others grow until these are constants.
     """
-    log_step, log_spread = (each.detach().double().cpu().numpy() for each in (rate.log_step, rate.log_spread))
+    log_step, log_spread = (each.detach().cpu().double().numpy() for each in (rate.log_step, rate.log_spread))
     lengths = log_step + np.log(np.maximum(np.diagonal(H, axis1=1, axis2=2), 1e-30)) / 2
     coded = log_spread > log_step
     return float(np.exp((lengths[coded] if coded.any() else lengths).mean()))
@@ -151,7 +151,7 @@ def _make_bases(model: GAE, coordinates: Coordinates, centred: bool) -> tuple[Fl
     if pieces is None:
         mu, W = np.zeros((model.K, model.D)), np.zeros((model.K, model.D, model.E))
     else:
-        mu, W = (parameter.detach().double().cpu().numpy() for parameter in (pieces.mu, pieces.W))
+        mu, W = (parameter.detach().cpu().double().numpy() for parameter in (pieces.mu, pieces.W))
     mu, U = mu + (W @ coordinates.centre[:, :, None])[:, :, 0], W @ coordinates.T
     if centred:
         mu, U = mu - mu.mean(1, keepdims=True), U - U.mean(1, keepdims=True)
@@ -171,7 +171,7 @@ def _make_decoder(model: GAE, coordinates: Coordinates, centred: bool, moments: 
     network = model.decoder.network
     assert network is not None
     sides = (*network.shape, network.colours) if isinstance(network, ConvDecoder) else ()
-    parameters = {name: tensor.double().cpu().numpy() for name, tensor in network.state_dict().items()}
+    parameters = {name: tensor.cpu().double().numpy() for name, tensor in network.state_dict().items()}
     fixed = FixedNetwork.round(parameters, sides, float(model.decoder.unit), T, coordinates.centre)
     level = Level.round(mu, U, *moments.fit_densities())
     return ExactDecoder((replace(level, network=fixed),))

@@ -12,7 +12,8 @@
    the roundings the one with the least J is kept, now with the decoder's own squared error.
 
 With `centring: sample` the constant row is one more latent, the last one, which is rounded on its own for what the
-others leave. Everything is in floats: a code may differ between machines, its decoded values do not.
+others leave. Everything is in floats: a code may depend on the machine and on the rows beside it, its decoded values
+do not.
 """
 
 from collections import OrderedDict
@@ -30,10 +31,11 @@ from llgae_cli.codec.density import COST_UNIT, Integers, integer_log2
 from llgae_cli.codec.encoder import LARGEST_Q, Codes, list_coded, place_costs, tabulate_costs
 from llgae_cli.codec.exact import ExactDecoder, Floats, Step
 from llgae_cli.codec.grid import Grid
+from llgae_cli.codec.network import LATENT_BITS
 from llgae_cli.codec.network_start import Start
 from llgae_cli.errors import InputError
 from llgae_cli.models.networks import MLP, ConvDecoder, Network
-from llgae_cli.models.second_order import DAMPING, descend
+from llgae_cli.models.second_order import DAMPING, minimise
 from llgae_cli.threads import check_cancelled, run_parallel
 from llgae_cli.training.expected_rate import TRADE_OFF
 
@@ -100,7 +102,7 @@ class NetworkEncoder:
         self.mu = torch.from_numpy(level.mu).float()
         self.U = torch.from_numpy(level.U[:, :, : self.E]).float().mT.contiguous()  # (K, E, D)
         self.T = torch.from_numpy(level.network.T * 2.0**-level.network.T_bits).float()
-        self.centre = torch.from_numpy(level.network.centre * 2.0**-18).float()
+        self.centre = torch.from_numpy(level.network.centre * 2.0**-LATENT_BITS).float()
         try:
             with torch.random.fork_rng(devices=()):  # building a network draws numbers that are not used
                 self.network = _build_network(level.network.sides, level.network.parameters())
@@ -202,7 +204,7 @@ class NetworkEncoder:
         z = torch.bmm(self._inverse[k], (b - self.centre[k])[:, :, None])[:, :, 0]
         z = z.nan_to_num_(0.0, 0.0, 0.0)  # of a guide that overflows
         P = torch.eye(self.E).div(1 + DAMPING).expand(len(x), -1, -1)  # the mean of J^T J is about 1
-        z, P = descend(partial(self._energy, x, k), z, P, STEPS, TOLERANCE)
+        z, P = minimise(partial(self._energy, x, k), z, P, STEPS, TOLERANCE)
         values, axes = torch.linalg.eigh(P)  # rounding errors of float32 may leave P indefinite
         return Optimum(k, z, (axes * values.clamp(*CURVATURES)[:, None, :]) @ axes.mT)
 

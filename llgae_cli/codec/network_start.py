@@ -30,9 +30,9 @@ class Start:
         """Return the arrays that `build` needs; parameters of the guide in float16."""
         affine = model.affine
         assert affine is not None
-        how = [affine.beta, affine.n_step, affine.alpha, list(INFERENCES).index(affine.inference)]
+        options = [affine.beta, affine.n_step, affine.alpha, list(INFERENCES).index(affine.inference)]
         arrays = {
-            "how": np.array([*how, float(model.decoder.unit)], "<f8"),
+            "options": np.array([*options, float(model.decoder.unit)], "<f8"),
             "mu": affine.mu.detach().cpu().numpy().astype("<f4"),
             "W": affine.W.detach().cpu().numpy().astype("<f4"),
         }
@@ -49,7 +49,7 @@ class Start:
         """
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("numbers that are not finite")
-        beta, n_step, alpha, inference, unit = arrays["how"].tolist()
+        beta, n_step, alpha, inference, unit = arrays["options"].tolist()
         mu, W = (torch.from_numpy(arrays[name].astype(np.float32)) for name in ("mu", "W"))
         method = list(INFERENCES)[int(inference) % len(INFERENCES)]
         affine = LLGAE(K, D, E, beta=beta, n_step=int(n_step), alpha=alpha, inference=method)

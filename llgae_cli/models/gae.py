@@ -198,7 +198,7 @@ class GAE(Model):
     def _ascend_second_order(self, x: Tensor, k: Tensor, b: Tensor, P: Tensor) -> Tensor:
         """Return the latents after at most T steps of BFGS from b (n, E) under k (n,); P (K, E, E) begins them."""
         with torch.autocast(x.device.type, enabled=False):
-            return minimise(partial(self._energy, x, k), b, P[k], self.n_step)
+            return minimise(partial(self._energy, x, k), b, P[k], self.n_step)[0]
 
     def _energy(self, x: Tensor, k: Tensor, rows: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Return -l (m,) of the given rows of x (n, D) at b (m, E) under their k (n,), and its gradient by b."""

@@ -25,14 +25,9 @@ def invert_curvature(J: Tensor, alpha: float) -> Tensor:
     return torch.linalg.inv(H + (alpha + damping)[:, None, None] * unit)
 
 
-def minimise(energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float = TOLERANCE) -> Tensor:
-    """Return the latents of `descend`, (n, E)."""
-    return descend(energy, b, P, steps, tolerance)[0]
-
-
 @torch.no_grad()
-def descend(energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float = TOLERANCE) -> tuple[Tensor, Tensor]:
-    """Return latents b (n, E) after at most `steps` steps of BFGS, each row on its own, and P there.
+def minimise(energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float = TOLERANCE) -> tuple[Tensor, Tensor]:
+    """Return latents b (n, E) after at most `steps` steps of BFGS, each row on its own, and their P.
 
         step    b' = b - a P grad,    taken where the energy falls; else a is halved
         update  P' = (I - s y^T / y^T s) P (I - y s^T / y^T s) + s s^T / y^T s,    s = b' - b,  y = grad' - grad

@@ -33,9 +33,9 @@ OPTIMIZERS = {
 # Runs are short, so AdamW's second moment has a shorter memory than by default.
 ADAMW: dict[str, Any] = {"betas": (0.9, 0.99), "fused": True}
 OPTIONS: dict[str, dict[str, Any]] = {"adamw": ADAMW, "muon": ADAMW}
-DECAYING = ("adamw", "muon")
 CLOSED_FORM_PASSES = 100  # of the initialisation, at most, as far as the time left is concerned
-FIRST_PRICE, PRICE_GAIN = 0.2, 0.02  # of a bit, over the mean L2 per bit; its change in a step, over the rate's error
+FIRST_PRICE = 0.2  # the price of a bit after the first step, in units of that step's mean L2 over the target rate
+PRICE_GAIN = 0.02  # relative change of the price in a step, over the relative excess of the rate
 INITIAL_ROWS = 10_000  # rows from which a model is initialised
 PARTS, PART_OPERATIONS = 2, 4e9  # a mini-batch of more operations is divided into parts, which run in parallel
 RISE, RISE_FROM = 0.15, 0.1  # one-cycle: share of the steps in which the rate rises, and its first value over its peak
@@ -86,9 +86,10 @@ class Gradient(Trainer):
         if optimizer == "muon":
             groups = divide_groups(groups, list_matrices(model))
         self.rates = [lr * group.pop("rate", 1.0) for group in groups]
+        decaying = issubclass(OPTIMIZERS[optimizer], torch.optim.AdamW)
         decays = [weight_decay if group.pop("decays", False) else 0.0 for group in groups]
         for group, rate, decay in zip(groups, self.rates, decays, strict=True):
-            group |= {"lr": rate} | ({"weight_decay": decay} if optimizer in DECAYING else {})
+            group |= {"lr": rate} | ({"weight_decay": decay} if decaying else {})
         self.optimizer = OPTIMIZERS[optimizer](groups, **OPTIONS.get(optimizer, {}))
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.unaveraged: list[Tensor] = []  # the optimiser's parameters, while the model holds their average

@@ -55,12 +55,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:
         if mine.keys() != group.keys() or any(mine[key] != group[key] for key in mine if key != "lr"):
             raise ValueError("an optimiser of other options")
         read_number(group["lr"])
-    layouts = {
-        id(parameter): layout
-        for group in optimizer.param_groups
-        for layout in (_state_layout(type(optimizer), group),)
-        for parameter in group["params"]
-    }
+    layouts: dict[int, dict[str, bool]] = {}
+    for group in optimizer.param_groups:
+        layouts |= dict.fromkeys(map(id, group["params"]), _state_layout(type(optimizer), group))
     for parameter, state in optimizer.state.items():
         layout = layouts[id(parameter)]
         if not isinstance(state, dict) or state.keys() != layout.keys():

@@ -180,7 +180,7 @@ def test_damaged_models_are_refused_in_one_line(images: Made) -> None:
     assert refused > 40
 
 
-@pytest.mark.parametrize("name", ["how", "mu", "W", "guide.k.weight", "guide.out.weight"])
+@pytest.mark.parametrize("name", ["options", "mu", "W", "guide.k.weight", "guide.out.weight"])
 def test_a_damaged_start_stops_encoding_but_not_decoding(images: Made, name: str) -> None:
     codec, x = images
     data = codec.encode(x, step=20.0)
