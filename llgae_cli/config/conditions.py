@@ -25,10 +25,9 @@ PUBLISHED = (
 GRADIENT = when(trainer="gradient")
 COLLAPSE = when(model=AFFINE)
 ASCENT = when(model=ASCENDING)
+ASCENT_IN_TRAINING = when(model=ASCENDING, ascent=("through", "given"))
 STEPS_OF_ASCENT = (  # the ascent on b takes steps of size beta, in training or at encoding
-    when(model=ASCENDING, ascent_method="gradient")
-    | when(model=ASCENDING, ascent=("through", "given"))
-    | when(model=ASCENDING, latent_start="zero")
+    when(model=ASCENDING, ascent_method="gradient") | ASCENT_IN_TRAINING | when(model=ASCENDING, latent_start="zero")
 )
 NETWORK = when(model=NETWORKS)
 STEPS = when(trainer="gradient", model=AFFINE, inference=("loop", "collapse"))
@@ -40,5 +39,5 @@ FOR_RATE = when(trainer="closed-form", model=SEVERAL_RATED, bits=GIVEN) | when(
     trainer="closed-form", model=SEVERAL_RATED, step=GIVEN
 )
 CLOSED_RATE = when(trainer="closed-form", model=RATED)
-RATE_OF_NETWORK = when(model="deep-llgae", latent_start="learnt")
+RATE_OF_NETWORK = when(model="deep-llgae", latent_start="learnt", ascent="later")
 RESTARTS = FOR_RESIDUAL | when(trainer="closed-form", model=("residual", "shift")) | SEVERAL_START | AFFINE_START

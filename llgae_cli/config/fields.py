@@ -10,6 +10,7 @@ from llgae_cli.config.conditions import (
     AFFINE_START,
     ASCENDING,
     ASCENT,
+    ASCENT_IN_TRAINING,
     CLOSED_FORM,
     CLOSED_RATE,
     COLLAPSE,
@@ -164,6 +165,15 @@ class Fields(BaseModel):
         "training (later)",
         ASCENT,
         later=True,
+    )
+    ascent_epochs: NonNegative = key(
+        0,
+        "number of the last epochs in which training takes the ascent; before, none as with later. 0: all epochs",
+        ASCENT_IN_TRAINING,
+        later=True,
+    )
+    ascent_steps: Positive | None = key(
+        None, "number of steps of the ascent in training (default: n-step)", ASCENT_IN_TRAINING, later=True
     )
     ascent_method: Literal["gradient", "bfgs"] = key(
         "gradient",

@@ -111,10 +111,11 @@ class Config(Fields):
         """Return the keys that cannot change the result.
 
         `epochs` is one of them, because a run may be continued and the checkpoint's name holds the epoch; not where
-        the learning rate follows the number of epochs.
+        the learning rate or the ascent follows the number of epochs.
         """
         neutral = frozenset(name for name, notes in KEYS.items() if notes.neutral)
-        return neutral - {"epochs"} if self.schedule == "one-cycle" else neutral
+        planned = self.schedule == "one-cycle" or self.ascent_epochs > 0
+        return neutral - {"epochs"} if planned else neutral
 
 
 DEFAULTS: dict[str, Any] = {str(one.alias): one.default for one in Config.model_fields.values()}

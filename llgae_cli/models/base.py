@@ -59,6 +59,9 @@ class Model(nn.Module):
         """Return the mean L2 of x (n, D): mean over samples and values of the squared residual; differentiable."""
         raise NotImplementedError
 
+    def begin_epoch(self, done: int) -> None:
+        """Prepare for an epoch of training after `done` epochs, where the loss is not the same in all of them."""
+
     def denoising_loss(self, x: Tensor, noisy: Tensor) -> Tensor:
         """Return the mean L2 of x (n, D) reconstructed from `noisy` (n, D), x plus noise; autoencoders only."""
         raise NotImplementedError

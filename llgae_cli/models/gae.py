@@ -33,12 +33,14 @@ class GAE(Model):
 
     `ascent` is the treatment of the T steps in training:
         through   the gradient of the loss passes through all steps (second derivatives of g)
-        given     the result of the steps is a constant in the gradient, which is exact at a maximum of l
+        given     the result of the steps is a constant in the gradient, which is exact at a maximum of l; a guide
+                  learns from the slope of l at b(0), which the first step has computed
         later     the loss is that of b(0), and only `encode` takes the steps: cheaper, for a guide
+    It holds after `ascent_from` epochs, until then `later`. Training takes `training_steps` in place of T, if given.
 
     `method` is that of the ascent in `encode`, where it starts at the code of `affine` or the guide:
         gradient  the T steps above
-        bfgs      at most T quasi-Newton steps, see `second_order`, in full precision; l never falls
+        bfgs      at most T quasi-Newton steps, see `second_order`; l never falls, but for rounding
 
     `lower_precision`: compute the products of the networks in bfloat16, in `loss` and `encode`, not in `decode`.
 
@@ -59,6 +61,8 @@ class GAE(Model):
         n_step: int = 5,
         alpha: float = 0.0,
         ascent: str = "through",
+        ascent_from: int = 0,
+        training_steps: int | None = None,
         method: str = "gradient",
         lower_precision: bool = False,
         affine: LLGAE | None = None,
@@ -69,6 +73,8 @@ class GAE(Model):
         self.K, self.D, self.E = K, D, E
         self.beta, self.n_step, self.alpha, self.ascent = beta, n_step, alpha, ascent
         self.method, self.lower_precision = method, lower_precision
+        self.ascent_from, self.training_steps = ascent_from, n_step if training_steps is None else training_steps
+        self.ascends = ascent != "later"  # in the present epoch of training
         self.decoder, self.guide, self.rate = decoder, guide, rate
         self.affine = affine if affine is None else affine.requires_grad_(False)
 
@@ -123,13 +129,15 @@ class GAE(Model):
             k, b = self._initial_code(x)
         if self.n_step == 0 or b.numel() == 0:
             return Code(k, b)
-        P = self._initial_curvature() if self.method == "bfgs" and self.affine is not None else None
+        bfgs = self.method == "bfgs" and self.affine is not None
+        P = self._initial_curvature() if bfgs else None
 
         def ascend(part: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-            if P is not None:
-                return self._ascend_second_order(*part, P)
             with self._precision(x):
-                return self.ascend(*part)
+                if P is None:
+                    return self.ascend(*part, self.n_step)
+                rows, of, start = part
+                return minimise(partial(self._energy, rows, of), start, P[of], self.n_step)[0]
 
         parts: list[Tensor] = []
         rows = list(zip(*(each.split(ASCENT_ROWS) for each in (x, k, b)), strict=True))
@@ -140,31 +148,42 @@ class GAE(Model):
         """Return g(k, b), shape (n, D)."""
         return self.decoder(code.k, code.b)
 
+    def begin_epoch(self, done: int) -> None:
+        """Take the ascent in training after `ascent_from` epochs."""
+        self.ascends = self.ascent != "later" and done >= self.ascent_from
+
     def loss(self, x: Tensor) -> Tensor:
         """Return the mean L2 of x (n, D); k is chosen without gradient."""
         with self._precision(x):
-            k, b = self._training_code(x)
-            return (x - self.decoder(k, b)).square().sum() / x.numel()
+            k, b = self._initial_code(x)
+            if not self.ascends or self.training_steps == 0:
+                return self._mean_l2(x, k, b)
+            if self.ascent == "given":
+                return self._mean_l2_given(x, k, b)
+            return self._mean_l2(x, k, self.ascend(x, k, b, self.training_steps, through=True))
 
     def rate_loss(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean L2 of x (n, D) with noise on the latents, and the mean bits of these; see `LatentRate`."""
         assert self.rate is not None
         with self._precision(x):
-            k, b = self._training_code(x)
+            k, b = self._initial_code(x)
             b = self.rate.add_noise(k, b, u)
-            return (x - self.decoder(k, b)).square().sum() / x.numel(), self.rate.bits(k, b).mean()
+            return self._mean_l2(x, k, b), self.rate.bits(k, b).mean()
 
     def _precision(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.lower_precision)
 
-    def _training_code(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return k (n,), without gradient, and the b (n, E) that the loss is computed at, by `ascent`."""
-        k, b = self._initial_code(x)
-        if self.ascent == "through":
-            b = self.ascend(x, k, b, through=True)
-        elif self.ascent == "given":
-            b = b + (self.ascend(x, k, b) - b).detach()
-        return k, b
+    def _mean_l2(self, x: Tensor, k: Tensor, b: Tensor) -> Tensor:
+        """Return the mean L2 of x (n, D) at the code k (n,), b (n, E)."""
+        return (x - self.decoder(k, b)).square().sum() / x.numel()
+
+    def _mean_l2_given(self, x: Tensor, k: Tensor, b: Tensor) -> Tensor:
+        """Return the mean L2 after the ascent from b (n, E); its gradient by b is that of -l at b, for the guide."""
+        first = self.ascend(x, k, b, 1)
+        loss = self._mean_l2(x, k, self.ascend(x, k, first, self.training_steps - 1))
+        slope = (b - first).detach() * (2 / (self.beta * x.numel()))
+        pull = (slope * b).sum()
+        return loss + (pull - pull.detach())
 
     def _initial_code(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the component k (n,) of each sample, and the b (n, E) that its ascent starts at."""
@@ -184,21 +203,18 @@ class GAE(Model):
         chosen = [each.new_zeros(len(x))] if self.K == 1 else []
         for rows in x.split(max(1, DECODED_ROWS // self.K)) if self.K > 1 else ():
             k, pairs = each.repeat(len(rows)), rows.repeat_interleave(self.K, 0)  # every row with every component
-            b = self.ascend(pairs, k, pairs.new_zeros(len(k), self.E))
+            b = self.ascend(pairs, k, pairs.new_zeros(len(k), self.E), self.n_step)
             squared = (pairs - self.decoder(k, b)).square().sum(1)
             chosen.append(squared.view(-1, self.K).argmin(1))
         return torch.cat(chosen) if chosen else each[:0]
 
     def _initial_curvature(self) -> Tensor:
-        """Return the inverse curvature of each component at its origin, J^T J at b = 0, (K, E, E)."""
+        """Return the inverse of J^T J + alpha I of each component, (K, E, E), where the ascent from mu_k starts."""
+        assert self.affine is not None
+        mu, k = self.affine.mu, torch.arange(self.K, device=self.device)
         with torch.autocast(self.device.type, enabled=False):
-            b = self.decoder.unit.new_zeros(self.K, self.E)
-            return invert_curvature(self.jacobian(Code(torch.arange(self.K), b)), self.alpha)
-
-    def _ascend_second_order(self, x: Tensor, k: Tensor, b: Tensor, P: Tensor) -> Tensor:
-        """Return the latents after at most T steps of BFGS from b (n, E) under k (n,); P (K, E, E) begins them."""
-        with torch.autocast(x.device.type, enabled=False):
-            return minimise(partial(self._energy, x, k), b, P[k], self.n_step)[0]
+            b = mu.new_zeros(self.K, self.E) if self.guide is None else self.guide(k, mu / self.decoder.unit)
+            return invert_curvature(self.jacobian(Code(k, b)), self.alpha)
 
     def _energy(self, x: Tensor, k: Tensor, rows: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Return -l (m,) of the given rows of x (n, D) at b (m, E) under their k (n,), and its gradient by b."""
@@ -209,10 +225,10 @@ class GAE(Model):
             (slope,) = torch.autograd.grad(value.sum(), b)
         return value.detach(), slope
 
-    def ascend(self, x: Tensor, k: Tensor, b: Tensor, through: bool = False) -> Tensor:
-        """Return the latents after T ascent steps from b (n, E) under k (n,); differentiable with `through`."""
+    def ascend(self, x: Tensor, k: Tensor, b: Tensor, steps: int, through: bool = False) -> Tensor:
+        """Return the latents after ascent steps from b (n, E) under k (n,); differentiable with `through`."""
         with torch.enable_grad():
-            for _ in range(self.n_step):
+            for _ in range(steps):
                 b = b if through and b.requires_grad else b.detach().requires_grad_()
                 energy = (x - self.decoder(k, b)).square().sum() / 2 + self.alpha / 2 * b.square().sum()
                 (slope,) = torch.autograd.grad(energy, b, create_graph=through)

@@ -130,6 +130,7 @@ class Gradient(Trainer):
     def epoch(self) -> EpochRecord:
         """Run one pass in mini-batches; `train_mean_l2` is the mean over the pass, while the parameters change."""
         self._align_generators()
+        self.model.begin_epoch(self.epochs_done)
         order = torch.randperm(self.samples.N, generator=self.generator)
         held = self.samples.held
         total = rate = 0.0

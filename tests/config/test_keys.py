@@ -47,6 +47,7 @@ STARTS = {"tol", "restarts", "moves", "candidates", "shrinkage"}
 RATE = {"bits", "step"}
 NETWORK = {"decoder", "width", "channels", "precision"}
 CLIMBED = {"prior", "beta", "n-step", "latent-start", "ascent"}
+TRAINED = CLIMBED | {"ascent-epochs", "ascent-steps"}  # training takes the ascent
 
 # Name: the choices that decide (model, trainer and others), and all keys that have an effect then.
 TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
@@ -102,18 +103,18 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"model": "soft-llgae", "start": "random", "gates": "embedding", "inference": "least-squares"},
         GRADIENT | {"prior", "inference", "n-step", "start", "gates", "gate-dim"},
     ),
-    "gae": ({"model": "gae"}, GRADIENT | CLIMBED | NETWORK),
-    "gae adamw": ({"model": "gae", "optimizer": "adamw"}, GRADIENT | CLIMBED | NETWORK | {"weight-decay"}),
-    "gae muon": ({"model": "gae", "optimizer": "muon"}, GRADIENT | CLIMBED | NETWORK | {"weight-decay"}),
-    "gae mlp": ({"model": "gae", "decoder": "mlp"}, GRADIENT | CLIMBED | NETWORK - {"channels"}),
-    "gae linear": ({"model": "gae", "decoder": "linear"}, GRADIENT | CLIMBED | {"decoder", "precision", "start"}),
+    "gae": ({"model": "gae"}, GRADIENT | TRAINED | NETWORK),
+    "gae adamw": ({"model": "gae", "optimizer": "adamw"}, GRADIENT | TRAINED | NETWORK | {"weight-decay"}),
+    "gae muon": ({"model": "gae", "optimizer": "muon"}, GRADIENT | TRAINED | NETWORK | {"weight-decay"}),
+    "gae mlp": ({"model": "gae", "decoder": "mlp"}, GRADIENT | TRAINED | NETWORK - {"channels"}),
+    "gae linear": ({"model": "gae", "decoder": "linear"}, GRADIENT | TRAINED | {"decoder", "precision", "start"}),
     "gae linear from closed form": (
         {"model": "gae", "decoder": "linear", "start": "closed-form"},
-        GRADIENT | CLIMBED | STARTS | {"decoder", "precision", "start"},
+        GRADIENT | TRAINED | STARTS | {"decoder", "precision", "start"},
     ),
     "gae linear learnt": (
         {"model": "gae", "decoder": "linear", "latent-start": "learnt", "optimizer": "adamw"},
-        GRADIENT | CLIMBED | STARTS | {"decoder", "width", "precision", "weight-decay", "ascent-method"},
+        GRADIENT | TRAINED | STARTS | {"decoder", "width", "precision", "weight-decay", "ascent-method"},
     ),
     "deep-llgae": (
         {"model": "deep-llgae"},
@@ -133,7 +134,7 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "deep-llgae bfgs, steps in training": (
         {"model": "deep-llgae", "ascent-method": "bfgs", "ascent": "given"},
-        GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay", "ascent-method", "bits"},
+        GRADIENT | TRAINED | NETWORK | STARTS | {"weight-decay", "ascent-method"},
     ),
     "autoencoder": ({"model": "autoencoder"}, GRADIENT | NETWORK),
     "autoencoder mlp": ({"model": "autoencoder", "decoder": "mlp"}, GRADIENT | NETWORK - {"channels"}),
@@ -149,8 +150,8 @@ OTHER: dict[str, Any] = {
     "candidates": "off", "shrinkage": 9.0, "optimizer": "sgd", "lr": 3e-4, "batch-size": 11, "start": "closed-form",
     "schedule": "one-cycle", "weight-decay": 0.5, "average": 0.5, "precision": "bfloat16", "flip": True,
     "decoder": "mlp", "width": 9, "channels": 3, "latent-start": "linear", "ascent": "given", "tau": 1e-2,
-    "ascent-method": "bfgs", "gates": "embedding", "gate-dim": 3, "levels": 3, "sweeps": 2, "window": 2, "noise": 9.0,
-    "bits": 50.0, "step": 30.0, "leave-one-out": True,
+    "ascent-epochs": 2, "ascent-steps": 2, "ascent-method": "bfgs", "gates": "embedding", "gate-dim": 3, "levels": 3,
+    "sweeps": 2, "window": 2, "noise": 9.0, "bits": 50.0, "step": 30.0, "leave-one-out": True,
 }  # fmt: skip
 SIZES = {
     "kmeans": {"embed-dim": 0}, "pca": {"embed-dim": 2}, "autoencoder": {"embed-dim": 2},

@@ -60,7 +60,7 @@ def test_the_ascent_raises_the_likelihood_and_the_best_component_is_chosen(kind:
         code = model.encode(x)
         squared.append((x - model.decode(code)).square().sum().item())
         each = [
-            (x - model.decode(Code(k, model.ascend(x, k, torch.zeros(N, E).double())))).square().sum(1)
+            (x - model.decode(Code(k, model.ascend(x, k, torch.zeros(N, E).double(), steps)))).square().sum(1)
             for k in (torch.full((N,), j) for j in range(K))
         ]
         assert torch.equal(torch.stack(each, 1).argmin(1), code.k)
@@ -83,6 +83,41 @@ def test_the_gradient_is_that_of_the_loss_through_the_steps_or_at_their_end(asce
             values.append((model.loss(x) if ascent == "through" else (x - model.decode(code)).square().mean()).item())
             weight -= step * direction
     assert float((weight.grad * direction).sum()) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
+
+
+def with_a_guide(**options: object) -> GAE:
+    parts, guide = Decoder(LLGAE(K, D, E), DECODERS["mlp"](K, E, SHAPE, 16, 4)), ENCODERS["mlp"](K, E, SHAPE, 16, 4)
+    model = GAE(parts, K, D, E, affine=an_llgae(), guide=guide, **options).double()  # type: ignore[arg-type]
+    model.initialise(samples(), torch.Generator().manual_seed(5))
+    return model
+
+
+def test_with_a_given_ascent_the_decoder_learns_at_its_end_and_the_guide_at_its_beginning() -> None:
+    given = with_a_guide(beta=0.02, n_step=9, ascent="given", training_steps=3)
+    later = with_a_guide(beta=0.02, n_step=3, ascent="later")
+    x = samples()
+    loss, first = given.loss(x), later.loss(x)
+    loss.backward()
+    first.backward()
+    end = (x - later.decode(later.encode(x))).square().mean()  # after three steps from the guide's latents
+    assert loss.item() == pytest.approx(end.item(), rel=1e-12) and loss.item() < first.item()
+    end_gradients = torch.autograd.grad(end, list(later.decoder.parameters()))
+    for mine, theirs in zip(given.decoder.parameters(), end_gradients, strict=True):
+        assert mine.grad is not None and torch.allclose(mine.grad, theirs, rtol=1e-9, atol=1e-12)
+    assert given.guide is not None and later.guide is not None
+    for mine, of_first in zip(given.guide.parameters(), later.guide.parameters(), strict=True):
+        assert mine.grad is not None and of_first.grad is not None
+        assert torch.allclose(mine.grad, of_first.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_training_takes_the_ascent_from_an_epoch_on() -> None:
+    model, later = with_a_guide(beta=0.02, ascent="given", ascent_from=2), with_a_guide(ascent="later")
+    losses = []
+    for done in range(4):
+        model.begin_epoch(done)
+        losses.append(model.loss(samples()).item())
+    first = later.loss(samples()).item()
+    assert losses[:2] == [first] * 2 and losses[2] == losses[3] < first
 
 
 def test_initialised_from_an_llgae_it_keeps_the_component_and_latents_have_unit_variance() -> None:

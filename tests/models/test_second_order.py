@@ -72,6 +72,17 @@ def test_the_likelihood_of_no_row_falls(decoder: str) -> None:
         before = now
 
 
+def test_in_lower_precision_it_ends_close_to_the_same_likelihood() -> None:
+    means = {}
+    for steps, lower_precision in ((0, False), (8, False), (8, True)):
+        model = a_model(n_step=steps, lower_precision=lower_precision).float()
+        means[steps, lower_precision] = float(
+            negative_likelihood(model, (2 * draw(N, D, seed=2)).float()).mean().detach()
+        )
+    whole, rounded = means[8, False], means[8, True]
+    assert rounded < 1.05 * whole < 0.9 * means[0, False]
+
+
 def test_a_code_does_not_depend_on_the_other_rows() -> None:
     model, x = a_model(n_step=6), 2 * draw(N, D, seed=2)
     whole = model.encode(x)
