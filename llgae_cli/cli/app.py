@@ -108,7 +108,9 @@ app.command(
     "time.\n\n"
     "Column bits: a code (k, b) with b as 32-bit floats. Columns bits coded and mean L2 coded: of the "
     "codec at the model's own step; an estimate, marked *, for models without one. Column E: the numbers in b. "
-    "Figures: tradeoffs; comparison, the same test images as each checkpoint reconstructs them.",
+    "Figures: tradeoffs; comparison, the same test images as each checkpoint reconstructs them; with --bits also "
+    "same_bits, these images as files of that rate hold them, and columns with the size and the error of all test "
+    "samples in such a file.",
 )(compare.compare)
 app.command("report", help="Write one self-contained HTML page: numbers, figures, config and an interactive explorer.")(
     report.report

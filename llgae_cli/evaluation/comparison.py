@@ -8,6 +8,7 @@ from typing import Any
 
 from llgae_cli.evaluation.encoding import CHUNK
 from llgae_cli.evaluation.evaluated import Evaluated, name_models
+from llgae_cli.evaluation.same_rate import Coded
 from llgae_cli.models import Model
 from llgae_cli.tasks import Samples
 
@@ -17,7 +18,7 @@ PASSES = 3
 logger = logging.getLogger(__name__)
 
 
-def compare(evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
+def compare(evaluated: Sequence[Evaluated], coded: Sequence[Coded] = ()) -> list[dict[str, Any]]:
     """Return a row of plain values for each checkpoint, measured on the test samples except `train_mean_l2`.
 
     name             unique in tables and pictures
@@ -28,6 +29,8 @@ def compare(evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
     train_seconds    time spent training, on the machine that trained it, with `train_threads` (0: torch's choice)
     encode_seconds   a sample, measured here (see `time_encoding`)
     psnr             decibel
+
+    With `coded`, one for each checkpoint, also `file_samples`, `file_bits` and `file_mean_squared_error` (see `Coded`).
     """
     rows = []
     for one, name in zip(evaluated, name_models(evaluated), strict=True):
@@ -51,6 +54,9 @@ def compare(evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
             "psnr": one.metrics.psnr,
         }
         rows.append(row)
+    for row, file in zip(rows, coded, strict=False):
+        row["file_samples"], row["file_bits"] = file.n, file.bits
+        row["file_mean_squared_error"] = file.mean_squared_error
     return rows
 
 

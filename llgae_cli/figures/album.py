@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from llgae_cli.errors import InputError, printable
 from llgae_cli.evaluation import Evaluated, name_models
+from llgae_cli.evaluation.same_rate import Coded
 from llgae_cli.figures import search, sweep
 from llgae_cli.figures.atlas import MAX_COMPONENTS, STEPS, Component, atlas
 from llgae_cli.figures.cells import Looks
@@ -201,13 +202,7 @@ def write_comparison(
     `walks`, the last one's components are walked through along their first axis.
     """
     first, last = evaluated[0], evaluated[-1]
-    captions: list[str] = []
-    if first.labels is None:
-        rows = rank_samples(first.residual, COMPARED)["typical"]
-    else:
-        by_class = pick_by_class(first.residual, first.labels)
-        rows = np.array(list(by_class.values()))
-        captions = [name_class(first.task.classes, label) for label in by_class]
+    rows, captions = choose_compared(first)
     reconstructed = [
         Reconstructed(name, one.metrics.mean_l2, one.reconstructions(rows))
         for one, name in zip(evaluated, name_models(evaluated), strict=True)
@@ -215,6 +210,36 @@ def write_comparison(
     walked = _walks(last, len(rows)) if walks and last.model.E else []
     figure = comparison(first.originals(rows), captions, reconstructed, walked, _looks(first), theme=theme)
     return [save(figure, folder / f"comparison.{kind}") for kind in kinds]
+
+
+def write_same_bits(
+    evaluated: Sequence[Evaluated],
+    coded: Sequence[Coded],
+    shown: Evaluated,
+    folder: Path,
+    kinds: Sequence[str] = ("png", "svg"),
+    theme: Theme = "light",
+) -> list[Path]:
+    """Write `folder/same_bits.kind`: the samples of `choose_compared(shown)`, decoded from files of the same rate."""
+    rows, captions = choose_compared(shown)
+    decoded = [
+        Reconstructed(name, one.mean_squared_error, one.values, one.bits)
+        for name, one in zip(name_models(evaluated), coded, strict=True)
+    ]
+    figure = comparison(shown.originals(rows), captions, decoded, [], _looks(shown), theme=theme)
+    return [save(figure, folder / f"same_bits.{kind}") for kind in kinds]
+
+
+def choose_compared(evaluated: Evaluated) -> tuple[np.ndarray, list[str]]:
+    """Return the rows of test samples to compare models on, and captions: the median samples of the classes.
+
+    Without labels they are typical samples, without captions.
+    """
+    if evaluated.labels is None:
+        return rank_samples(evaluated.residual, COMPARED)["typical"], []
+    by_class = pick_by_class(evaluated.residual, evaluated.labels)
+    captions = [name_class(evaluated.task.classes, label) for label in by_class]
+    return np.array(list(by_class.values())), captions
 
 
 def write_tradeoffs(

@@ -12,19 +12,30 @@ from llgae_cli.figures.reconstructions import draw_sheet
 from llgae_cli.figures.style import Theme, label, styled
 from llgae_cli.formatting import five_digits
 
-MARGIN = 118  # pixels left of the cells, where no name takes more
-LETTER = 7.3  # pixels that a name's letter takes, at most on average
+MARGIN = 118  # pixels left of the cells, where no label takes more
+LETTER = 7.3  # pixels that a label's letter takes, at most on average
 NAME = 26  # letters in a line of a name
 TILE = 84  # pixels of an image: one that is compared has to be seen
 
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """A checkpoint's row: its name, its test mean L2, and its reconstructions of the chosen samples, (n, D)."""
+    """A checkpoint's row: its name, the error of all test samples, and what it makes of the chosen ones, (n, D).
+
+    The error is the mean L2 of reconstructions; with `bits`, the mean squared error of samples decoded from a file of
+    so many bits a sample.
+    """
 
     name: str
-    mean_l2: float
+    error: float
     values: np.ndarray
+    bits: float | None = None
+
+    def describe(self) -> list[str]:
+        """Return the lines with the numbers, below the name."""
+        if self.bits is None:
+            return [f"mean L2 {five_digits(self.error)}"]
+        return [f"{self.bits:.2f} bits", f"mean squared error {five_digits(self.error)}"]
 
 
 @dataclass(frozen=True)
@@ -47,15 +58,14 @@ def comparison(
 ) -> Figure:
     """Draw originals (n, D), a row of reconstructions for each checkpoint, then the walks."""
     rows = [cells.Row(originals, "original", captions=captions)]
-    names: list[list[str]] = []
+    labels: list[list[str]] = []
     for one in reconstructed:
-        names.append(textwrap.wrap(one.name, NAME, break_on_hyphens=False) or [""])
-        text = label("\n".join([*names[-1], f"mean L2 {five_digits(one.mean_l2)}"]))
-        rows.append(cells.Row(one.values, text))
+        labels.append([*(textwrap.wrap(one.name, NAME, break_on_hyphens=False) or [""]), *one.describe()])
+        rows.append(cells.Row(one.values, label("\n".join(labels[-1]))))
     for i, walk in enumerate(walks):
         steps = np.linspace(-2, 2, len(walk.values))
         above = [f"{step:+.1f}".replace("-", "−") for step in steps] if i == 0 else []
         rows.append(cells.Row(walk.values, walk.label, captions=above, gap_before=i == 0))
-    longest = max(len(line) for lines in names for line in lines)
+    longest = max(len(line) for lines in labels for line in lines)
     margin = max(MARGIN, round(LETTER * longest) + 16)
     return draw_sheet(rows, replace(looks, tile=TILE), "", theme, margin=margin)

@@ -150,13 +150,12 @@ def test_a_heading_never_overlaps_the_next() -> None:
     assert figure.axes[0].texts[0].get_text().endswith("…")
 
 
+@pytest.mark.parametrize("bits", [None, 79.9])
 @pytest.mark.parametrize("n", [2, 3, 8])
-def test_a_comparison_has_tiles_that_are_seen_and_room_for_long_names(n: int) -> None:
+def test_a_comparison_has_tiles_that_are_seen_and_room_for_long_names(n: int, bits: float | None) -> None:
     looks = cells.Looks((28, 28), 0, 255)
-    rows = [
-        comparison.Reconstructed(f"deep-llgae K=11 E=20 restarts={i} shrinkage=auto", 7.0, np.zeros((2, 784)))
-        for i in range(n)
-    ]
+    names = ["pca E=64", *(f"deep-llgae K=11 E=20 restarts={i} shrinkage=auto" for i in range(n - 1))]
+    rows = [comparison.Reconstructed(name, 1234.56, np.zeros((2, 784)), bits) for name in names[:n]]
     figure = comparison.comparison(np.zeros((2, 784)), ["a", "b"], rows, [], looks)
     figure.canvas.draw()
     texts = [text.get_window_extent() for text in figure.axes[0].texts]

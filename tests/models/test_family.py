@@ -179,6 +179,31 @@ def test_every_member_has_a_rate(compared: dict[str, Any]) -> None:
         assert row["mean_l2_coded"] >= 0 and math.isfinite(row["bits_coded"]), row["name"]
 
 
+def test_models_are_compared_at_the_same_bits(trained: dict[str, Any], tmp_path: Path) -> None:
+    paths = [trained[member]["checkpoint"] for member in ("pca", "deep-llgae", "llgae", "kmeans")]
+    compared = called("compare", *paths, "-o", tmp_path / "drawn", "--kind", "png", "--bits", 60)
+    assert {Path(path).name for path in compared["figures"]} == {"tradeoffs.png", "comparison.png", "same_bits.png"}
+    errors = []
+    for row in compared["checkpoints"]:
+        file = called("compress", row["checkpoint"], "-o", tmp_path / f"{len(errors)}.llgae", "--bits", 60)
+        assert row["file_samples"] == file["n"] == 60 and row["file_bits"] <= 60
+        assert row["file_bits"] == pytest.approx(file["bits_per_row"], abs=2)
+        errors.append(row["file_mean_squared_error"])
+        assert errors[-1] == pytest.approx(file["mean_squared_error"], rel=0.1)
+    assert errors == sorted(errors) and len(set(errors)) == 4
+
+
+@pytest.mark.parametrize("member, bits, reason", [("autoencoder", 60, "has no codec"), ("llgae", 9, "bits 9: ")])
+def test_a_rate_that_a_model_does_not_reach_is_refused_in_one_line(
+    member: str, bits: float, reason: str, trained: dict[str, Any], tmp_path: Path
+) -> None:
+    paths = [trained[one]["checkpoint"] for one in ("pca", member)]
+    done = CliRunner().invoke(app, ["compare", *paths, "-o", str(tmp_path / "no"), "--bits", str(bits)])
+    line = str(done.exception)
+    assert isinstance(done.exception, InputError) and done.exception.exit_code == 2
+    assert f".pkl: {reason}" in line and "\n" not in line and not (tmp_path / "no").exists()
+
+
 def test_the_table_is_plain_in_a_pipe(trained: dict[str, Any], tmp_path: Path) -> None:
     paths = [trained[member]["checkpoint"] for member in ("kmeans", "llgae")]
     done = CliRunner().invoke(app, ["compare", *paths, "-o", str(tmp_path), "--kind", "svg,png", "--theme", "dark"])
