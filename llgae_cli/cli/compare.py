@@ -90,8 +90,8 @@ def compare(
     timed = min(samples, comparison.TIMED_SAMPLES)
     logger.info(
         f"{task}: {samples} test samples; rows in the order of {order}, which is no choice of a "
-        f"model; encoding timed here on the CPU with {threads} "
-        f"thread{'s' if threads > 1 else ''}, median of {comparison.PASSES} passes over {timed} samples; "
+        f"model; encoding timed here on the CPU with {threads} thread{'s' if threads > 1 else ''}, median of "
+        f"{comparison.PASSES} passes over {timed} samples, or {comparison.TIMED_SECONDS:g} s; "
         "seconds to train as the checkpoints say"
     )
     if any(row["bits_estimated"] for row in rows):

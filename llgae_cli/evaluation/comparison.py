@@ -13,6 +13,7 @@ from llgae_cli.models import Model
 from llgae_cli.tasks import Samples
 
 TIMED_SAMPLES = 10_000
+TIMED_SECONDS = 10.0  # after which a pass ends with the chunk in hand: networks take a minute and more for all samples
 PASSES = 3
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ def compare(evaluated: Sequence[Evaluated], coded: Sequence[Coded] = ()) -> list
 def time_encoding(model: Model, samples: Samples) -> float:
     """Return the seconds to encode a sample: median of `PASSES` passes over at most `TIMED_SAMPLES`, in chunks.
 
-    Reading and centring the samples is not counted. One chunk before the first pass warms up.
+    A pass that has taken `TIMED_SECONDS` ends with its chunk. Reading and centring the samples is not counted. One
+    chunk before the first pass warms up.
     """
     passes = []
     for turn in range(PASSES + 1):
@@ -74,7 +76,7 @@ def time_encoding(model: Model, samples: Samples) -> float:
             model.encode(x)
             seconds += time.perf_counter() - began
             done += len(x)
-            if done == TIMED_SAMPLES or turn == 0:
+            if done == TIMED_SAMPLES or turn == 0 or seconds > TIMED_SECONDS:
                 break
         passes.append(seconds / done)
     return statistics.median(passes[1:])

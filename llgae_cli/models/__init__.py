@@ -1,7 +1,7 @@
 """The models; each has encode(x) -> code, decode(code) -> x_hat and loss(x) -> mean L2."""
 
 from llgae_cli.models.autoencoder import Autoencoder
-from llgae_cli.models.base import Code, Model
+from llgae_cli.models.base import Code, Model, Parts
 from llgae_cli.models.gae import GAE, Decoder
 from llgae_cli.models.latent_rate import LatentRate
 from llgae_cli.models.llgae import LLGAE
@@ -20,6 +20,7 @@ __all__ = [
     "Decoder",
     "LatentRate",
     "Model",
+    "Parts",
     "Residual",
     "Shift",
     "SoftLLGAE",

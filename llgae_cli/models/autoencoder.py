@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from llgae_cli.models.base import Code, Model
+from llgae_cli.models.base import Code, Model, Parts
 from llgae_cli.models.networks import Network
 
 
@@ -43,6 +43,10 @@ class Autoencoder(Model):
     def decode(self, code: Code) -> Tensor:
         """Return x_hat = mu + unit * decoder(b), shape (n, D)."""
         return self.mu + self.unit * self.decoder(code.k, code.b).to(self.unit)
+
+    def decoder_parts(self) -> Parts:
+        """Return mu, as that of the only component, and the decoder network."""
+        return Parts(self.mu[None], None, self.unit, self.decoder)
 
     def loss(self, x: Tensor) -> Tensor:
         """Return the mean L2 of x (n, D)."""

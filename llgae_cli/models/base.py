@@ -27,6 +27,18 @@ class Code(NamedTuple):
         return Code(self.k.to(device), self.b.to(device), None if self.s is None else self.s.to(device))
 
 
+class Parts(NamedTuple):
+    """A decoder x_hat = mu_k + W_k b + unit * network(k, b); a part that it does not have is None.
+
+    mu (K, D); W (K, D, E); unit (); network(k (n,), b (n, E)) -> (n, D)
+    """
+
+    mu: Tensor | None
+    W: Tensor | None
+    unit: Tensor | None = None
+    network: nn.Module | None = None
+
+
 class Model(nn.Module):
     """A generative autoencoder: a decoder, and inference of the code of a sample.
 
@@ -95,6 +107,10 @@ class Model(nn.Module):
 
     def as_llgae(self) -> "LLGAE | None":
         """Return the model if it is an LLGAE, K affine subspaces and nothing else, else None."""
+        return None
+
+    def decoder_parts(self) -> "Parts | None":
+        """Return the parts of x_hat = mu_k + W_k b + unit * network(k, b), or None for another decoder."""
         return None
 
     def jacobian(self, at: Code) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llgae_cli.models.base import Code, Model
+from llgae_cli.models.base import Code, Model, Parts
 from llgae_cli.models.latent_rate import LatentRate
 from llgae_cli.models.llgae import LLGAE
 from llgae_cli.models.networks import Network
@@ -147,6 +147,12 @@ class GAE(Model):
     def decode(self, code: Code) -> Tensor:
         """Return g(k, b), shape (n, D)."""
         return self.decoder(code.k, code.b)
+
+    def decoder_parts(self) -> Parts:
+        """Return mu and W, where the decoder has them, and its network."""
+        pieces, network = self.decoder.pieces, self.decoder.network
+        mu, W = (None, None) if pieces is None else (pieces.mu, pieces.W)
+        return Parts(mu, W, self.decoder.unit, network)
 
     def begin_epoch(self, done: int) -> None:
         """Take the ascent in training after `ascent_from` epochs."""

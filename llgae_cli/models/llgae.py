@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from llgae_cli import inference as infer
-from llgae_cli.models.base import Code, Model
+from llgae_cli.models.base import Code, Model, Parts
 
 
 class LLGAE(Model):
@@ -80,6 +80,10 @@ class LLGAE(Model):
     def as_llgae(self) -> "LLGAE":
         """Return the model itself."""
         return self
+
+    def decoder_parts(self) -> Parts:
+        """Return mu and W."""
+        return Parts(self.mu, self.W)
 
     def jacobian(self, at: Code) -> Tensor:
         """Return W_k, shape (m, D, E)."""

@@ -1,4 +1,5 @@
-// The explorer: x_hat = mu_k + W_k b in the browser, on the numbers that the page brings along. Follows variables.js.
+// The explorer: x_hat = mu_k + W_k b + network(k, b) in the browser, on the numbers that the page brings along. Follows
+// variables.js and network.js.
 
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -24,13 +25,15 @@
     model.mu = rows(model.mu, model.D); // (Kc, D)
     model.W = rows(model.W, model.D); // (Kc, E, D)
     for (const name of ["mean", "B", "inverse"]) model[name] = floats(model[name]);
+    if (model.network) network.unpack(model.network);
     if (model.codec) for (const name of ["A", "back", "a", "bits_k"]) model.codec[name] = floats(model.codec[name]);
     for (const best of model.codes) for (const code of best) code.b = floats(code.b);
   }
 
   // ---- the model -------------------------------------------------------------------------------------------------
-  function decode(model, at, b) { // mu_k + W_k b, for the component at place `at` of the page's list
-    const { D, E } = model, x = Float64Array.from(model.mu.subarray(at * D, (at + 1) * D));
+  function decode(model, at, b) { // mu_k + W_k b + network(k, b), of the component at place `at` of the page's list
+    const { D } = model, x = Float64Array.from(model.mu.subarray(at * D, (at + 1) * D)), E = model.W.length ? model.E : 0;
+    if (model.network) network.decode(model.network, at, b, model.shape).forEach((value, d) => { x[d] += value; });
     for (let e = 0; e < E; e++) {
       const w = model.W.subarray((at * E + e) * D, (at * E + e + 1) * D), be = b[e];
       for (let d = 0; d < D; d++) x[d] += be * w[d];
@@ -208,6 +211,8 @@
     $("step-control").hidden = $("step-note").hidden = !model.codec;
     Object.assign($("step"), { min: OFF, max: LARGEST });
     $("level-control").hidden = $("level-note").hidden = !model.centred;
+    $("steps-part").hidden = !model.climbs;
+    $("network-note").hidden = !model.network;
     buildSliders();
     $("t").max = model.steps;
     if (kept === null) useComponent(0); else useImage(kept);
@@ -253,8 +258,8 @@
   function takeCode(code) { // a code of the chosen image, in whichever component
     state.at = code.at;
     state.b = Float64Array.from(code.b);
-    state.path = climb(state.model, code.at, state.x, state.model.steps);
-    state.t = state.model.inference === "least-squares" ? null : state.model.steps;
+    state.path = state.model.climbs ? climb(state.model, code.at, state.x, state.model.steps) : null;
+    state.t = state.model.inference === "least-squares" || !state.path ? null : state.model.steps;
     refresh();
   }
 
@@ -315,7 +320,7 @@
     pressed($("components"), at);
     pressed($("images"), image);
     $("inference").hidden = image === null;
-    if (image !== null) showSteps();
+    if (state.path) showSteps();
   }
 
   const currentStep = () => (state.model.codec && state.step !== OFF ? state.model.codec.step * 2 ** (state.step / 4) : null);

@@ -1,10 +1,10 @@
 """Data of a model for the page's explorer, packed so that the browser decodes the same values as Python.
 
 mu and W are stored as 16-bit integers with one scale a row: an entry is off by at most max|row| / 65534, far below one
-grey level in x_hat = mu_k + W_k b. Codes, means and the maps between b and standard deviations are float32.
+grey level in x_hat = mu_k + W_k b. Codes, means and the maps between b and standard deviations are float32. Of a deep
+model the page has the decoder network, too (see `network`), and the codes of its samples, for it does not infer them.
 """
 
-import base64
 from typing import Any
 
 import numpy as np
@@ -21,30 +21,37 @@ from llgae_cli.figures.table.album import is_table
 from llgae_cli.figures.table.contents import SHOWN, name_class
 from llgae_cli.figures.table.drawing import one_line
 from llgae_cli.models import LLGAE
+from llgae_cli.report.network import count_bytes, pack_network
+from llgae_cli.report.packing import encode_base64, pack_floats, quantise
 
 IMAGES = 60
 BEST = 4  # components offered for a sample: its own and the three next best
 BUDGET = 6_000_000  # bytes of base64 for mu and W of all checkpoints on a page
+NETWORK_BUDGET = 4_500_000  # the same for the networks of all checkpoints
 MAX_STEPS = 1000
 
 
-def pack_model(evaluated: Evaluated, budget: int) -> dict[str, Any] | None:
-    """Return the model for the page: its most used components that fit `budget` bytes.
+def pack_model(evaluated: Evaluated, budget: int, network_budget: int = NETWORK_BUDGET) -> dict[str, Any] | None:
+    """Return the model for the page: its most used components that fit `budget` bytes, with its network.
 
-    None when none fits, and for a model that the browser cannot decode: it only computes mu_k + W_k b.
+    None when no component fits, for a network of more than `network_budget` bytes, and for a model that the browser
+    cannot decode: it computes mu_k + W_k b + network(k, b).
     """
-    model = evaluated.model.as_llgae()
-    if model is None:
+    model, parts = evaluated.model, evaluated.model.decoder_parts()
+    if parts is None or count_bytes(parts.network) > network_budget:
         return None
     codec = evaluated.codec
     F = 0 if codec is None else codec.model.decoder.E  # latents of the codec
     each = (2 * model.D * (model.E + 1) + 4 * (2 * model.E * model.E + model.E + 2 * F * F + 3 * F + 1)) * 4 / 3
     order = evaluated.by_use()[: int(budget // each)]
-    if not len(order):
+    if len(order) < (1 if model.as_llgae() is not None else model.K):
         return None
     looks = Looks(evaluated.task.shape, *evaluated.value_range)
-    mu = model.mu.detach().numpy()[order]
-    W = model.W.detach().numpy()[order].transpose(0, 2, 1)  # (Kc, E, D): a row a direction
+    mu = np.zeros((len(order), model.D)) if parts.mu is None else parts.mu.detach().cpu().numpy()[order]
+    W = np.zeros((0, 0, model.D))  # (Kc, E, D): a row a direction
+    if parts.W is not None:
+        W = parts.W.detach().cpu().numpy()[order].transpose(0, 2, 1)
+    affine = model.as_llgae()
     B = evaluated.axes.B[order]
     count = evaluated.latents.count.numpy()
     return {
@@ -60,6 +67,8 @@ def pack_model(evaluated: Evaluated, budget: int) -> dict[str, Any] | None:
         "beta": evaluated.config.beta,
         "steps": min(evaluated.config.n_step, MAX_STEPS),
         "inference": evaluated.config.inference,
+        "climbs": affine is not None,  # whether the page can infer b
+        "network": pack_network(parts, order),
         "components": [
             {
                 "k": int(k),
@@ -74,7 +83,7 @@ def pack_model(evaluated: Evaluated, budget: int) -> dict[str, Any] | None:
         "mean": pack_floats(evaluated.axes.mean[order].numpy()),
         "B": pack_floats(B.numpy()),
         "inverse": pack_floats(torch.linalg.pinv(B).numpy() if model.E else B.numpy()),
-        "codec": None if codec is None else pack_codec(codec, model, order, evaluated.centred),
+        "codec": None if codec is None or affine is None else pack_codec(codec, affine, order, evaluated.centred),
     }
 
 
@@ -174,11 +183,17 @@ def pack_codes(evaluated: Evaluated, rows: np.ndarray, embedded: list[int]) -> l
     """Return for each sample its codes in the best components, its own first: index in `embedded`, b and mean L2.
 
     `embedded` are the components on the page. A sample whose own component is not among them gets the best that are.
+    Of a model that is no LLGAE, where the page has all components, only the sample's own code.
     """
     model = evaluated.model.as_llgae()
-    assert model is not None, "`pack_model` returns None for other models"
     x = evaluated.task.test.rows(torch.as_tensor(rows))
-    code = model.encode(x)
+    code = evaluated.model.encode(x)
+    if model is None:
+        mean_l2 = (x - evaluated.model.decode(code)).square().mean(1)
+        return [
+            [{"at": embedded.index(int(k)), "b": pack_floats(b.numpy()), "mean_l2": float(one)}]
+            for k, b, one in zip(code.k, code.b, mean_l2, strict=True)
+        ]
     P = model.maps()[0]
     b = torch.stack([model.encode_in(x, torch.full((len(x),), k), P) for k in embedded], 1)  # (n, Kc, E)
     for place, k in enumerate(embedded):
@@ -192,21 +207,3 @@ def pack_codes(evaluated: Evaluated, rows: np.ndarray, embedded: list[int]) -> l
         [{"at": int(j), "b": pack_floats(b[i, j].numpy()), "mean_l2": float(residual[i, j])} for j in order[i]]
         for i in range(len(rows))
     ]
-
-
-def quantise(rows: np.ndarray) -> dict[str, str]:
-    """Return rows (n, D) as int16 with a float32 scale each: value = integer * scale."""
-    largest = np.abs(rows).max(axis=1, initial=0.0)
-    scale = np.where(largest > 0, largest / 32767, 1.0).astype(np.float32)
-    whole = np.clip(np.rint(rows / scale[:, None]), -32767, 32767).astype("<i2")
-    return {"values": encode_base64(whole), "scale": pack_floats(scale)}
-
-
-def pack_floats(values: np.ndarray) -> str:
-    """Return the values as little-endian float32 in base64."""
-    return encode_base64(np.asarray(values).astype("<f4"))
-
-
-def encode_base64(values: np.ndarray) -> str:
-    """Return the array's bytes in base64."""
-    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()

@@ -39,7 +39,12 @@ from llgae_cli.sweep import Leaderboard
 MAX_CHECKPOINTS = 12
 MAX_ROWS = 200  # of a leaderboard
 FIRST_OF_SWEEP = 3
-SCRIPTS = {"variables.js": "explorer", "explorer.js": "explorer", "sweep.js": "board"}  # by what needs them
+SCRIPTS = {  # by what needs them
+    "variables.js": "explorer",
+    "network.js": "explorer",
+    "explorer.js": "explorer",
+    "sweep.js": "board",
+}
 MAX_PNG = 1_000_000  # bytes of a picture in a sweep's folder
 OF_SWEEP = {
     "mean_l2": ("Mean L2 by the varied keys", "Mean L2 of the sweep's runs; see the leaderboard for the numbers."),
@@ -225,9 +230,10 @@ def _plain(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
 def explain_missing(checkpoints: Sequence[Evaluated], called: Sequence[str], explorable: set[int]) -> list[str]:
     """Return a line for each checkpoint that the explorer does not have, with the reason."""
     return [
-        f"{called[at]} is not in the explorer: its components are too large for one page."
-        if evaluated.model.as_llgae() is not None
-        else f"{called[at]} is not in the explorer, which can decode mu_k + W_k b only."
+        f"{called[at]} is not in the explorer, which can decode mu_k + W_k b + network(k, b) only."
+        if (parts := evaluated.model.decoder_parts()) is None
+        else f"{called[at]} is not in the explorer: its {'components' if parts.network is None else 'network'} would "
+        "make the page too large."
         for at, evaluated in enumerate(checkpoints)
         if at not in explorable
     ]
@@ -257,11 +263,12 @@ def pack_explorer(
     """Return models and test samples for the explorer; checkpoints of the same data share the samples."""
     images: dict[str, dict[str, Any]] = {}
     rows: dict[str, np.ndarray] = {}
-    packed = []
+    packed, network_budget = [], explorer.NETWORK_BUDGET
     for at, (name, evaluated, view) in enumerate(zip(names, checkpoints, views, strict=True)):
-        model = explorer.pack_model(evaluated, explorer.BUDGET // len(checkpoints))
+        model = explorer.pack_model(evaluated, explorer.BUDGET // len(checkpoints), network_budget)
         if model is None:
             continue
+        network_budget -= len(json.dumps(model["network"]))
         key = f"{evaluated.task.fingerprint}-{evaluated.split_samples.centring}"
         if key not in rows:
             rows[key] = explorer.choose_samples(evaluated)

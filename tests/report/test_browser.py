@@ -1,11 +1,7 @@
 """The report's page in a real browser: headless Chromium over file://, with the network watched."""
 
 import json
-import os
 import re
-import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +9,7 @@ import numpy as np
 import pictured  # tests/pictured.py
 import pytest
 import torch
+from browsing import canvas, click, embedded, said, set_range  # tests/browsing.py
 
 from llgae_cli.codec import Settings
 from llgae_cli.codec.exact import Step
@@ -22,10 +19,6 @@ from llgae_cli.models import Code
 from llgae_cli.report import write_report
 
 pytestmark = pytest.mark.slow
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,900"
-)
 HOSTILE = "<script>document.title='broken'</script>"
 
 
@@ -48,67 +41,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium with Debian's driver. Skips where it is missing; under CI=true that is a failure."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    try:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.service import Service
-    except ImportError:
-        chromium = None
-    if not chromium or not driver:
-        assert os.environ.get("CI") != "true", "CI needs chromium, chromium-driver (make browser) and selenium"
-        pytest.skip("chromium, chromedriver or selenium is missing; `make browser` installs the first two")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    os.environ["SE_OFFLINE"] = "true"  # Selenium Manager must not look for drivers
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        session = webdriver.Chrome(options=options, service=Service(driver))
-        yield session
-        session.quit()
-
-
-@pytest.fixture(scope="module")
 def page(browser: Any, trained: Path) -> Any:
     write_report([trained], trained.parent / "report.html")
     browser.get((trained.parent / "report.html").as_uri())
     return browser
-
-
-def canvas(page: Any, name: str) -> np.ndarray:
-    """The red channel of a canvas, (H, W)."""
-    script = (
-        "const c = document.getElementById(arguments[0]);"
-        "return [c.width, c.height, Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)]"
-    )
-    width, height, values = page.execute_script(script, name)
-    return np.array(values).reshape(height, width, 4)[..., 0]
-
-
-def set_range(page: Any, name: str, value: float) -> None:
-    page.execute_script(
-        "const i = document.getElementById(arguments[0]); i.value = arguments[1];"
-        "i.dispatchEvent(new Event('input', { bubbles: true }))",
-        name,
-        value,
-    )
-
-
-def click(page: Any, group: str, place: int) -> None:
-    page.execute_script("document.querySelectorAll(arguments[0] + ' button')[arguments[1]].click()", f"#{group}", place)
-
-
-def embedded(page: Any) -> dict[str, Any]:
-    return json.loads(page.execute_script("return document.getElementById('data').textContent"))
-
-
-def said(page: Any) -> str:
-    return page.execute_script("return document.getElementById('said').textContent")
 
 
 def grey(values: torch.Tensor) -> np.ndarray:
