@@ -39,5 +39,5 @@ FOR_RATE = when(trainer="closed-form", model=SEVERAL_RATED, bits=GIVEN) | when(
     trainer="closed-form", model=SEVERAL_RATED, step=GIVEN
 )
 CLOSED_RATE = when(trainer="closed-form", model=RATED)
-RATE_OF_NETWORK = when(model="deep-llgae", latent_start="learnt", ascent="later")
+RATE_OF_NETWORK = when(model=ASCENDING, latent_start="learnt", decoder=DENSE, ascent="later")
 RESTARTS = FOR_RESIDUAL | when(trainer="closed-form", model=("residual", "shift")) | SEVERAL_START | AFFINE_START

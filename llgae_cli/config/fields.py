@@ -93,7 +93,8 @@ class Fields(BaseModel):
     bits: float | None = key(
         None,
         "train for this bit rate, in bits a sample: minimise squared error plus the price of the bits, with at most "
-        "embed-dim latents a component; model deep-llgae: with latent-start learnt",
+        "embed-dim latents a component; model gae or deep-llgae: with a decoder network, latent-start learnt and ascent "
+        "later",
         CLOSED_RATE | RATE_OF_NETWORK,
         later=True,
         gt=0,

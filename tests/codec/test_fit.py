@@ -26,6 +26,10 @@ KINDS: dict[str, dict[str, object]] = {
         "model": "gae", "trainer": "gradient", "decoder": "mlp", "latent_start": "linear", "width": 16, "epochs": 60,
         "beta": 1e-5,
     },
+    "autoencoder for a rate": {
+        "model": "gae", "K": 1, "trainer": "gradient", "decoder": "conv", "latent_start": "learnt", "ascent": "later",
+        "width": 16, "channels": 4, "epochs": 20, "bits": 30.0, "ascent_method": "bfgs", "batch_size": 50, "lr": 3e-3,
+    },
 }  # fmt: skip
 
 

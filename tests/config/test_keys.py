@@ -116,6 +116,14 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"model": "gae", "decoder": "linear", "latent-start": "learnt", "optimizer": "adamw"},
         GRADIENT | TRAINED | STARTS | {"decoder", "width", "precision", "weight-decay", "ascent-method"},
     ),
+    "gae learnt": (
+        {"model": "gae", "latent-start": "learnt"},
+        GRADIENT | CLIMBED | NETWORK | STARTS | {"ascent-method", "bits"},
+    ),
+    "gae of one component for a rate": (
+        {"model": "gae", "latent-start": "learnt", "ascent": "later", "decoder": "mlp", "bits": 9.0, "K": 1},
+        GRADIENT | CLIMBED | NETWORK - {"channels"} | STARTS | {"ascent-method", "bits"},
+    ),
     "deep-llgae": (
         {"model": "deep-llgae"},
         GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay", "ascent-method", "bits"},
@@ -127,6 +135,10 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
     "deep-llgae zero": (
         {"model": "deep-llgae", "latent-start": "zero"},
         GRADIENT | CLIMBED | NETWORK | {"weight-decay", "start"},
+    ),
+    "deep-llgae linear": (
+        {"model": "deep-llgae", "decoder": "linear"},
+        GRADIENT | CLIMBED | STARTS | {"decoder", "width", "precision", "weight-decay", "ascent-method"},
     ),
     "deep-llgae bfgs": (
         {"model": "deep-llgae", "ascent-method": "bfgs"},

@@ -77,7 +77,7 @@ def test_a_name_finds_a_shipped_config_and_an_existing_file_wins(
     "name, words",
     [
         ("fashion_minst", "did you mean 'fashion_mnist'?"),
-        ("zzz", "shipped configs: autoencoder, codec,"),
+        ("zzz", "shipped configs: autoencoder, autoencoder_codec, codec,"),
         ("configs/pca.yaml", "did you mean 'pca'?"),
     ],
 )
