@@ -26,7 +26,6 @@ from llgae_cli.bench.tables import MIXTURES, Array, load_states
 from llgae_cli.codec.codec import Codec
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError
-from llgae_cli.tasks import Task
 
 BOUNDS = (1e-2, 1e-3, 1e-4, 1e-5)  # in standard deviations of a column
 STRETCH = 1000  # neighbouring rows that stay together
@@ -35,11 +34,11 @@ K, E = 50, 20  # of our model; E is at most the number of columns
 BLOSC_LEVEL = 9
 
 
-def measure_bounds(task: Task) -> Iterator[Row]:
+def measure_bounds() -> Iterator[Row]:
     """Yield for each mixture our model's size, and for each bound the compression ratio, ours and a peer's.
 
-    A compression ratio is the bytes of the float64 values over those of the file. `task` is not used. Raises InputError
-    where a library of the extra is missing.
+    A compression ratio is the bytes of the float64 values over those of the file. Raises InputError where a library of
+    the extra is missing.
     """
     peers = load_peers()
     for name in MIXTURES:

@@ -32,7 +32,7 @@ from llgae_cli.errors import InputError
 from llgae_cli.evaluation import mean_l2
 from llgae_cli.models import LLGAE
 from llgae_cli.storage.atomic import write_atomically
-from llgae_cli.tasks import Samples, Task
+from llgae_cli.tasks import Samples
 from llgae_cli.tasks.scaling import fit_scaling
 from llgae_cli.training import ClosedForm
 from llgae_cli.training.components import Components
@@ -69,8 +69,8 @@ class Fit:
     seconds: float
 
 
-def measure_tables(task: Task) -> Iterator[Row]:
-    """Compare errors and CPU seconds with VQPCA's at equal K and E, on the same rows; `task` is not used."""
+def measure_tables() -> Iterator[Row]:
+    """Compare errors and CPU seconds with VQPCA's at equal K and E, on the same rows."""
     from threadpoolctl import threadpool_limits
 
     threads = torch.get_num_threads()

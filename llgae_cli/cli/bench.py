@@ -38,9 +38,7 @@ def bench(
     ] = None,
     task: Annotated[str, typer.Option(help="Data set to measure on.")] = "fashion-mnist",
     data_dir: Annotated[Path, typer.Option(help="Folder with the data sets; downloads go there.")] = Path("data"),
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for bench.json and bench.png.")] = Path(
-        "build"
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for bench.json and pictures.")] = Path("build"),
     device: Device = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses.", min=0)] = 0,
     json: Json = False,
@@ -49,7 +47,7 @@ def bench(
     """Run `llgae bench`; `app` has its help."""
     import torch
 
-    from llgae_cli.bench import BENCHES, COMPARISONS, run_benches
+    from llgae_cli.bench import BENCHES, COMPARISONS, ON_OWN_DATA, run_benches
     from llgae_cli.bench.output import save
     from llgae_cli.bench.timing import machine
     from llgae_cli.factory import choose_device
@@ -62,14 +60,17 @@ def bench(
     set_up_logging(quiet)
     limit_threads(threads)
     where = choose_device(device)
-    loaded = load_task(task, data_dir, "sample", scaling=None).to(where)
+    names = only or [name for name in BENCHES if name not in COMPARISONS]
+    loaded = None
+    if not ON_OWN_DATA.keys() >= set(names):
+        loaded = load_task(task, data_dir, "sample", scaling=None).to(where)
     rows = []
-    for row in run_benches(only or [name for name in BENCHES if name not in COMPARISONS], loaded):
+    for row in run_benches(names, loaded):
         rows.append(row)
         if not quiet and not json:
             ERRORS.print(f"{row.what}: {row.value:.4g} {row.unit}", highlight=False)
-    document: dict[str, Any] = {"machine": machine(where), "torch": torch.__version__, "task": loaded.name}
-    document["rows"] = [asdict(row) for row in rows]
+    document: dict[str, Any] = {"machine": machine(where), "torch": torch.__version__}
+    document |= {"task": None if loaded is None else loaded.name, "rows": [asdict(row) for row in rows]}
     save(document, output)
     if json:
         print_json(document)

@@ -42,7 +42,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(BENCHES.keys() - {"rate"}))  # in test_rate.py
+@pytest.mark.parametrize("name", sorted({*BENCHES} - {"rate"}))  # in test_rate.py
 def test_a_benchmark_gives_figures(name: str, task: Task, small: None, messages: list[str]) -> None:
     rows = list(run_benches([name], task))
     assert rows and messages[0] == f"measuring {name}"
@@ -93,6 +93,12 @@ def test_the_help_names_every_benchmark(monkeypatch: pytest.MonkeyPatch, bench: 
     monkeypatch.setenv("COLUMNS", "200")
     *names, last = BENCHES
     assert f"{', '.join(names)} or {last}" in bench("--help")[1]
+
+
+@pytest.mark.slow
+def test_benchmarks_with_data_of_their_own_load_no_task(tmp_path: Path, small: None, bench: Bench) -> None:
+    code, out, _ = bench("bounds", "--task", "npy:missing", "-o", tmp_path, "--json", "-q")
+    assert code == 0 and json.loads(out)["task"] is None
 
 
 def test_an_unknown_benchmark_is_one_line(bench: Bench) -> None:
