@@ -4,7 +4,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -255,10 +255,10 @@ BENCHES = (*ON_TASK, *ON_OWN_DATA)
 COMPARISONS = ("rate", "novelty", "tables", "bounds")  # of results more than of speed; each trains many models
 
 
-def run_benches(names: list[str], task: Task | None) -> Iterator[Row]:
+def run_benches(names: list[str], task: Task | None, checkpoints: Sequence[Path] = ()) -> Iterator[Row]:
     """Yield the rows of the named benchmarks, one by one as they are measured.
 
-    `task` is for those of ON_TASK, and may be None without them.
+    `task` is for those of ON_TASK, and may be None without them. `rate` also codes with the codecs of `checkpoints`.
     """
     for name in names:
         logger.info("measuring %s", name)
@@ -266,4 +266,4 @@ def run_benches(names: list[str], task: Task | None) -> Iterator[Row]:
             yield from ON_OWN_DATA[name]()
             continue
         assert task is not None
-        yield from ON_TASK[name](task)
+        yield from measure_rate(task, checkpoints) if name == "rate" else ON_TASK[name](task)

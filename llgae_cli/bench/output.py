@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from llgae_cli.bench.rate import KINDS, trace_curves
+from llgae_cli.bench.rate import find_kind, trace_curves
 from llgae_cli.figures import style
 from llgae_cli.figures.rate_distortion import Curve, rate_distortion
 from llgae_cli.figures.units import error_unit_of_tasks
@@ -48,7 +48,7 @@ def _draw_rate(document: dict[str, Any], path: Path) -> None:
     points = [
         (row["coding"]["method"], row["at"], row["value"]) for row in document["rows"] if row["coding"] is not None
     ]
-    curves = [Curve(name, KINDS[name], *np.transpose(curve)) for name, curve in trace_curves(points).items()]
+    curves = [Curve(name, find_kind(name), *np.transpose(curve)) for name, curve in trace_curves(points).items()]
     if curves:
         unit = error_unit_of_tasks([document["task"]])
         style.save(rate_distortion(curves, data=f"Test images of {document['task']}", unit=unit), path)

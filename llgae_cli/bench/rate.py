@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llgae_cli import experiment
+from llgae_cli import experiment, storage
 from llgae_cli.bench.rate_peers import Coder, Pixels, check_libraries, make_image_coders, train_quantisers
 from llgae_cli.bench.row import Coding, Row
 from llgae_cli.codec.codec import Codec
-from llgae_cli.config import read_config, shipped_folder
-from llgae_cli.errors import InputError
+from llgae_cli.config import parse_config, read_config, shipped_folder
+from llgae_cli.errors import InputError, printable
 from llgae_cli.evaluation.rate import find_pareto_front
 from llgae_cli.figures.rate_distortion import Kind
 from llgae_cli.tasks import Samples, Task
@@ -44,13 +44,15 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("PQ", "OPQ", "ResidualQuantizer", "LocalSearchQuantizer"), "quantiser"),
     **dict.fromkeys(("JPEG", "JPEG 2000", "WebP", "AVIF", "JPEG XL"), "image codec"),
 }
+UNTRAINED_BITS = 80.0  # in the middle of the curve of a checkpoint that was not trained for a rate
 COMPARED_BITS = (40, 80, 160, 290, 400, 630, 800)
 
 
-def measure_rate(task: Task) -> Iterator[Row]:
+def measure_rate(task: Task, checkpoints: Sequence[Path] = ()) -> Iterator[Row]:
     """Yield a row for each method and setting, then our curve compared with the best peers at COMPARED_BITS.
 
-    Raises InputError for a task whose rows are not grey images of bytes, and where a library of the extra is missing.
+    The codecs of `checkpoints` have curves of their own. Raises InputError for a task whose rows are not grey images of
+    bytes, where a library of the extra is missing, and as `load_coders`.
     """
     if len(task.shape) != 2 or task.train.stored != "uint8":
         raise InputError(f"rate: measures grey images of bytes, and {task.name} holds none")
@@ -60,6 +62,7 @@ def measure_rate(task: Task) -> Iterator[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for coders in (
+            load_coders(task, checkpoints),
             make_image_coders(len(test), (H, W)),
             train_quantisers(train),
             train_own_coders(task, train, test, Path(folder)),
@@ -114,10 +117,44 @@ def train_own_coders(task: Task, train: Pixels, test: Pixels, folder: Path) -> I
             )
 
 
+def load_coders(task: Task, checkpoints: Sequence[Path]) -> list[Coder]:
+    """Return the codec of each checkpoint at half of the rate it was trained for, at that rate, and at 3/2 of it.
+
+    Raises InputError for a checkpoint without a codec, and for one that was trained on other data.
+    """
+    coders = []
+    for path in checkpoints:
+        codec, checkpoint = Codec.load(path), storage.load(path)
+        if checkpoint.data.get("fingerprint") != task.fingerprint:
+            trained_on = printable(checkpoint.data.get("task"), 60)
+            raise InputError(f"{printable(path.name, 200)}: was trained on other data ({trained_on}) than {task.name}")
+        config = parse_config(checkpoint.config)
+        name = config.model if config.K > 1 and config.model not in KINDS else f"{config.model}, K = {config.K}"
+        for bits in (factor * (config.bits or UNTRAINED_BITS) for factor in (0.5, 1, 1.5)):
+            coders.append(
+                Coder(
+                    name,
+                    f"K = {config.K}, E = {config.embed_dim}, for {bits:g} bits",
+                    partial(codec.encode, bits=bits),
+                    codec.decode,
+                    config.rows or checkpoint.data.get("N", 0),
+                    codec.size,
+                    checkpoint.seconds,
+                )
+            )
+    return coders
+
+
+def find_kind(method: str) -> Kind:
+    """Return the kind of a method's curve."""
+    return KINDS.get(method, "checkpoint")
+
+
 def compare(rows: Sequence[Row]) -> Iterator[Row]:
     """Yield our mean squared error at COMPARED_BITS against the least of faiss's quantisers, and of image codecs.
 
-    Between two points of a curve, the logarithm of the error is linear in the rate; beyond its ends there is nothing.
+    Then that of each checkpoint's curve, at its own rates, against ours. Between two points of a curve, the logarithm
+    of the error is linear in the rate; beyond its ends there is nothing.
     """
     curves = trace_curves((row.coding.method, row.at, row.value) for row in rows if row.coding and row.at)
     ours = curves.get(OURS, [])
@@ -125,12 +162,18 @@ def compare(rows: Sequence[Row]) -> Iterator[Row]:
     for kind in kinds:
         for bits in COMPARED_BITS:
             own = interpolate(ours, bits)
-            reached = {name: interpolate(curve, bits) for name, curve in curves.items() if KINDS[name] == kind}
+            reached = {name: interpolate(curve, bits) for name, curve in curves.items() if find_kind(name) == kind}
             errors = {error: name for name, error in reached.items() if error is not None}
             if own is not None and errors:
                 least = min(errors)
                 text = f"mean squared error at {bits} bits: ours; the best {kind}, {errors[least]}"
                 yield Row("rate", text, own, "", least, own / least)
+    for name, curve in curves.items():
+        for at, error in curve if find_kind(name) == "checkpoint" else ():
+            own = interpolate(ours, at)
+            if own is not None:
+                text = f"mean squared error at {at:.1f} bits: {name}; {OURS}"
+                yield Row("rate", text, error, "", own, error / own)
 
 
 def trace_curves(points: Iterable[tuple[str, float, float]]) -> dict[str, list[tuple[float, float]]]:

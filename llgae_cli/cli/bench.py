@@ -10,6 +10,7 @@ from llgae_cli.cli.console import ERRORS, print_json, print_table, set_up_loggin
 from llgae_cli.cli.options import Device, Json, Quiet
 from llgae_cli.errors import InputError, nearest, printable
 from llgae_cli.formatting import five_digits
+from llgae_cli.storage import find_checkpoint
 
 if TYPE_CHECKING:
     from llgae_cli.bench import Row
@@ -38,6 +39,15 @@ def bench(
     ] = None,
     task: Annotated[str, typer.Option(help="Data set to measure on.")] = "fashion-mnist",
     data_dir: Annotated[Path, typer.Option(help="Folder with the data sets; downloads go there.")] = Path("data"),
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--checkpoint",
+            help="rate: also draw the curve of this checkpoint's codec, a file or an id; repeatable.",
+            metavar="CHECKPOINT",
+            parser=find_checkpoint,
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for bench.json and pictures.")] = Path("build"),
     device: Device = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses.", min=0)] = 0,
@@ -57,6 +67,8 @@ def bench(
     for name in only or []:
         if name not in BENCHES:
             raise InputError(f"bench {printable(name)}: known are {', '.join(BENCHES)}{nearest(name, BENCHES)}")
+    if checkpoint and "rate" not in (only or []):
+        raise InputError("--checkpoint: is used by rate only: llgae bench rate --checkpoint CHECKPOINT")
     set_up_logging(quiet)
     limit_threads(threads)
     where = choose_device(device)
@@ -65,7 +77,7 @@ def bench(
     if not ON_OWN_DATA.keys() >= set(names):
         loaded = load_task(task, data_dir, "sample", scaling=None).to(where)
     rows = []
-    for row in run_benches(names, loaded):
+    for row in run_benches(names, loaded, checkpoint or ()):
         rows.append(row)
         if not quiet and not json:
             ERRORS.print(f"{row.what}: {row.value:.4g} {row.unit}", highlight=False)

@@ -11,16 +11,23 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import NDArray
 
-from llgae_cli.figures.style import BLUE, GREY, INKS, MARKERS, RED, Theme, label, new_figure, styled
+from llgae_cli.figures.style import BLUE, GREEN, GREY, INKS, MARKERS, RED, Theme, label, new_figure, styled
 from llgae_cli.figures.units import GREY_LEVELS
 
-Kind = Literal["ours", "baseline", "quantiser", "image codec"]
+Kind = Literal["ours", "checkpoint", "baseline", "quantiser", "image codec"]
 
 # A family has one colour, a method in it one mark: eleven colours could not be told apart.
 ORANGE = "#BB6611"  # darker than Tol's yellow, which is hard to see as a thin line on white
-COLOURS: dict[Kind, str] = {"ours": RED, "baseline": GREY, "quantiser": BLUE, "image codec": ORANGE}
+COLOURS: dict[Kind, str] = {
+    "ours": RED,
+    "checkpoint": GREEN,
+    "baseline": GREY,
+    "quantiser": BLUE,
+    "image codec": ORANGE,
+}
 HEADINGS: dict[Kind, str] = {
     "ours": "",
+    "checkpoint": "",
     "baseline": "",
     "quantiser": "quantisers (faiss)",
     "image codec": "image codecs",
@@ -96,7 +103,7 @@ def divide(curve: Curve, ours: Curve) -> tuple[NDArray[np.float64], NDArray[np.f
 
 def _look(kind: Kind, mark: str, theme: Theme) -> dict[str, Any]:
     colour = COLOURS[kind]
-    ours = kind == "ours"
+    ours = kind in ("ours", "checkpoint")
     return {
         "color": colour, "marker": mark, "lw": 3 if ours else 1.3, "ms": 6 if ours else 5,
         "mfc": colour if ours else INKS[theme].page, "mew": 1.2, "zorder": 4 if ours else 3,

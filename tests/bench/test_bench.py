@@ -101,6 +101,13 @@ def test_benchmarks_with_data_of_their_own_load_no_task(tmp_path: Path, small: N
     assert code == 0 and json.loads(out)["task"] is None
 
 
+@pytest.mark.parametrize("names", [(), ("growth", "tables")])
+def test_a_checkpoint_is_for_rate_only(names: tuple[str, ...], bench: Bench) -> None:
+    code, out, err = bench(*names, "--checkpoint", "some.pkl")
+    assert code == 2 and "--checkpoint" in err and "rate" in err
+    assert out == "" and err.count("\n") == 1
+
+
 def test_an_unknown_benchmark_is_one_line(bench: Bench) -> None:
     code, out, err = bench("growht")
     assert code == 2 and "bench growht" in err and "growth" in err

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pictured  # tests/pictured.py
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -164,12 +165,55 @@ def test_the_benchmark_compares_us_with_the_best_peer(task: Task, few: None, mon
     assert all(math.isfinite(row.value) and row.value >= 0 for row in rows)
 
 
+@pytest.fixture
+def network(task: Task, tmp_path: Path) -> Path:
+    """The checkpoint of a small autoencoder that was trained for 40 bits on the task's images."""
+    keys: dict[str, object] = {
+        "task": task.name, "model": "gae", "K": 1, "trainer": "gradient", "decoder": "mlp", "latent_start": "learnt",
+        "ascent": "later", "ascent_method": "bfgs", "width": 16, "bits": 40.0, "epochs": 8, "batch_size": 50,
+    }  # fmt: skip
+    return pictured.train(tmp_path, **keys)
+
+
+@pytest.mark.slow
+@pytest.mark.numeric
+def test_a_checkpoint_is_a_curve_around_the_rate_that_it_was_trained_for(
+    task: Task, network: Path, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate, "make_image_coders", lambda n, shape: ())
+    monkeypatch.setattr(rate, "train_quantisers", lambda train: ())
+    monkeypatch.setattr(rate, "train_own_coders", code_by_rounding)
+    rows = list(rate.measure_rate(task, [network]))
+    own = [row for row in rows if row.coding and row.coding.method == "gae, K = 1"]
+    assert len(own) == 3 and len(rows) == 5  # no rate of it is on the other curve
+    for row, bits in zip(own, (20, 40, 60), strict=True):
+        assert row.at is not None and 0.8 * bits < row.at <= bits and row.value < 1000
+        assert row.coding is not None and row.coding.train_rows == 600 and row.coding.model_bytes > 0
+
+
+def test_checkpoints_without_codec_or_of_other_data_are_refused(task: Task, tmp_path: Path) -> None:
+    plain = pictured.train(tmp_path / "plain", model="autoencoder", K=1, n_step=0, trainer="gradient", epochs=1)
+    with pytest.raises(InputError, match="has no codec"):
+        rate.load_coders(task, [plain])
+    other = pictured.train(tmp_path / "other")
+    with pytest.raises(InputError, match=f"{other.name}: was trained on other data \\(subspaces\\) than npy:"):
+        rate.load_coders(task, [other])
+
+
+def test_a_checkpoint_not_trained_for_a_rate_has_a_name_that_is_not_ours(task: Task, tmp_path: Path) -> None:
+    path = pictured.train(tmp_path, task=task.name)
+    coders = rate.load_coders(task, [path, path])
+    assert {coder.method for coder in coders} == {"llgae, K = 4"} and rate.find_kind("llgae, K = 4") == "checkpoint"
+    settings = [coder.setting for coder in coders[:3]]
+    assert [text.split(", ")[-1] for text in settings] == ["for 40 bits", "for 80 bits", "for 120 bits"]
+
+
 @pytest.mark.slow
 def test_the_command_prints_a_table_and_draws_the_curves(
-    task: Task, tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch
+    task: Task, network: Path, tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rate, "train_own_coders", code_by_rounding)
-    arguments = ["bench", "rate", "-q", "--task", task.name, "-o", str(tmp_path / "out")]
+    arguments = ["bench", "rate", "-q", "--task", task.name, "--checkpoint", str(network), "-o", str(tmp_path / "out")]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     lines = [line.split("\t") for line in done.output.splitlines()]
@@ -192,3 +236,8 @@ def test_our_error_is_compared_where_both_curves_have_a_value() -> None:
     (compared,) = rate.compare(rows)
     assert "at 80 bits" in compared.what and compared.what.endswith(" PQ") and compared.against == pytest.approx(100)
     assert compared.ratio == pytest.approx(compared.value / 100) and 25 < compared.value < 100
+    peer, near, far = rate.compare([*rows, *(point("gae, K = 1", bits, 4) for bits in (80, 200)), point("gae", 40, 25)])
+    assert peer == compared
+    assert near.what.endswith("at 80.0 bits: gae, K = 1; llgae") and near.value == pytest.approx(4)
+    assert near.against == pytest.approx(compared.value) and near.ratio == pytest.approx(4 / compared.value)
+    assert far.what.endswith("at 40.0 bits: gae; llgae") and far.ratio == pytest.approx(0.25)
