@@ -226,6 +226,7 @@ def _build_gae(config: Config, shape: tuple[int, ...]) -> GAE:
         ascent=config.ascent,
         ascent_from=max(0, config.epochs - config.ascent_epochs) if config.ascent_epochs else 0,
         training_steps=config.ascent_steps,
+        tries=config.tries,
         method=config.ascent_method,
         lower_precision=config.precision == "bfloat16",
         affine=None if config.latent_start == "zero" else LLGAE(K, D, E, inference="least-squares"),

@@ -260,10 +260,11 @@ def run_benches(names: list[str], task: Task | None, checkpoints: Sequence[Path]
 
     `task` is for those of ON_TASK, and may be None without them. `rate` also codes with the codecs of `checkpoints`.
     """
+    on_task = ON_TASK | {"rate": partial(measure_rate, checkpoints=checkpoints)}
     for name in names:
         logger.info("measuring %s", name)
         if name in ON_OWN_DATA:
             yield from ON_OWN_DATA[name]()
-            continue
-        assert task is not None
-        yield from measure_rate(task, checkpoints) if name == "rate" else ON_TASK[name](task)
+        else:
+            assert task is not None
+            yield from on_task[name](task)

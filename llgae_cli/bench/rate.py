@@ -120,6 +120,8 @@ def train_own_coders(task: Task, train: Pixels, test: Pixels, folder: Path) -> I
 def load_coders(task: Task, checkpoints: Sequence[Path]) -> list[Coder]:
     """Return the codec of each checkpoint at half of the rate it was trained for, at that rate, and at 3/2 of it.
 
+    Checkpoints of the same model share a curve, as ours do: they may be trained for different rates.
+
     Raises InputError for a checkpoint without a codec, and for one that was trained on other data.
     """
     coders = []
@@ -135,7 +137,7 @@ def load_coders(task: Task, checkpoints: Sequence[Path]) -> list[Coder]:
                 Coder(
                     name,
                     f"K = {config.K}, E = {config.embed_dim}, for {bits:g} bits",
-                    partial(codec.encode, bits=bits),
+                    partial(_encode, codec, path, bits),
                     codec.decode,
                     config.rows or checkpoint.data.get("N", 0),
                     codec.size,
@@ -143,6 +145,14 @@ def load_coders(task: Task, checkpoints: Sequence[Path]) -> list[Coder]:
                 )
             )
     return coders
+
+
+def _encode(codec: Codec, path: Path, bits: float, test: Pixels) -> bytes:
+    """Return the file of the test rows at a rate; InputError names the checkpoint where that is impossible."""
+    try:
+        return codec.encode(test, bits=bits)
+    except InputError as problem:
+        raise InputError(f"{printable(path.name, 200)}: {problem}") from None
 
 
 def find_kind(method: str) -> Kind:

@@ -109,8 +109,8 @@ app.command(
     "Column bits: a code (k, b) with b as 32-bit floats. Columns bits coded and mean L2 coded: of the "
     "codec at the model's own step; an estimate, marked *, for models without one. Column E: the numbers in b. "
     "Figures: tradeoffs; comparison, the same test images as each checkpoint reconstructs them; with --bits also "
-    "same_bits, these images as files of that rate hold them, and columns with the size and the error of all test "
-    "samples in such a file.",
+    "same_bits, these images as files of that rate hold them, and columns with the size and the error of such a "
+    "file of at most some 10,000 test samples.",
 )(compare.compare)
 app.command("report", help="Write one self-contained HTML page: numbers, figures, config and an interactive explorer.")(
     report.report

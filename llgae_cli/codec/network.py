@@ -6,9 +6,9 @@ value is rounded to the grid of activations and clipped,
 
     a' = clip(round(2^-s sum_i w_i a_i)),    s = the layer's fraction bits,
 
-which IEEE 754 defines to the last bit. silu(a) is max(a, 0) + r(|a|) with a table r made in integer arithmetic. So no
-library, instruction set or number of threads changes a value. Arrays of images are (height, n, width, channels): the
-rows of a convolution's matrix products then lie together for any offset in height, without a copy.
+which IEEE 754 defines to the last bit. silu is a table made in integer arithmetic. So no library, instruction set or
+number of threads changes a value. Arrays of images are (height, n, width, channels): the rows of a convolution's matrix
+products then lie together for any offset in height, without a copy.
 """
 
 import math
@@ -34,19 +34,20 @@ ROWS, DENSE_ROWS = 16, 256  # that convolutions and dense layers compute togethe
 
 @cache
 def silu_table() -> Floats:
-    """Return r(a) = silu(-a) for a = 0 ... 2^16 - 1 on the grid of activations; silu(a) = max(a, 0) + r(|a|)."""
+    """Return silu of all activations on their grid, from -2^20 to 2^20 steps."""
     a = np.arange(TABLE, dtype=np.int64)
     e = exp2_negative(a * LOG2_E >> 30 + BITS - 26)  # 2^40 exp(-a)
     whole = (1 << 40) + e
-    return -((2 * a * e + whole) // (2 * whole)).astype(np.float64)
+    below = -((2 * a * e + whole) // (2 * whole))  # silu(-a) = silu(a) - a
+    out = np.maximum(np.arange(-(1 << LIMIT), (1 << LIMIT) + 1), 0)
+    out[(1 << LIMIT) : (1 << LIMIT) + TABLE] += below
+    out[(1 << LIMIT) - TABLE + 1 : (1 << LIMIT)] += below[:0:-1]
+    return out.astype(np.float64)
 
 
 def silu(a: Floats) -> Floats:
     """Return silu of activations, on their grid."""
-    places = np.minimum(np.abs(a), TABLE - 1.0).astype(np.intp)
-    out = silu_table().take(places)
-    out += np.maximum(a, 0.0)
-    return out
+    return silu_table().take((a + 2.0**LIMIT).astype(np.intp))
 
 
 def round_to_grid(total: Floats, shift: int, limit: int = LIMIT) -> Floats:

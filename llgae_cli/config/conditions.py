@@ -26,6 +26,7 @@ GRADIENT = when(trainer="gradient")
 COLLAPSE = when(model=AFFINE)
 ASCENT = when(model=ASCENDING)
 ASCENT_IN_TRAINING = when(model=ASCENDING, ascent=("through", "given"))
+STAGED_ASCENT = when(latent_start=("linear", "learnt"), ascent=("through", "given"))  # from an epoch on
 STEPS_OF_ASCENT = (  # the ascent on b takes steps of size beta, in training or at encoding
     when(model=ASCENDING, ascent_method="gradient") | ASCENT_IN_TRAINING | when(model=ASCENDING, latent_start="zero")
 )

@@ -10,7 +10,6 @@ from llgae_cli.config.conditions import (
     AFFINE_START,
     ASCENDING,
     ASCENT,
-    ASCENT_IN_TRAINING,
     CLOSED_FORM,
     CLOSED_RATE,
     COLLAPSE,
@@ -24,6 +23,7 @@ from llgae_cli.config.conditions import (
     RATE_OF_NETWORK,
     RESTARTS,
     SEVERAL_START,
+    STAGED_ASCENT,
     STEPS,
     STEPS_OF_ASCENT,
     TASK_ALIASES,
@@ -93,9 +93,8 @@ class Fields(BaseModel):
     bits: float | None = key(
         None,
         "train for this bit rate, in bits a sample: minimise squared error plus the price of the bits, with at most "
-        "embed-dim latents a component; model gae or deep-llgae: with a decoder network, latent-start learnt and ascent "
-        "later",
-        CLOSED_RATE | RATE_OF_NETWORK,
+        "embed-dim latents a component; model gae or deep-llgae: with a network, latent-start learnt and ascent later",
+        RATE_OF_NETWORK | CLOSED_RATE,
         later=True,
         gt=0,
         le=MAX_INT,
@@ -170,17 +169,24 @@ class Fields(BaseModel):
     ascent_epochs: NonNegative = key(
         0,
         "number of the last epochs in which training takes the ascent; before, none as with later. 0: all epochs",
-        ASCENT_IN_TRAINING,
+        STAGED_ASCENT,
         later=True,
     )
     ascent_steps: Positive | None = key(
-        None, "number of steps of the ascent in training (default: n-step)", ASCENT_IN_TRAINING, later=True
+        None, "number of steps of the ascent in training (default: n-step)", STAGED_ASCENT, later=True
     )
     ascent_method: Literal["gradient", "bfgs"] = key(
         "gradient",
         "how b ascends at encoding: T gradient steps of size beta, or at most T quasi-Newton steps from the curvature "
         "of Gauss-Newton (bfgs), which converge in fewer",
-        when(model=ASCENDING, latent_start=("linear", "learnt")),
+        AFFINE_START,
+        later=True,
+    )
+    tries: Positive = key(
+        1,
+        "largest number of components under which b ascends at encoding: the best of the closed-form LLGAE, then those "
+        "whose squared residual there is less than 1.3 times the least",
+        AFFINE_START,
         later=True,
     )
     tau: float = key(

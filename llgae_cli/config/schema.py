@@ -42,6 +42,10 @@ class Config(Fields):
                 "n-step: 0 is not allowed with latent-start zero: b would stay at 0. Set n-step to at least 1, or "
                 "another latent-start (model gae, deep-llgae)"
             )
+        if self.ascent_epochs > self.epochs:
+            raise ValueError(f"ascent-epochs: {self.ascent_epochs} of {self.epochs} epochs; 0 is all of them")
+        if self.n_step == 0 and self.ascent_steps is not None:
+            raise ValueError("ascent-steps: with n-step 0, encoding would not find the codes that training uses")
         return self
 
     @model_validator(mode="after")

@@ -55,7 +55,7 @@ def compare(evaluated: Sequence[Evaluated], coded: Sequence[Coded] = ()) -> list
             "psnr": one.metrics.psnr,
         }
         rows.append(row)
-    for row, file in zip(rows, coded, strict=False):
+    for row, file in zip(rows, coded, strict=True) if coded else ():
         row["file_samples"], row["file_bits"] = file.n, file.bits
         row["file_mean_squared_error"] = file.mean_squared_error
     return rows

@@ -215,18 +215,18 @@ def write_comparison(
 def write_same_bits(
     evaluated: Sequence[Evaluated],
     coded: Sequence[Coded],
-    shown: Evaluated,
+    chosen_by: Evaluated,
     folder: Path,
     kinds: Sequence[str] = ("png", "svg"),
     theme: Theme = "light",
 ) -> list[Path]:
-    """Write `folder/same_bits.kind`: the samples of `choose_compared(shown)`, decoded from files of the same rate."""
-    rows, captions = choose_compared(shown)
+    """Write `folder/same_bits.kind`: the samples of `choose_compared(chosen_by)`, decoded from files of one rate."""
+    rows, captions = choose_compared(chosen_by)
     decoded = [
         Reconstructed(name, one.mean_squared_error, one.values, one.bits)
         for name, one in zip(name_models(evaluated), coded, strict=True)
     ]
-    figure = comparison(shown.originals(rows), captions, decoded, [], _looks(shown), theme=theme)
+    figure = comparison(chosen_by.originals(rows), captions, decoded, [], _looks(chosen_by), theme=theme)
     return [save(figure, folder / f"same_bits.{kind}") for kind in kinds]
 
 

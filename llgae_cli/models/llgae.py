@@ -115,6 +115,16 @@ class LLGAE(Model):
             return self.encode(x).k
         return infer.nearest(x, self.mu, self.W, self.maps()[1], self._map)
 
+    @torch.no_grad()
+    def measure_all(self, x: Tensor) -> Tensor:
+        """Return |x - mu_k - W_k b_k|^2 of x (n, D) under all components, (n, K), from differences of squares."""
+        if self.inference == "loop":
+            return self.encode_all(x)[1]
+        origin = self.mu.mean(0)
+        centred = x - origin
+        lower = infer.relative_distances(centred, self.mu - origin, *infer.fold(self.W, self.maps()[1]))
+        return (lower + centred.square().sum(1, keepdim=True)).clamp(min=0)
+
     def _encode_by_loop(self, x: Tensor) -> tuple[Tensor, Tensor]:
         b, squared = self.encode_all(x)
         k = squared.argmin(1)

@@ -211,7 +211,7 @@
     $("step-control").hidden = $("step-note").hidden = !model.codec;
     Object.assign($("step"), { min: OFF, max: LARGEST });
     $("level-control").hidden = $("level-note").hidden = !model.centred;
-    $("steps-part").hidden = !model.climbs;
+    $("steps-part").hidden = !model.can_infer;
     $("network-note").hidden = !model.network;
     buildSliders();
     $("t").max = model.steps;
@@ -258,7 +258,7 @@
   function takeCode(code) { // a code of the chosen image, in whichever component
     state.at = code.at;
     state.b = Float64Array.from(code.b);
-    state.path = state.model.climbs ? climb(state.model, code.at, state.x, state.model.steps) : null;
+    state.path = state.model.can_infer ? climb(state.model, code.at, state.x, state.model.steps) : null;
     state.t = state.model.inference === "least-squares" || !state.path ? null : state.model.steps;
     refresh();
   }

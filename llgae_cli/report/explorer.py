@@ -38,11 +38,18 @@ def pack_model(evaluated: Evaluated, budget: int, network_budget: int = NETWORK_
     cannot decode: it computes mu_k + W_k b + network(k, b).
     """
     model, parts = evaluated.model, evaluated.model.decoder_parts()
-    if parts is None or count_bytes(parts.network) > network_budget:
+    if parts is None or (parts.network is not None and count_bytes(parts.network) > network_budget):
         return None
     codec = evaluated.codec
     F = 0 if codec is None else codec.model.decoder.E  # latents of the codec
-    each = (2 * model.D * (model.E + 1) + 4 * (2 * model.E * model.E + model.E + 2 * F * F + 3 * F + 1)) * 4 / 3
+    each = (
+        (
+            2 * model.D * (1 + (0 if parts.W is None else model.E))
+            + 4 * (2 * model.E * model.E + model.E + 2 * F * F + 3 * F + 1)
+        )
+        * 4
+        / 3
+    )
     order = evaluated.by_use()[: int(budget // each)]
     if len(order) < (1 if model.as_llgae() is not None else model.K):
         return None
@@ -67,7 +74,7 @@ def pack_model(evaluated: Evaluated, budget: int, network_budget: int = NETWORK_
         "beta": evaluated.config.beta,
         "steps": min(evaluated.config.n_step, MAX_STEPS),
         "inference": evaluated.config.inference,
-        "climbs": affine is not None,  # whether the page can infer b
+        "can_infer": affine is not None,  # whether the page can infer b
         "network": pack_network(parts, order),
         "components": [
             {

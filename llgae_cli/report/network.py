@@ -4,14 +4,13 @@ A row of a weight matrix is stored as integers with one scale: 12 bits each, and
 weights. Biases are float32. A convolution's rows are its outputs, in the order (height, width, input).
 """
 
-import base64
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from llgae_cli.models import Parts
-from llgae_cli.report.packing import pack_floats
+from llgae_cli.report.packing import encode_base64, pack_floats
 
 BITS, BITS_OF_LARGE, LARGE = 12, 10, 1_000_000  # of a weight; of one in a matrix of more than so many
 
@@ -34,8 +33,14 @@ def pack_network(parts: Parts, order: np.ndarray) -> dict[str, Any] | None:
 
 def count_bytes(network: nn.Module | None) -> int:
     """Return about how many bytes of base64 a network takes on the page; 0 for none."""
-    weights = [] if network is None else [parameter.numel() for parameter in network.parameters()]
-    return sum(n * (BITS_OF_LARGE if n > LARGE else BITS) for n in weights) // 6
+    total = 0
+    for name, parameter in network.named_parameters() if network is not None else ():
+        n = parameter.numel()
+        if parameter.dim() == 1 or name == "k.weight":  # stored as float32
+            total += 32 * n
+        else:
+            total += (BITS_OF_LARGE if n > LARGE else BITS) * n + 32 * len(parameter)  # and a scale for each row
+    return total // 6
 
 
 def pack_integers(rows: np.ndarray) -> dict[str, Any]:
@@ -46,5 +51,4 @@ def pack_integers(rows: np.ndarray) -> dict[str, Any]:
     scale = np.where(largest > 0, largest / most, 1.0).astype(np.float32)
     whole = np.clip(np.rint(rows / scale[:, None]), -most, most).astype(np.int32)
     stream = np.packbits((whole.reshape(-1, 1) >> np.arange(bits) & 1).astype(np.uint8), bitorder="little")
-    values = base64.b64encode(stream.tobytes()).decode()
-    return {"bits": bits, "width": rows.shape[1], "values": values, "scale": pack_floats(scale)}
+    return {"bits": bits, "width": rows.shape[1], "values": encode_base64(stream), "scale": pack_floats(scale)}

@@ -31,6 +31,7 @@ from llgae_cli.regular_files import read_bytes
 from llgae_cli.report import explorer
 from llgae_cli.report.charts import prepare_charts
 from llgae_cli.report.front import prepare_front
+from llgae_cli.report.network import count_bytes
 from llgae_cli.report.numbers import tabulate
 from llgae_cli.report.words import choose_words, find_board_unit
 from llgae_cli.storage.atomic import write_atomically
@@ -231,9 +232,8 @@ def explain_missing(checkpoints: Sequence[Evaluated], called: Sequence[str], exp
     """Return a line for each checkpoint that the explorer does not have, with the reason."""
     return [
         f"{called[at]} is not in the explorer, which can decode mu_k + W_k b + network(k, b) only."
-        if (parts := evaluated.model.decoder_parts()) is None
-        else f"{called[at]} is not in the explorer: its {'components' if parts.network is None else 'network'} would "
-        "make the page too large."
+        if evaluated.model.decoder_parts() is None
+        else f"{called[at]} is not in the explorer: it would make the page too large."
         for at, evaluated in enumerate(checkpoints)
         if at not in explorable
     ]
@@ -268,7 +268,8 @@ def pack_explorer(
         model = explorer.pack_model(evaluated, explorer.BUDGET // len(checkpoints), network_budget)
         if model is None:
             continue
-        network_budget -= len(json.dumps(model["network"]))
+        parts = evaluated.model.decoder_parts()
+        network_budget -= count_bytes(parts.network if parts is not None else None)
         key = f"{evaluated.task.fingerprint}-{evaluated.split_samples.centring}"
         if key not in rows:
             rows[key] = explorer.choose_samples(evaluated)

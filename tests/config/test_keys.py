@@ -103,34 +103,34 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"model": "soft-llgae", "start": "random", "gates": "embedding", "inference": "least-squares"},
         GRADIENT | {"prior", "inference", "n-step", "start", "gates", "gate-dim"},
     ),
-    "gae": ({"model": "gae"}, GRADIENT | TRAINED | NETWORK),
-    "gae adamw": ({"model": "gae", "optimizer": "adamw"}, GRADIENT | TRAINED | NETWORK | {"weight-decay"}),
-    "gae muon": ({"model": "gae", "optimizer": "muon"}, GRADIENT | TRAINED | NETWORK | {"weight-decay"}),
-    "gae mlp": ({"model": "gae", "decoder": "mlp"}, GRADIENT | TRAINED | NETWORK - {"channels"}),
-    "gae linear": ({"model": "gae", "decoder": "linear"}, GRADIENT | TRAINED | {"decoder", "precision", "start"}),
+    "gae": ({"model": "gae"}, GRADIENT | CLIMBED | NETWORK),
+    "gae adamw": ({"model": "gae", "optimizer": "adamw"}, GRADIENT | CLIMBED | NETWORK | {"weight-decay"}),
+    "gae muon": ({"model": "gae", "optimizer": "muon"}, GRADIENT | CLIMBED | NETWORK | {"weight-decay"}),
+    "gae mlp": ({"model": "gae", "decoder": "mlp"}, GRADIENT | CLIMBED | NETWORK - {"channels"}),
+    "gae linear": ({"model": "gae", "decoder": "linear"}, GRADIENT | CLIMBED | {"decoder", "precision", "start"}),
     "gae linear from closed form": (
         {"model": "gae", "decoder": "linear", "start": "closed-form"},
-        GRADIENT | TRAINED | STARTS | {"decoder", "precision", "start"},
+        GRADIENT | CLIMBED | STARTS | {"decoder", "precision", "start"},
     ),
     "gae linear learnt": (
         {"model": "gae", "decoder": "linear", "latent-start": "learnt", "optimizer": "adamw"},
-        GRADIENT | TRAINED | STARTS | {"decoder", "width", "precision", "weight-decay", "ascent-method"},
+        GRADIENT | TRAINED | STARTS | {"decoder", "width", "precision", "weight-decay", "ascent-method", "tries"},
     ),
     "gae learnt": (
         {"model": "gae", "latent-start": "learnt"},
-        GRADIENT | CLIMBED | NETWORK | STARTS | {"ascent-method", "bits"},
+        GRADIENT | CLIMBED | NETWORK | STARTS | {"ascent-method", "tries", "bits"},
     ),
     "gae of one component for a rate": (
         {"model": "gae", "latent-start": "learnt", "ascent": "later", "decoder": "mlp", "bits": 9.0, "K": 1},
-        GRADIENT | CLIMBED | NETWORK - {"channels"} | STARTS | {"ascent-method", "bits"},
+        GRADIENT | CLIMBED | NETWORK - {"channels"} | STARTS | {"ascent-method", "tries", "bits"},
     ),
     "deep-llgae": (
         {"model": "deep-llgae"},
-        GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay", "ascent-method", "bits"},
+        GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay", "ascent-method", "tries", "bits"},
     ),
     "deep-llgae for a rate": (
         {"model": "deep-llgae", "bits": 9.0, "K": 3},
-        GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay", "ascent-method", "bits"},
+        GRADIENT | CLIMBED | NETWORK | STARTS | {"weight-decay", "ascent-method", "tries", "bits"},
     ),
     "deep-llgae zero": (
         {"model": "deep-llgae", "latent-start": "zero"},
@@ -138,15 +138,15 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "deep-llgae linear": (
         {"model": "deep-llgae", "decoder": "linear"},
-        GRADIENT | CLIMBED | STARTS | {"decoder", "width", "precision", "weight-decay", "ascent-method"},
+        GRADIENT | TRAINED | STARTS | {"decoder", "width", "precision", "weight-decay", "ascent-method", "tries"},
     ),
     "deep-llgae bfgs": (
         {"model": "deep-llgae", "ascent-method": "bfgs"},
-        GRADIENT | (CLIMBED - {"beta"}) | NETWORK | STARTS | {"weight-decay", "ascent-method", "bits"},
+        GRADIENT | (CLIMBED - {"beta"}) | NETWORK | STARTS | {"weight-decay", "ascent-method", "tries", "bits"},
     ),
     "deep-llgae bfgs, steps in training": (
         {"model": "deep-llgae", "ascent-method": "bfgs", "ascent": "given"},
-        GRADIENT | TRAINED | NETWORK | STARTS | {"weight-decay", "ascent-method"},
+        GRADIENT | TRAINED | NETWORK | STARTS | {"weight-decay", "ascent-method", "tries"},
     ),
     "autoencoder": ({"model": "autoencoder"}, GRADIENT | NETWORK),
     "autoencoder mlp": ({"model": "autoencoder", "decoder": "mlp"}, GRADIENT | NETWORK - {"channels"}),
@@ -162,8 +162,8 @@ OTHER: dict[str, Any] = {
     "candidates": "off", "shrinkage": 9.0, "optimizer": "sgd", "lr": 3e-4, "batch-size": 11, "start": "closed-form",
     "schedule": "one-cycle", "weight-decay": 0.5, "average": 0.5, "precision": "bfloat16", "flip": True,
     "decoder": "mlp", "width": 9, "channels": 3, "latent-start": "linear", "ascent": "given", "tau": 1e-2,
-    "ascent-epochs": 2, "ascent-steps": 2, "ascent-method": "bfgs", "gates": "embedding", "gate-dim": 3, "levels": 3,
-    "sweeps": 2, "window": 2, "noise": 9.0, "bits": 50.0, "step": 30.0, "leave-one-out": True,
+    "ascent-epochs": 1, "ascent-steps": 2, "ascent-method": "bfgs", "tries": 2, "gates": "embedding", "gate-dim": 3,
+    "levels": 3, "sweeps": 2, "window": 2, "noise": 9.0, "bits": 50.0, "step": 30.0, "leave-one-out": True,
 }  # fmt: skip
 SIZES = {
     "kmeans": {"embed-dim": 0}, "pca": {"embed-dim": 2}, "autoencoder": {"embed-dim": 2},

@@ -67,6 +67,13 @@ def test_no_step_is_allowed_only_where_the_ascent_starts_elsewhere_than_at_0() -
     assert parse_config({"model": "autoencoder"}).n_step == 0
 
 
+def test_training_takes_the_ascent_in_at_most_all_epochs_and_only_if_encoding_does() -> None:
+    given = {"model": "deep-llgae", "ascent": "given", "epochs": 3}
+    assert "ascent-epochs: 4 of 3 epochs" in refusal({**given, "ascent-epochs": 4})
+    assert "ascent-steps: with n-step 0" in refusal({**given, "n-step": 0, "ascent-steps": 2})
+    assert parse_config({**given, "ascent-epochs": 3}).ascent_epochs == 3
+
+
 def test_only_one_of_bits_and_step_is_allowed() -> None:
     assert "only one of bits and step" in refusal({"bits": 80.0, "step": 130.0})
     assert (parse_config({"bits": 80}).bits, parse_config({"step": None}).step) == (80.0, None)

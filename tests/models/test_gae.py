@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from llgae_cli.config import parse_config
 from llgae_cli.errors import InputError
-from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Code, Decoder
+from llgae_cli.factory import build_model
+from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Code, Decoder, gae
 
 pytestmark = pytest.mark.numeric
 K, D, E, N = 3, 16, 4, 40
@@ -118,6 +120,35 @@ def test_training_takes_the_ascent_from_an_epoch_on() -> None:
         losses.append(model.loss(samples()).item())
     first = later.loss(samples()).item()
     assert losses[:2] == [first] * 2 and losses[2] == losses[3] < first
+
+
+@pytest.mark.parametrize("method", ["gradient", "bfgs"])
+def test_with_more_tries_the_best_of_several_components_is_kept(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = with_a_guide(beta=0.02, n_step=3, ascent="later", method=method), samples()
+    assert model.affine is not None and model.guide is not None
+    first = model.encode(x)
+    assert torch.equal(first.k, model.affine.choose(x))
+    P = model._initial_curvature() if method == "bfgs" else None
+    errors = []
+    for k in (torch.full((N,), j) for j in range(K)):
+        with torch.no_grad():
+            b = model._ascend_rows(x, k, model._initial_latents(x, k), P)
+            errors.append((x - model.decode(Code(k, b))).square().sum(1))
+    model.tries = K
+    monkeypatch.setattr(gae, "RIVAL", 1e9)
+    assert torch.equal(model.encode(x).k, torch.stack(errors, 1).argmin(1))
+    assert not torch.equal(model.encode(x).k, first.k)
+    monkeypatch.setattr(gae, "RIVAL", 1.0)  # no other component is below the least
+    assert torch.equal(model.encode(x).k, first.k)
+
+
+def test_a_model_is_built_as_its_config_says() -> None:
+    values = {"ascent": "given", "ascent-epochs": 2, "ascent-steps": 3, "epochs": 5, "tries": 2, "n-step": 7}
+    model = build_model(
+        parse_config({"model": "deep-llgae", "decoder": "mlp", "K": 3, "embed-dim": 2, **values}), SHAPE
+    )
+    assert isinstance(model, GAE)
+    assert (model.ascent_from, model.training_steps, model.tries, model.n_step) == (3, 3, 2, 7)
 
 
 def test_initialised_from_an_llgae_it_keeps_the_component_and_latents_have_unit_variance() -> None:

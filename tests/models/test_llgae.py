@@ -77,6 +77,7 @@ def test_encode_decode_and_loss_are_one_model(
     squared = (X - model.decode(code)).square().mean()
     torch.testing.assert_close(squared, model.loss(X), rtol=1e-10, atol=1e-12)
     every = torch.stack([(X - model.decode(Code(k, model.encode_in(X, k)))).square().sum(1) for k in _all_k(K)], 1)
+    torch.testing.assert_close(model.measure_all(X), every, rtol=1e-9, atol=1e-9)
     own = every.gather(1, code.k[:, None])[:, 0]
     torch.testing.assert_close(own, every.min(1).values, rtol=1e-9, atol=1e-9)
     expected = model.mu[code.k] + torch.einsum("nde,ne->nd", model.W[code.k], code.b)

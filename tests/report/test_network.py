@@ -1,5 +1,6 @@
 """Decoder networks on the report's page: the same values in the browser as in torch."""
 
+import base64
 import json
 from typing import Any
 
@@ -77,8 +78,13 @@ def test_the_network_decodes_as_in_torch(opened: Any, decoder: str, shape: tuple
 def test_integers_are_near_what_they_stand_for() -> None:
     rows = np.random.default_rng(0).normal(size=(4, 7)) * np.array([[1e-3], [1.0], [50.0], [0.0]])
     packed = pack_integers(rows)
+    stream = np.frombuffer(base64.b64decode(packed["values"]), np.uint8)
+    digits = np.unpackbits(stream, bitorder="little")[: rows.size * BITS].reshape(rows.size, BITS).astype(np.int64)
+    whole = digits @ 2 ** np.arange(BITS)
+    whole -= 2**BITS * (whole >= 2 ** (BITS - 1))
+    scale = np.frombuffer(base64.b64decode(packed["scale"]), "<f4")[:, None]
     assert packed["bits"] == BITS and packed["width"] == 7
-    assert len(packed["values"]) == -(-4 * 7 * BITS // 8 // 3) * 4
+    assert (np.abs(whole.reshape(rows.shape) * scale - rows) <= 0.501 * scale).all()
 
 
 def test_the_page_shows_codes_and_walks_of_a_deep_model(opened: Any, deep: Evaluated) -> None:
@@ -105,7 +111,7 @@ def test_a_network_that_is_too_large_is_named(deep: Evaluated, monkeypatch: pyte
     data = page.pack_explorer([deep], ["deep"], [None])
     assert data["checkpoints"] == []
     assert page.explain_missing([deep], ["deep"], set()) == [
-        "deep is not in the explorer: its network would make the page too large."
+        "deep is not in the explorer: it would make the page too large."
     ]
     monkeypatch.undo()
     packed = page.pack_explorer([deep, deep], ["a", "b"], [None, None])["checkpoints"]

@@ -22,10 +22,12 @@ def an_llgae() -> LLGAE:
     return LLGAE(K, D, E, inference="least-squares")
 
 
-def a_deep_llgae() -> GAE:
+def a_deep_llgae(ascent: str = "later", ascent_from: int = 0) -> GAE:
     parts = Decoder(LLGAE(K, D, E), DECODERS["conv"](K, E, SHAPE, 16, 4))
     guide = ENCODERS["conv"](K, E, SHAPE, 16, 4)
-    return GAE(parts, K, D, E, n_step=2, beta=1e-3, ascent="later", affine=an_llgae(), guide=guide)
+    return GAE(
+        parts, K, D, E, n_step=2, beta=1e-3, ascent=ascent, ascent_from=ascent_from, affine=an_llgae(), guide=guide
+    )
 
 
 def as_in_a_file(value: Any) -> Any:
@@ -94,10 +96,19 @@ def test_the_model_holds_the_average_and_the_steps_do_not_depend_on_it() -> None
     assert any(torch.equal(parameter, steps[-1]) for parameter in other.unaveraged)
 
 
-@pytest.mark.parametrize("kind", ["llgae", "deep"])
+def test_the_ascent_is_taken_in_the_last_epochs() -> None:
+    trainer, taken = a_trainer(a_deep_llgae("given", ascent_from=2)), []
+    trainer.optimizer.register_step_pre_hook(lambda *_: taken.append(trainer.model.ascends))
+    for _ in range(3):
+        trainer.epoch()
+    steps = trainer.steps_per_epoch
+    assert taken == [False] * (2 * steps) + [True] * steps
+
+
+@pytest.mark.parametrize("kind", ["llgae", "deep", "given"])
 def test_a_resumed_run_equals_one_that_was_not_interrupted_bit_for_bit(kind: str) -> None:
     options = {"one_cycle": 4, "average": 0.9, "weight_decay": 0.01, "mirrored": SHAPE}
-    make = an_llgae if kind == "llgae" else a_deep_llgae
+    make = {"llgae": an_llgae, "deep": a_deep_llgae, "given": lambda: a_deep_llgae("given", ascent_from=3)}[kind]
     whole, cut = make(), make()
     trainer, interrupted = a_trainer(whole, **options), a_trainer(cut, **options)
     for _ in range(4):
