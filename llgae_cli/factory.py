@@ -218,14 +218,15 @@ def _build_gae(config: Config, shape: tuple[int, ...]) -> GAE:
     network = None if linear else DECODERS[config.decoder](*sizes)
     pieces = LLGAE(K, D, E) if linear or config.model == "deep-llgae" else None
     encoder = ENCODERS["mlp" if linear else config.decoder]
+    staged = config.explain_unused("ascent-epochs") is None
     return GAE(
         Decoder(pieces, network),
         K,
         D,
         E,
         ascent=config.ascent,
-        ascent_from=max(0, config.epochs - config.ascent_epochs) if config.ascent_epochs else 0,
-        training_steps=config.ascent_steps,
+        ascent_from=config.epochs - config.ascent_epochs if staged and config.ascent_epochs else 0,
+        training_steps=config.ascent_steps if staged else None,
         tries=config.tries,
         method=config.ascent_method,
         lower_precision=config.precision == "bfloat16",

@@ -42,6 +42,8 @@ class Config(Fields):
                 "n-step: 0 is not allowed with latent-start zero: b would stay at 0. Set n-step to at least 1, or "
                 "another latent-start (model gae, deep-llgae)"
             )
+        if self.explain_unused("ascent-epochs") is not None:
+            return self
         if self.ascent_epochs > self.epochs:
             raise ValueError(f"ascent-epochs: {self.ascent_epochs} of {self.epochs} epochs; 0 is all of them")
         if self.n_step == 0 and self.ascent_steps is not None:

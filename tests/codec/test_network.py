@@ -66,7 +66,7 @@ def decode_with_integers(network: FixedNetwork, k: int, q: list[int], step: Step
         return clip(round(Fraction(total) / Fraction(2) ** shift), LIMIT)
 
     def act(values: list[int]) -> list[int]:
-        return [max(a, 0) + table[min(abs(a), len(table) - 1)] for a in values]
+        return [table[a + (1 << LIMIT)] for a in values]
 
     def dense(name: str, a: list[int], more: list[int] | None = None) -> list[int]:
         rows = zip(parameters[f"{name}.weight"], parameters[f"{name}.bias"], strict=True)

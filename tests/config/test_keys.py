@@ -118,7 +118,7 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "gae learnt": (
         {"model": "gae", "latent-start": "learnt"},
-        GRADIENT | CLIMBED | NETWORK | STARTS | {"ascent-method", "tries", "bits"},
+        GRADIENT | TRAINED | NETWORK | STARTS | {"ascent-method", "tries"},
     ),
     "gae of one component for a rate": (
         {"model": "gae", "latent-start": "learnt", "ascent": "later", "decoder": "mlp", "bits": 9.0, "K": 1},
@@ -138,7 +138,7 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "deep-llgae linear": (
         {"model": "deep-llgae", "decoder": "linear"},
-        GRADIENT | TRAINED | STARTS | {"decoder", "width", "precision", "weight-decay", "ascent-method", "tries"},
+        GRADIENT | CLIMBED | STARTS | {"decoder", "width", "precision", "weight-decay", "ascent-method", "tries"},
     ),
     "deep-llgae bfgs": (
         {"model": "deep-llgae", "ascent-method": "bfgs"},
