@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pictured  # tests/pictured.py
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -59,6 +59,7 @@ def read_rows(data: bytes) -> Pixels:
     return np.frombuffer(data, np.uint8).reshape(-1, 64)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
 def test_a_mosaic_is_cut_into_the_same_rows(n: int, H: int, W: int, seed: int) -> None:
     x = np.random.default_rng(seed).integers(0, 256, (n, H * W), dtype=np.uint8)
@@ -204,8 +205,8 @@ def test_a_checkpoint_not_trained_for_a_rate_has_a_name_that_is_not_ours(task: T
     path = pictured.train(tmp_path, task=task.name)
     coders = rate.load_coders(task, [path, path])
     assert {coder.method for coder in coders} == {"llgae, K = 4"} and rate.find_kind("llgae, K = 4") == "checkpoint"
-    settings = [coder.setting for coder in coders[:3]]
-    assert [text.split(", ")[-1] for text in settings] == ["for 40 bits", "for 80 bits", "for 120 bits"]
+    listed = [coder.setting for coder in coders[:3]]
+    assert [text.split(", ")[-1] for text in listed] == ["for 40 bits", "for 80 bits", "for 120 bits"]
 
 
 @pytest.mark.slow
