@@ -54,17 +54,17 @@ def compare(
     from llgae_cli.evaluation import comparison
     from llgae_cli.evaluation.same_rate import code_at_rate
 
-    evaluated = evaluation.evaluate_checkpoints(checkpoints, data_dir, one_task=True)
-    evaluated.sort(key=lambda one: one.metrics.mean_l2)
-    best, coded = evaluated[0], []
-    drawn = figures.write_comparison(evaluated, output, kinds, theme.value, walks=False)
+    by_mean_l2 = evaluation.evaluate_checkpoints(checkpoints, data_dir, one_task=True)
+    by_mean_l2.sort(key=lambda one: one.metrics.mean_l2)
+    evaluated, best, coded = by_mean_l2, by_mean_l2[0], []
     if bits is not None:
         shown, _ = figures.choose_compared(best)
         coded = [code_at_rate(one, bits, shown) for one in evaluated]
         by_error = sorted(range(len(coded)), key=lambda i: coded[i].mean_squared_error)
         evaluated, coded = [evaluated[i] for i in by_error], [coded[i] for i in by_error]
     rows = comparison.compare(evaluated, coded)
-    drawn = figures.write_tradeoffs(rows, evaluated, output, kinds, theme.value) + drawn
+    drawn = figures.write_tradeoffs(rows, evaluated, output, kinds, theme.value)
+    drawn += figures.write_comparison(by_mean_l2, output, kinds, theme.value, walks=False)
     if bits is not None:
         drawn += figures.write_same_bits(evaluated, coded, best, output, kinds, theme.value)
     task, samples, threads = evaluated[0].task.name, evaluated[0].task.test.N, torch.get_num_threads()
