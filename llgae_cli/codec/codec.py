@@ -183,7 +183,8 @@ class Codec:
     def _find_step(self, sample: NDArray[Any], bits: float) -> Settings:
         y, fits = self._to_grid(sample)
         raw = (len(y) - fits.sum()) * 8.0 * sample.itemsize * self.D / len(y)
-        bits -= ANS_BITS / min(BLOCK_ROWS, len(sample)) + MARGIN_BITS + raw
+        beside = ANS_BITS / min(BLOCK_ROWS, len(sample)) + MARGIN_BITS + raw  # the bits that are not of codes
+        bits -= beside
         few = y[:: -(-len(y) // TRIAL_ROWS)]
         measured = self._measure(few, self.model.step)
 
@@ -193,7 +194,8 @@ class Codec:
         value = self.model.step.value
         lowest = rate(value * LARGEST)
         if lowest > bits:
-            raise InputError(f"bits {bits:.4g}: this model's codes take at least {lowest:.4g} bits a row")
+            least = lowest + beside
+            raise InputError(f"bits {bits + beside:.4g}: this model's codes take at least {least:.4g} bits a row")
         value = find_value(rate, bits, value, SMALLEST * value, LARGEST * value)[0]
         shift = self._choose_shift(few, Step.nearest(value), measured)
         value, slope = find_value(partial(rate, shift=shift), bits, value, value / 2, value * 2)
