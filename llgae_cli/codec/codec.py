@@ -183,8 +183,7 @@ class Codec:
     def _find_step(self, sample: NDArray[Any], bits: float) -> Settings:
         y, fits = self._to_grid(sample)
         raw = (len(y) - fits.sum()) * 8.0 * sample.itemsize * self.D / len(y)
-        beside = ANS_BITS / min(BLOCK_ROWS, len(sample)) + MARGIN_BITS + raw  # the bits that are not of codes
-        bits -= beside
+        bits -= ANS_BITS / min(BLOCK_ROWS, len(sample)) + MARGIN_BITS + raw
         few = y[:: -(-len(y) // TRIAL_ROWS)]
         measured = self._measure(few, self.model.step)
 
@@ -194,8 +193,8 @@ class Codec:
         value = self.model.step.value
         lowest = rate(value * LARGEST)
         if lowest > bits:
-            least = lowest + beside
-            raise InputError(f"bits {bits + beside:.4g}: this model's codes take at least {least:.4g} bits a row")
+            # The number that was given is not known here: a file's header and index are taken off it before.
+            raise InputError(f"bits: too few, this model's codes alone take at least {lowest:.4g} bits a row")
         value = find_value(rate, bits, value, SMALLEST * value, LARGEST * value)[0]
         shift = self._choose_shift(few, Step.nearest(value), measured)
         value, slope = find_value(partial(rate, shift=shift), bits, value, value / 2, value * 2)
