@@ -23,12 +23,12 @@ from llgae_cli.errors import InputError, printable
 from llgae_cli.storage.checkpoint_bytes import read_extra
 from llgae_cli.storage.compressed_file import CompressedFile, CompressedWriter, leave_room
 from llgae_cli.storage.compressed_header import BLOCK_ROWS, Header, choose_block_rows
-from llgae_cli.threads import run_parallel
+from llgae_cli.threads import count_threads, run_parallel
 
 if TYPE_CHECKING:  # it needs torch, which decoding does not
     from llgae_cli.codec.encoder import Codes
 
-CHUNK = 1024
+CHUNK_ROWS, CHUNK_VALUES = (1024, 4096), 1 << 19  # rows that are coded together: products of few rows are slow
 MEASURED_BYTES = 1 << 27  # of latents that the search for a step keeps
 TRIAL_ROWS = 1024  # rows that the search for a step codes each time
 BOUND_ROWS = 512  # rows that the search for a step codes under a bound
@@ -209,7 +209,7 @@ class Codec:
             value *= 1.002
         return Settings(Step.nearest(value), shift)
 
-    def _choose_shift(self, y: Floats, step: Step, measured: list[Any]) -> int:
+    def _choose_shift(self, y: Floats, step: Step, measured: list[tuple[slice, Any]]) -> int:
         """Return the shift of the densities' scales that gives rows y (m, D) the least J.
 
         Densities are those of the training rows' latents. Rounding toward zero makes values smaller, and those of other
@@ -356,42 +356,41 @@ class Codec:
         return self._choose(self._to_grid(x)[0], settings.step, settings.scale_shift)
 
     def _encode_rows(self, x: NDArray[Any], settings: Settings, trial_of_modes: bool = False) -> Rows:
-        parts: list[Rows] = []
-        chunks = [x[low : low + CHUNK] for low in range(0, len(x), CHUNK)] or [x]
         prepared = self.model.encoder.prepare(settings.step, settings.scale_shift)
         code = partial(Rows.encode, self.model, settings=settings, prepared=prepared, trial=trial_of_modes)
-        run_parallel(code, chunks, parts.append, len(chunks) > 1)
-        return Rows.join(parts)
+        return Rows.join(_in_parallel(lambda rows: code(x[rows]), self._chunks(len(x))))
 
     def _to_grid(self, x: NDArray[Any]) -> tuple[Floats, NDArray[np.bool_]]:
         return self.model.place(x)
 
-    def _measure(self, y: Floats, step: Step) -> list[Any]:
-        """Return what coding rows y (n, D) at several steps near this one has in common, chunk by chunk.
+    def _measure(self, y: Floats, step: Step) -> list[tuple[slice, Any]]:
+        """Return chunks of rows y (n, D), each with what coding it at several steps near this one has in common.
 
-        None where codes have a shift, and where it would take too much memory.
+        That is None where codes have a shift, and where it would take too much memory.
         """
         from llgae_cli.codec.encoder import CANDIDATES
 
+        chunks = self._chunks(len(y))
         if len(y) * CANDIDATES * self.model.decoder.levels[0].E * 8 > MEASURED_BYTES:
-            return [None] * -(-len(y) // CHUNK)
+            return [(rows, None) for rows in chunks]
         prepared = self.model.encoder.prepare(step, 0)
-        return self._in_chunks(lambda rows: self.model.encoder.measure(y[rows], prepared), len(y))
+        return _in_parallel(lambda rows: (rows, self.model.encoder.measure(y[rows], prepared)), chunks)
 
-    def _choose(self, y: Floats, step: Step, shift: int, measured: list[Any] | None = None) -> "Codes":
+    def _choose(self, y: Floats, step: Step, shift: int, measured: list[tuple[slice, Any]] | None = None) -> "Codes":
         from llgae_cli.codec.encoder import Codes
 
         prepared = self.model.encoder.prepare(step, shift)
+        chunks = measured or [(rows, None) for rows in self._chunks(len(y))]
+        return Codes.join(_in_parallel(lambda c: self.model.encoder.choose(y[c[0]], prepared, c[1]), chunks))
 
-        def choose(rows: slice) -> "Codes":
-            given = None if measured is None else measured[rows.start // CHUNK]
-            return self.model.encoder.choose(y[rows], prepared, given)
+    def _chunks(self, n: int) -> list[slice]:
+        """Return the rows of n that are coded together; each thread has some."""
+        least, most = CHUNK_ROWS
+        rows = max(least, min(most, CHUNK_VALUES // self.D, -(-n // count_threads())))
+        return [slice(low, low + rows) for low in range(0, max(n, 1), rows)]
 
-        return Codes.join(self._in_chunks(choose, len(y)))
 
-    @staticmethod
-    def _in_chunks(compute: Callable[[slice], Any], n: int) -> list[Any]:
-        results: list[Any] = []
-        chunks = [slice(low, low + CHUNK) for low in range(0, max(n, 1), CHUNK)]
-        run_parallel(compute, chunks, results.append, len(chunks) > 1)
-        return results
+def _in_parallel(compute: Callable[[Any], Any], chunks: list[Any]) -> list[Any]:
+    results: list[Any] = []
+    run_parallel(compute, chunks, results.append, len(chunks) > 1)
+    return results

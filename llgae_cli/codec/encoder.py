@@ -8,7 +8,8 @@ grid 2^-g such that |y| <= 2^25 for y = (x - origin) 2^g; bases have 20 fraction
 1. Shortlist: the score of a component is J_k of `training.mixture`, in which a latent of variance v costs
    theta z^2 / v + theta ln(v / theta) or z^2. The components with the least scores from their first latents alone,
    those of the largest variances, are on the shortlist, the lower index first among equals.
-2. Candidates: those of the shortlist with the least scores from all latents.
+2. Candidates: those of the shortlist with the least scores from all latents. Where no component has more latents of
+   weight than the shortlist looks at, they are the first of the shortlist.
 3. Choice: for each candidate every latent is rounded to the nearest q or the one next to it toward zero, whichever
    costs less by the densities' tables, in each activity class; the candidate and class with the least J are used.
 
@@ -16,7 +17,7 @@ Levels of a residual model are coded one after the other, each with what the lev
 """
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,8 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llgae_cli.codec.costs import LARGEST_Q, list_coded, place_costs, tabulate_costs
 from llgae_cli.codec.density import COST_UNIT, PER_OCTAVE, Integers, exp2_negative, integer_log2
-from llgae_cli.codec.exact import BASIS_BITS, IDS, SCALES, ExactDecoder, Floats, Level, Step, find_table, group_rows
+from llgae_cli.codec.exact import BASIS_BITS, SCALES, ExactDecoder, Floats, Level, Step, group_rows
 from llgae_cli.codec.grid import Grid
 from llgae_cli.training.expected_rate import TRADE_OFF
 
@@ -36,10 +38,8 @@ FIRST_LATENTS = 16
 SHORTLIST = 12
 CANDIDATES = 3
 KEY_SHIFT = 4  # bits of the scores that keys leave out
-PLAIN_COSTS = 256  # costs of |q| below it are tabulated one by one, others with 16 an octave
-TILE = 512  # columns of a product
-ROWS_AT_ONCE = 128  # whose costs are computed together: what that takes fits a cache
-LARGEST_Q = 2.0**30
+TILE, TILE_ROWS = 512, 512  # a product's vectors and rows: 2 MB
+COSTS, ROWS_AT_ONCE = 1 << 15, 128  # latents whose costs are computed together, which a cache holds; rows at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,46 +141,69 @@ class Prepared:
         self.coded = torch.from_numpy(list_coded()[ids][inverse].astype(np.float64))
 
     @cached_property
-    def tiles(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Groups of components (t,), with bases (D, t e), z0 (t e,) and weights (t, e) of their first latents."""
+    def used(self) -> Tensor:
+        """Number of latents with a weight above zero, of each component, (K,)."""
+        return (self.weight > 0).sum(1)
+
+    @cached_property
+    def tiles(self) -> list[tuple[Tensor, Tensor, int]]:
+        """Groups of t components: these (t,), a matrix (e t, D + 1), and the number e of their first latents.
+
+        The rows of the matrix are sqrt(w) u of the first latents of all t components, then of the second ones, and so
+        on, rounded as bases are. Its last column is minus their products with m_k.
+        """
         encoder, tiles = self.encoder, []
-        used = (self.weight > 0).sum(1).clamp(max=FIRST_LATENTS)
+        used = self.used.clamp(max=FIRST_LATENTS)
         order = torch.argsort(used, stable=True)
         for some in order.split(max(1, TILE // max(1, int(used.max())))):
             e = int(used[some].max())
             chosen = torch.argsort(self.weight[some], dim=1, descending=True, stable=True)[:, :e]  # (t, e)
             U = encoder.U[some].gather(2, chosen[:, None, :].expand(-1, encoder.U.shape[1], -1))
-            tiles.append(
-                (
-                    some,
-                    U.permute(1, 0, 2).reshape(encoder.U.shape[1], -1).contiguous(),
-                    encoder.z0[some].gather(1, chosen).flatten(),
-                    self.weight[some].gather(1, chosen),
-                )
-            )
+            U = U.mul_(self.weight[some].gather(1, chosen).sqrt()[:, None]).round_()  # (t, D, e)
+            columns = torch.cat([U, -torch.bmm(encoder.m[some][:, None, :], U)], 1)
+            tiles.append((some, columns.permute(2, 0, 1).flatten(0, 1).contiguous(), e))
         return tiles
 
     def measure(self, y: Tensor) -> Measured:
         """Return the candidates of rows y (n, D): the M = min(CANDIDATES, K) components of least score."""
-        encoder, K = self.encoder, self.encoder.level.K
+        encoder, K, M = self.encoder, self.encoder.level.K, min(CANDIDATES, self.encoder.level.K)
         distance = encoder.distances(y)
-        if K > SHORTLIST:
-            score = distance + self.constant
-            for some, U, z0, weight in self.tiles:
-                if weight.shape[1]:
-                    z = (y @ U).sub_(z0).mul_(2.0**-BASIS_BITS)
-                    score[:, some] -= z.square_().unflatten(1, weight.shape).mul(weight).round_().sum(2)
-            listed = self._find_least(score, torch.arange(K).expand_as(score), SHORTLIST)
+        every = torch.arange(K).expand(len(y), K)
+        if K <= SHORTLIST:
+            listed = every
         else:
-            listed = torch.arange(K).expand(len(y), K)
+            score = self._score_by_first(y, distance)
+            if int(self.used.max()) <= FIRST_LATENTS:
+                candidates = self._find_least(score, every, M)
+                return Measured(candidates, encoder.project_pairs(y, candidates), distance.gather(1, candidates))
+            listed = self._find_least(score, every, SHORTLIST)
         z = encoder.project_pairs(y, listed)
         score = distance.gather(1, listed) + self.constant[listed]
         for m in range(listed.shape[1]):  # one by one: each fits a cache
             score[:, m] -= (z[:, m].square() * self.unit).mul_(self.weight[listed[:, m]]).round_().sum(1)
-        candidates = self._find_least(score, listed, min(CANDIDATES, K))
+        candidates = self._find_least(score, listed, M)
         places = (listed[:, None, :] == candidates[:, :, None]).to(torch.int8).argmax(2)
         kept = z.gather(1, places[:, :, None].expand(-1, -1, z.shape[2]))
         return Measured(candidates, kept, distance.gather(1, candidates))
+
+    def _score_by_first(self, y: Tensor, distance: Tensor) -> Tensor:
+        """Return the scores of rows y (n, D) from their first latents, (n, K)."""
+        lowered = torch.zeros(self.encoder.level.K, len(y), dtype=torch.float64)
+        columns = torch.cat([y, y.new_ones(len(y), 1)], 1).T  # (D + 1, n)
+        product = torch.empty(max(m.shape[0] for _, m, _ in self.tiles) * TILE_ROWS, dtype=torch.float64)
+        for low in range(0, len(y), TILE_ROWS):
+            part = columns[:, low : low + TILE_ROWS]
+            for some, matrix, e in self.tiles:
+                if e:
+                    squares = product[: len(matrix) * part.shape[1]].view(len(matrix), -1)
+                    torch.mm(matrix, part, out=squares)
+                    squares = squares.square_().view(e, -1)
+                    while len(squares) > 1:  # pair by pair: the rounding of a sum depends on the order of its terms
+                        half = len(squares) // 2
+                        squares[:half] += squares[-half:]
+                        squares = squares[: len(squares) - half]
+                    lowered[some, low : low + TILE_ROWS] = squares.view(len(some), -1)
+        return (distance + self.constant).sub_(lowered.T, alpha=4.0**-BASIS_BITS)
 
     def _find_least(self, score: Tensor, components: Tensor, M: int) -> Tensor:
         """Return the M components (n, M) of least score, the best first, for scores of `components`, both (n, m)."""
@@ -192,7 +215,8 @@ class Prepared:
     def choose(self, measured: Measured) -> tuple[Integers, Integers, Integers, Integers]:
         """Return symbols (n,), q (n, E), J (n,) in units of the squared grid, and the cost (n,) in 2^-16 bit."""
         fields = (measured.candidates, measured.z, measured.distance)
-        parts = [self._choose(*part) for part in zip(*(field.split(ROWS_AT_ONCE) for field in fields), strict=True)]
+        rows = max(ROWS_AT_ONCE, COSTS // max(1, measured.z[:1].numel()))
+        parts = [self._choose(*part) for part in zip(*(field.split(rows) for field in fields), strict=True)]
         symbol, q, J, cost = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
         return symbol, q, J, cost
 
@@ -239,33 +263,6 @@ class Choice(NamedTuple):
     q: Tensor
     error: Tensor
     places: Tensor
-
-
-@cache
-def list_coded() -> NDArray[np.bool_]:
-    """Return for each table's id whether latents under it are coded, and not skipped."""
-    return np.array([find_table(number) is not None for number in range(4 * IDS)])
-
-
-def tabulate_costs(ids: Integers) -> Tensor:
-    """Return the costs of |q| under each table, (ids, places) as in `place_costs`, in units of 2^-16 bit."""
-    found = [find_table(number) for number in ids.tolist()]
-    largest = min(int(LARGEST_Q), max((2 * t.half << t.low_bits for t in found if t is not None), default=1))
-    places = np.arange(int(place_costs(torch.tensor([float(largest)]))) + 1)
-    octave, part = np.divmod(places - PLAIN_COSTS, 16)
-    values = np.where(places < PLAIN_COSTS, places, 33 + 2 * part << np.maximum(octave + 3, 0))
-    free = np.zeros(len(values), np.int64)
-    costs = [free if table is None else table.compute_costs(values) for table in found]
-    return torch.from_numpy(np.array(costs, np.float64).reshape(len(ids), len(values)))
-
-
-def place_costs(q: Tensor) -> Tensor:
-    """Return where the costs of q >= 0, whole numbers in float64, are in the table: int64, rising with q."""
-    if not q.numel() or float(q.max()) < PLAIN_COSTS:
-        return q.to(torch.int64)
-    mantissa, exponent = torch.frexp(q)  # q = mantissa 2^exponent, 1/2 <= mantissa < 1
-    part = (exponent.to(torch.float64) - 9) * 16 + torch.floor((mantissa - 0.5) * 32)
-    return torch.where(q < PLAIN_COSTS, q, PLAIN_COSTS + part).to(torch.int64)
 
 
 class RowEncoder(Protocol):

@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llgae_cli.codec.costs import LARGEST_Q, list_coded, place_costs, tabulate_costs
 from llgae_cli.codec.density import COST_UNIT, Integers, integer_log2
-from llgae_cli.codec.encoder import LARGEST_Q, Codes, list_coded, place_costs, tabulate_costs
+from llgae_cli.codec.encoder import Codes
 from llgae_cli.codec.exact import ExactDecoder, Floats, Step
 from llgae_cli.codec.grid import Grid
 from llgae_cli.codec.network import LATENT_BITS

@@ -5,8 +5,9 @@ import pytest
 import torch
 from coded import make_codec  # tests/coded.py
 
+from llgae_cli.codec.costs import PLAIN_COSTS, place_costs
 from llgae_cli.codec.density import COST_UNIT
-from llgae_cli.codec.encoder import FIRST_LATENTS, PLAIN_COSTS, SHORTLIST, Codes, Measured, place_costs
+from llgae_cli.codec.encoder import FIRST_LATENTS, SHORTLIST, Codes, Measured
 from llgae_cli.codec.exact import SCALES, ExactDecoder, Level, Step, find_table
 from llgae_cli.codec.grid import Grid
 from llgae_cli.codec.model import CodecModel
