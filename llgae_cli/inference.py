@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-BLOCK_VALUES, MIN_ROWS = 1 << 20, 256  # values of a product under all components: 4 MB, which a cache holds
+BLOCK_VALUES, MIN_ROWS = 1 << 19, 128  # values of a product under all components: 2 MB, which a cache holds
 LOOP_VALUES = 1 << 22  # of the (n, K, D) arrays of the loop: 16 MB each
 EXACT_ROWS = 1024  # whose residuals are computed in float64 at a time
 TIE, TIE_LENGTH = 2.0**-40, 2.0**-24  # distances d, d' are equal where d' <= d + TIE (d + TIE_LENGTH |x - mu|^2)

@@ -14,7 +14,7 @@ from llgae_cli.storage.codes import create_codes
 from llgae_cli.tasks import Samples
 from llgae_cli.threads import run_parallel
 
-CHUNK = 2048  # rows encoded at a time
+CHUNK, LARGEST_CHUNK, CHUNK_VALUES = 2048, 8192, 1 << 20  # rows encoded at a time: more where they have few values
 
 
 class Coder(Protocol):
@@ -53,8 +53,8 @@ class Encoded:
 
 @torch.no_grad()
 def encode(model: Coder, samples: Samples) -> Iterator[Encoded]:
-    """Encode the samples in order, `CHUNK` rows at a time. Memory: one chunk, whatever the size of the data set."""
-    for rows in list_chunks(range(samples.N)):
+    """Encode the samples in order, a chunk at a time. Memory: one chunk, whatever the size of the data set."""
+    for rows in list_chunks(samples.D, range(samples.N)):
         yield encode_rows(model, samples, rows)
 
 
@@ -64,9 +64,10 @@ def encode_rows(model: Coder, samples: Samples, rows: slice) -> Encoded:
     return Encoded(model, rows, x, model.encode(x))
 
 
-def list_chunks(*ranges: range) -> list[slice]:
-    """Return the rows of all ranges, `CHUNK` at a time."""
-    return [slice(low, min(low + CHUNK, here.stop)) for here in ranges for low in here[::CHUNK]]
+def list_chunks(D: int, *ranges: range) -> list[slice]:
+    """Return the rows of all ranges, as many at a time as are encoded together where a row has D values."""
+    n = max(CHUNK, min(LARGEST_CHUNK, CHUNK_VALUES // D))
+    return [slice(low, min(low + n, here.stop)) for here in ranges for low in here[::n]]
 
 
 def write_codes(model: Model, samples: Samples, path: Path) -> float:
@@ -93,5 +94,5 @@ def write_codes(model: Model, samples: Samples, path: Path) -> float:
             total += float(mean_l2.double().sum())
             add(codes, mean_l2, means)
 
-        run_parallel(code, list_chunks(range(samples.N)), write, samples.device.type == "cpu")
+        run_parallel(code, list_chunks(samples.D, range(samples.N)), write, samples.device.type == "cpu")
     return total / samples.N

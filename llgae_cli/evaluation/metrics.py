@@ -103,7 +103,7 @@ def measure(model: Coder, samples: Samples, peak: float) -> Measured:
         total.add_(own_total.cpu())
         energy.add_(own_energy.cpu().double().sum())
 
-    run_parallel(code, list_chunks(*take_part(samples).ranges), add, samples.device.type == "cpu")
+    run_parallel(code, list_chunks(samples.D, *take_part(samples).ranges), add, samples.device.type == "cpu")
     distributed.sum_([k, squared, count, first, second, *symbols, total, energy])
     mean_l2 = _sum(squared) / N / D
     variance = float(energy) / N / D - float((total / N).square().mean())
@@ -141,7 +141,7 @@ def mean_l2(model: Coder, samples: Samples) -> float:
     def add(squared: Tensor) -> None:
         total.add_(squared)
 
-    run_parallel(code, list_chunks(*take_part(samples).ranges), add, samples.device.type == "cpu")
+    run_parallel(code, list_chunks(samples.D, *take_part(samples).ranges), add, samples.device.type == "cpu")
     distributed.sum_([total])
     return float(total) / samples.N / samples.D
 

@@ -124,10 +124,11 @@ def test_checkpoints_of_one_task_share_its_data(tmp_path: Path, monkeypatch: pyt
     assert one.task is two.task and calls.counts["load_task"] == 1 and calls.counts["load"] == 2
 
 
-def test_encoding_takes_one_chunk_at_a_time(normal: Any) -> None:
-    samples, model = Samples(normal(1, 5000, 4), centring="none"), factory.LLGAE(2, 4, 1)
+@pytest.mark.parametrize(("D", "ends"), [(4, [5000]), (256, [4096, 5000]), (600, [2048, 4096, 5000])])
+def test_encoding_takes_one_chunk_at_a_time(normal: Any, D: int, ends: list[int]) -> None:
+    samples, model = Samples(normal(1, 5000, D), centring="none"), factory.LLGAE(2, D, 1)
     chunks = list(encode(model, samples))
-    assert [chunk.rows for chunk in chunks] == [slice(0, 2048), slice(2048, 4096), slice(4096, 5000)]
+    assert [chunk.rows for chunk in chunks] == [slice(*pair) for pair in zip([0, *ends], ends, strict=False)]
     assert all(torch.equal(chunk.x, samples.rows(chunk.rows)) for chunk in chunks)
     squared = torch.cat([chunk.squared_residual() for chunk in chunks])
-    assert float(squared.double().sum()) / 5000 / 4 == pytest.approx(mean_l2(model, samples))
+    assert float(squared.double().sum()) / 5000 / D == pytest.approx(mean_l2(model, samples))
