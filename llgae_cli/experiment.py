@@ -202,17 +202,21 @@ def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
     """Measure the final model on the test and training samples, once each, and write the checkpoint."""
     operations = count_evaluation(run)
     run.work.expect_only("evaluation", sum(operations.values()))  # fewer epochs may have sufficed
-    test = measure(run.model, run.task.test, run.task.peak)
+
+    def advance(step: str, part: float = 1.0) -> Callable[[float], None]:
+        return lambda share: run.work.advance("evaluation", part * share * operations[step], step)
+
+    test = measure(run.model, run.task.test, run.task.peak, advance("test samples"))
     figures = {"test_mean_l2": test.metrics.mean_l2}
     if run.validation is not None:
         figures["validation_mean_l2"] = mean_l2(run.model, run.validation)
     check_finite(run, figures)
-    run.work.advance("evaluation", operations["test samples"], "test samples")
-    fitted = measure(run.model, run.fitted, run.task.peak)
+    n_fitted, n_other = run.fitted.N, run.train.N if run.fitted is not run.train else 0
+    part = n_fitted / (n_fitted + n_other)
+    fitted = measure(run.model, run.fitted, run.task.peak, advance("training samples", part))
     fitted_mean_l2 = train_mean_l2 = fitted.metrics.mean_l2
-    if run.fitted is not run.train:
-        train_mean_l2 = mean_l2(run.model, run.train)
-    run.work.advance("evaluation", operations["training samples"], "training samples")
+    if n_other:
+        train_mean_l2 = mean_l2(run.model, run.train, advance("training samples", 1 - part))
     if run.snapshot is not None:  # None: resumed from a checkpoint of a finished run; nothing is written
         run.history[-1] |= figures
         on_epoch(run.history[-1], run.config.epochs)

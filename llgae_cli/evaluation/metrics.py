@@ -1,6 +1,7 @@
 """Metrics of a model on a set of samples: one streamed pass, sums in float64."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -65,11 +66,11 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(model: Coder, samples: Samples, peak: float) -> Measured:
+def measure(model: Coder, samples: Samples, peak: float, advance: Callable[[float], None] | None = None) -> Measured:
     """Encode every sample once; return metrics, statistics of the latents, and k and |x - x_hat|^2 of each sample.
 
-    `peak` is the range of a pixel, for PSNR. Under torchrun all processes call it, each encodes its part, and all get
-    the result.
+    `peak` is the range of a pixel, for PSNR. `advance` is called with the share of the work that a chunk was. Under
+    torchrun all processes call it, each encodes its part, and all get the result.
     """
     K, E, N, D = model.K, model.E, samples.N, samples.D
     k, squared = torch.zeros(N, dtype=torch.int8 if K <= INT8_K else torch.int32), torch.zeros(N)
@@ -102,8 +103,11 @@ def measure(model: Coder, samples: Samples, peak: float) -> Measured:
             second[j].addmm_(own.T, own)
         total.add_(own_total.cpu())
         energy.add_(own_energy.cpu().double().sum())
+        if advance is not None:
+            advance(1 / len(chunks))
 
-    run_parallel(code, list_chunks(samples.D, *take_part(samples).ranges), add, samples.device.type == "cpu")
+    chunks = list_chunks(max(D, K), *take_part(samples).ranges)
+    run_parallel(code, chunks, add, samples.device.type == "cpu")
     distributed.sum_([k, squared, count, first, second, *symbols, total, energy])
     mean_l2 = _sum(squared) / N / D
     variance = float(energy) / N / D - float((total / N).square().mean())
@@ -127,10 +131,11 @@ def measure(model: Coder, samples: Samples, peak: float) -> Measured:
 
 
 @torch.no_grad()
-def mean_l2(model: Coder, samples: Samples) -> float:
+def mean_l2(model: Coder, samples: Samples, advance: Callable[[float], None] | None = None) -> float:
     """Return the mean over samples and values of (x - x_hat)^2, squared grey levels per pixel.
 
-    Under torchrun all processes call it, each encodes its part, and all get the result.
+    `advance` is called with the share of the work that a chunk was. Under torchrun all processes call it, each encodes
+    its part, and all get the result.
     """
     total = torch.zeros((), dtype=torch.float64)
 
@@ -140,8 +145,11 @@ def mean_l2(model: Coder, samples: Samples) -> float:
 
     def add(squared: Tensor) -> None:
         total.add_(squared)
+        if advance is not None:
+            advance(1 / len(chunks))
 
-    run_parallel(code, list_chunks(samples.D, *take_part(samples).ranges), add, samples.device.type == "cpu")
+    chunks = list_chunks(max(samples.D, model.K), *take_part(samples).ranges)
+    run_parallel(code, chunks, add, samples.device.type == "cpu")
     distributed.sum_([total])
     return float(total) / samples.N / samples.D
 

@@ -14,6 +14,7 @@ from llgae_cli import experiment, factory, storage
 from llgae_cli.cli.app import app
 from llgae_cli.config import Config
 from llgae_cli.evaluation import Evaluated, encode, evaluate_checkpoint, evaluate_checkpoints, evaluated, mean_l2
+from llgae_cli.evaluation.metrics import measure
 from llgae_cli.tasks import Samples
 
 pytestmark = pytest.mark.numeric
@@ -132,3 +133,11 @@ def test_encoding_takes_one_chunk_at_a_time(normal: Any, D: int, ends: list[int]
     assert all(torch.equal(chunk.x, samples.rows(chunk.rows)) for chunk in chunks)
     squared = torch.cat([chunk.squared_residual() for chunk in chunks])
     assert float(squared.double().sum()) / 5000 / D == pytest.approx(mean_l2(model, samples))
+
+
+def test_progress_is_told_the_shares_of_the_work(normal: Any) -> None:
+    samples, model = Samples(normal(1, 5000, 600), centring="none"), factory.LLGAE(2, 600, 1)
+    for work in (mean_l2, lambda model, samples, advance: measure(model, samples, 1.0, advance)):
+        shares: list[float] = []
+        work(model, samples, advance=shares.append)
+        assert shares == pytest.approx([1 / 3] * 3)
