@@ -211,11 +211,11 @@ def finish(run: Run, on_epoch: OnEpoch) -> Outcome:
     if run.validation is not None:
         figures["validation_mean_l2"] = mean_l2(run.model, run.validation)
     check_finite(run, figures)
-    n_fitted, n_other = run.fitted.N, run.train.N if run.fitted is not run.train else 0
-    part = n_fitted / (n_fitted + n_other)
+    is_part = run.fitted is not run.train
+    part = run.fitted.N / (run.fitted.N + run.train.N) if is_part else 1.0
     fitted = measure(run.model, run.fitted, run.task.peak, advance("training samples", part))
     fitted_mean_l2 = train_mean_l2 = fitted.metrics.mean_l2
-    if n_other:
+    if is_part:
         train_mean_l2 = mean_l2(run.model, run.train, advance("training samples", 1 - part))
     if run.snapshot is not None:  # None: resumed from a checkpoint of a finished run; nothing is written
         run.history[-1] |= figures

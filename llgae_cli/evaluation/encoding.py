@@ -54,7 +54,7 @@ class Encoded:
 @torch.no_grad()
 def encode(model: Coder, samples: Samples) -> Iterator[Encoded]:
     """Encode the samples in order, a chunk at a time. Memory: one chunk, whatever the size of the data set."""
-    for rows in list_chunks(max(samples.D, model.K), range(samples.N)):
+    for rows in list_chunks(model, samples, range(samples.N)):
         yield encode_rows(model, samples, rows)
 
 
@@ -64,12 +64,12 @@ def encode_rows(model: Coder, samples: Samples, rows: slice) -> Encoded:
     return Encoded(model, rows, x, model.encode(x))
 
 
-def list_chunks(values: int, *ranges: range) -> list[slice]:
+def list_chunks(model: Coder, samples: Samples, *ranges: range) -> list[slice]:
     """Return the rows of all ranges, as many at a time as are encoded together.
 
-    `values`: of a row, or its distances from all components if these are more.
+    They have at most CHUNK_VALUES values, and distances from all components, unless that is less than CHUNK rows.
     """
-    n = max(CHUNK, min(LARGEST_CHUNK, CHUNK_VALUES // values))
+    n = max(CHUNK, min(LARGEST_CHUNK, CHUNK_VALUES // max(samples.D, model.K)))
     return [slice(low, min(low + n, here.stop)) for here in ranges for low in here[::n]]
 
 
@@ -97,5 +97,5 @@ def write_codes(model: Model, samples: Samples, path: Path) -> float:
             total += float(mean_l2.double().sum())
             add(codes, mean_l2, means)
 
-        run_parallel(code, list_chunks(max(samples.D, model.K), range(samples.N)), write, samples.device.type == "cpu")
+        run_parallel(code, list_chunks(model, samples, range(samples.N)), write, samples.device.type == "cpu")
     return total / samples.N

@@ -106,7 +106,7 @@ def measure(model: Coder, samples: Samples, peak: float, advance: Callable[[floa
         if advance is not None:
             advance(1 / len(chunks))
 
-    chunks = list_chunks(max(D, K), *take_part(samples).ranges)
+    chunks = list_chunks(model, samples, *take_part(samples).ranges)
     run_parallel(code, chunks, add, samples.device.type == "cpu")
     distributed.sum_([k, squared, count, first, second, *symbols, total, energy])
     mean_l2 = _sum(squared) / N / D
@@ -148,7 +148,7 @@ def mean_l2(model: Coder, samples: Samples, advance: Callable[[float], None] | N
         if advance is not None:
             advance(1 / len(chunks))
 
-    chunks = list_chunks(max(samples.D, model.K), *take_part(samples).ranges)
+    chunks = list_chunks(model, samples, *take_part(samples).ranges)
     run_parallel(code, chunks, add, samples.device.type == "cpu")
     distributed.sum_([total])
     return float(total) / samples.N / samples.D
