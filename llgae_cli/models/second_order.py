@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-DAMPING = 0.1  # added to the initial curvature, over its mean diagonal: full steps from a far start overshoot
+DAMPING = 0.3  # added to the initial curvature, over its mean diagonal: full steps from a far start overshoot
 TOLERANCE = 1e-4  # a row is done when a step lowers its energy by less than this fraction
 STRAIGHT = 1e-8  # least cosine of step and change of slope at which the curvature is updated
 
@@ -14,11 +14,11 @@ Energy = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def invert_curvature(J: Tensor, alpha: float) -> Tensor:
-    """Return (J^T J + alpha I + damping)^-1, shape (K, E, E), for Jacobians J (K, D, E).
+    """Return (mean J^T J + alpha I + damping)^-1, (K, E, E), for Jacobians J (K, m, D, E) at m latents of each k.
 
     J^T J is the curvature of 1/2 |x - g(b)|^2 without its second derivatives of g (Gauss-Newton).
     """
-    H = J.mT @ J
+    H = (J.mT @ J).mean(1)
     size = H.diagonal(dim1=1, dim2=2).mean(1)
     damping = torch.where(size > 0, DAMPING * size, 1.0)  # a decoder that ignores b
     unit = torch.eye(H.shape[1], device=H.device, dtype=H.dtype)

@@ -8,6 +8,7 @@ from llgae_cli.config import parse_config
 from llgae_cli.errors import InputError
 from llgae_cli.factory import build_model
 from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Code, Decoder, gae
+from llgae_cli.models.second_order import DAMPING
 
 pytestmark = pytest.mark.numeric
 K, D, E, N = 3, 16, 4, 40
@@ -140,6 +141,28 @@ def test_with_more_tries_the_best_of_several_components_is_kept(method: str, mon
     assert not torch.equal(model.encode(x).k, first.k)
     monkeypatch.setattr(gae, "RIVAL", 1.0)  # no other component is below the least
     assert torch.equal(model.encode(x).k, first.k)
+
+
+def test_the_initial_curvature_is_that_of_samples_of_the_affine_model_and_follows_the_parameters() -> None:
+    model = with_a_guide(n_step=3, ascent="later", method="bfgs", alpha=0.5)
+    assert model.affine is not None and model.guide is not None
+    P = model._initial_curvature()
+    assert model._initial_curvature() is P
+
+    k = torch.arange(K).repeat_interleave(gae.CURVATURE_DRAWS)
+    z = torch.randn(len(k), E, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        b = model.guide(k, model.affine.decode(Code(k, z)) / model.decoder.unit)
+        steps = 1e-5 * torch.eye(E).double()
+        J = torch.stack([(model.decoder(k, b + h) - model.decoder(k, b - h)) / 2e-5 for h in steps], 2)
+    for j in range(K):
+        H = (J[k == j].mT @ J[k == j]).mean(0)
+        damped = H + (0.5 + DAMPING * H.trace() / E) * torch.eye(E)
+        assert torch.allclose(P[j] @ damped, torch.eye(E).double(), atol=1e-6)
+
+    with torch.no_grad():
+        model.decoder.network.out.weight.mul_(2)
+    assert not torch.equal(model._initial_curvature(), P)
 
 
 def test_a_model_is_built_as_its_config_says() -> None:

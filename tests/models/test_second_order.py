@@ -109,4 +109,4 @@ def test_it_works_at_the_limits(K: int, latents: int, device: str) -> None:
 
 
 def test_the_curvature_of_a_decoder_that_ignores_its_latents_can_be_inverted() -> None:
-    assert bool(torch.isfinite(invert_curvature(torch.zeros(2, D, E), 0.0)).all())
+    assert bool(torch.isfinite(invert_curvature(torch.zeros(2, 3, D, E), 0.0)).all())
