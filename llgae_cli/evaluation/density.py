@@ -39,6 +39,7 @@ FLOOR = 1e-10  # least variance, as a share of the mean variance of the data in 
 CANCELLED = 1e-2  # a squared distance below this share of the squares it is a difference of is computed again
 BLOCK_ROWS, BLOCK_VALUES = 256, 1 << 20  # rows at a time, at least; values of x: 4 MB, which a cache holds
 GROUP_VALUES = 1 << 20  # values of z at a time
+PAIRS = 1 << 20  # of a row and a component, whose distances that cancelled are computed again together
 SMALLEST = -700.0  # log of a term of a sum, relative to the largest
 
 
@@ -71,9 +72,10 @@ class Density:
         K, D, E = self.axes.shape
         groups = torch.arange(K).split(max(1, GROUP_VALUES // (BLOCK_ROWS * (E + 1))))
         parts = [_Projection.prepare(self, share, origin, slice(int(own[0]), int(own[-1]) + 1)) for own in groups]
-        blocks = x.split(max(BLOCK_ROWS, BLOCK_VALUES // max(1, D, K * (E + 1))))
+        block = max(BLOCK_ROWS, BLOCK_VALUES // max(1, D, K * (E + 1)))
+        chunks = x.split(max(block, min(CHUNK, PAIRS // K) // block * block))
         return torch.cat(
-            [x.new_empty(0, dtype=torch.float64), *(-_log_density(rows - origin, parts) for rows in blocks)]
+            [x.new_empty(0, dtype=torch.float64), *(-_log_density(rows - origin, parts, block) for rows in chunks)]
         )
 
     @torch.no_grad()
@@ -183,29 +185,36 @@ class _Projection:
         offsets = torch.cat([-(mean[:, None, :] @ axes)[:, 0].T.reshape(E * K), mean.square().sum(1)])
         return cls(mean, axes, columns, offsets, share[here].log() - spread / 2, (1 / variance.T).contiguous(), noise)
 
-    def log_each(self, x: Tensor, squares: Tensor) -> Tensor:
-        """Return log pi_k N(x; m_k, S_k) of x (n, D) with `squares` |x|^2 (n, 1), (n, K) float64."""
+    def log_each(self, x: Tensor, squares: Tensor, block: int) -> Tensor:
+        """Return log pi_k N(x; m_k, S_k) of x (n, D) with `squares` |x|^2 (n, 1), (n, K) float64.
+
+        It projects a block of rows at a time, then computes distances that cancelled again, a component at a time.
+        """
         K, D, E = self.axes.shape
-        product = torch.addmm(self.offsets, x, self.columns)
-        z2 = product[:, : E * K].square().double().view(len(x), E, K)
-        distance = (product[:, E * K :] + squares).double().sub_(z2.sum(1))
-        form = z2.mul_(self.precision).sum(1)
-        cancelled = distance < CANCELLED * (squares + self.offsets[E * K :])
-        for j in cancelled.any(0).nonzero()[:, 0].tolist() if bool(cancelled.any()) else ():
-            rows = cancelled[:, j].nonzero()[:, 0]
+        forms, distances, all_cancelled = [], [], []
+        for rows, own in zip(x.split(block), squares.split(block), strict=True):
+            product = torch.addmm(self.offsets, rows, self.columns)
+            z2 = product[:, : E * K].square().double().view(len(rows), E, K)
+            distances.append((product[:, E * K :] + own).double().sub_(z2.sum(1)))
+            forms.append(z2.mul_(self.precision).sum(1))
+            all_cancelled.append(distances[-1] < CANCELLED * (own + self.offsets[E * K :]))
+        form, distance, cancelled = torch.cat(forms), torch.cat(distances), torch.cat(all_cancelled)
+        which, pairs = cancelled.T.nonzero().T if bool(cancelled.any()) else x.new_empty(2, 0, dtype=torch.int64)
+        for j, own in by_component(which, K):
+            rows = pairs[own]
             r = x[rows] - self.mean[j]
-            z_j = r @ self.axes[j]
-            distance[rows, j] = r.addmm_(z_j, self.axes[j].T, alpha=-1).square().sum(1, dtype=torch.float64)
-            form[rows, j] = z_j.square().double().mul_(self.precision[:, j]).sum(1)
+            z = r @ self.axes[j]
+            distance[rows, j] = r.addmm_(z, self.axes[j].T, alpha=-1).square().sum(1, dtype=torch.float64)
+            form[rows, j] = z.square().double().mul_(self.precision[:, j]).sum(1)
         if D > E:
             form += distance.div_(self.noise)
         return torch.sub(self.constant, form, alpha=0.5)
 
 
-def _log_density(x: Tensor, parts: list[_Projection]) -> Tensor:
-    """Return log p of rows x (n, D), as the module defines it, (n,) float64."""
+def _log_density(x: Tensor, parts: list[_Projection], block: int) -> Tensor:
+    """Return log p of rows x (n, D), as the module defines it, (n,) float64; `block` is that of `log_each`."""
     squares = torch.linalg.vector_norm(x, dim=1, keepdim=True).square_()
-    each = [part.log_each(x, squares) for part in parts]
+    each = [part.log_each(x, squares, block) for part in parts]
     log_p = each[0] if len(each) == 1 else torch.cat(each, 1)
     largest = log_p.amax(1, keepdim=True)
     # Not by `logsumexp`: terms below 1e-308 take `exp` several times as long, and are lost beside the largest, 1.
