@@ -115,19 +115,17 @@ class Model(nn.Module):
 
     def jacobian(self, at: Code) -> Tensor:
         """Return the derivative of x_hat by b at the codes `at` of m rows, (m, D, E): W_k for an affine decoder."""
-        m = len(at.k)
-        row = torch.arange(m, device=self.device).repeat_interleave(self.E)
-        k, b, s = at.k.to(self.device)[row], at.b.to(next(self.parameters()))[row], at.s
-
-        directions = torch.eye(self.E, device=self.device, dtype=b.dtype).repeat(m, 1)
+        b = at.b.to(next(self.parameters()))
+        if b.shape[1] == 0:
+            return b.new_zeros(len(b), self.D, 0)
         with torch.enable_grad():
             b = b.detach().requires_grad_()
-            x_hat = self.decode(Code(k, b, None if s is None else s.to(self.device)[row]))
-            # J v for all directions v from two backward passes: J^T u is linear in u, with derivative J v along v.
+            x_hat = self.decode(at.to(self.device)._replace(b=b))
+            # Column e of J from two backward passes: (J^T u)_e is linear in u, with J's column e as its derivative.
             u = torch.zeros_like(x_hat, requires_grad=True)
-            (product,) = torch.autograd.grad(x_hat, b, u, create_graph=True)
-            (J,) = torch.autograd.grad(product, u, directions)
-        return J.view(m, self.E, self.D).mT
+            (product,) = torch.autograd.grad((x_hat * u).sum(), b, create_graph=True)
+            columns = [torch.autograd.grad(each.sum(), u, retain_graph=True)[0] for each in product.T]
+        return torch.stack(columns, 2)
 
     @property
     def device(self) -> torch.device:

@@ -155,7 +155,10 @@ class GAE(Model):
                 with self._precision(x):
                     return self.ascend(*part, self.n_step)
             rows, of, start = part
-            return minimise(partial(self._energy_and_slope, rows, of), start, P[of], self.n_step)[0]
+            energy, last = partial(self._energy_and_slope, rows, of), partial(self._energy_of_rows, rows, of)
+            # The outer context keeps the weights that the inner ones convert; the algebra of BFGS needs all digits.
+            with self._precision(x), torch.autocast(x.device.type, enabled=False):
+                return minimise(energy, start, P[of], self.n_step, last=last)[0]
 
         parts: list[Tensor] = []
         run_parallel(
@@ -277,12 +280,16 @@ class GAE(Model):
         """Return |x - g(k, b)|^2 of x (n, D), shape (n,)."""
         return (x - self.decoder(k, b)).square().sum(1)
 
+    def _energy_of_rows(self, x: Tensor, k: Tensor, rows: Tensor, b: Tensor) -> Tensor:
+        """Return -l (m,) of the given rows of x (n, D) at b (m, E) under their k (n,)."""
+        with self._precision(x):
+            return self._energy(x[rows], k[rows], b)
+
     def _energy_and_slope(self, x: Tensor, k: Tensor, rows: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Return -l (m,) of the given rows of x (n, D) at b (m, E) under their k (n,), and its gradient by b."""
         with torch.enable_grad():
             b = b.detach().requires_grad_()
-            with self._precision(x):
-                energy = self._energy(x[rows], k[rows], b)
+            energy = self._energy_of_rows(x, k, rows, b)
             (slope,) = torch.autograd.grad(energy.sum(), b)
         return energy.detach(), slope
 

@@ -11,6 +11,7 @@ STRAIGHT = 1e-8  # least cosine of step and change of slope at which the curvatu
 
 # (rows (m,), b (m, E)) -> (energy (m,), slope (m, E)) of those rows at b
 Energy = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Value = Callable[[Tensor, Tensor], Tensor]  # the energy alone
 
 
 def invert_curvature(J: Tensor, alpha: float) -> Tensor:
@@ -26,27 +27,33 @@ def invert_curvature(J: Tensor, alpha: float) -> Tensor:
 
 
 @torch.no_grad()
-def minimise(energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float = TOLERANCE) -> tuple[Tensor, Tensor]:
+def minimise(
+    energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float = TOLERANCE, last: Value | None = None
+) -> tuple[Tensor, Tensor]:
     """Return latents b (n, E) after at most `steps` steps of BFGS, each row on its own, and their P.
 
         step    b' = b - a P grad,    taken where the energy falls; else a is halved
         update  P' = (I - s y^T / y^T s) P (I - y s^T / y^T s) + s s^T / y^T s,    s = b' - b,  y = grad' - grad
 
     P (n, E, E) is the initial inverse curvature. The energy of a row never rises. A row whose energy falls by less than
-    `tolerance` of itself is done, and is not evaluated again. Source: Nocedal and Wright, Numerical Optimization,
-    2nd ed., equation 6.17.
+    `tolerance` of itself is done, and is not evaluated again. With `last`, the last step takes the energy from it and
+    leaves P as it is: a slope there would only update P. Source: Nocedal and Wright, Numerical Optimization, 2nd ed.,
+    equation 6.17.
     """
     b = b.clone()
     if b.numel() == 0 or steps == 0:
         return b, P
-    last = P.clone()
+    final = P.clone()
     rows = torch.arange(len(b), device=b.device)  # those that are not done
     value, slope = energy(rows, b)
     length = torch.ones_like(value)
     unit = torch.eye(b.shape[1], device=b.device, dtype=b.dtype)
-    for _ in range(steps):
+    for step in range(steps):
         at = b[rows]
         s = -length[:, None] * (P @ slope[:, :, None])[:, :, 0]
+        if last is not None and step == steps - 1:
+            b[rows] = torch.where((last(rows, at + s) < value)[:, None], at + s, at)
+            break
         new_value, new_slope = energy(rows, at + s)
         lower = new_value < value  # False for NaN
         b[rows] = torch.where(lower[:, None], at + s, at)
@@ -58,7 +65,7 @@ def minimise(energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float 
         rotation = unit - s[:, :, None] * (y / ys[:, None])[:, None, :]
         updated = rotation @ P @ rotation.mT + s[:, :, None] * (s / ys[:, None])[:, None, :]
         P = torch.where(convex[:, None, None], updated, P)
-        last[rows] = P
+        final[rows] = P
 
         going = ~lower | (value - new_value > tolerance * value)
         value = torch.where(lower, new_value, value)
@@ -67,4 +74,4 @@ def minimise(energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float 
         rows, value, slope, length, P = rows[going], value[going], slope[going], length[going], P[going]
         if len(rows) == 0:
             break
-    return b, last
+    return b, final

@@ -48,6 +48,26 @@ def test_one_step_with_the_exact_curvature_is_least_squares() -> None:
     assert torch.allclose(minimise(energy, draw(N, E, seed=3), unscaled, 60, 0.0)[0], exact, atol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_the_last_step_needs_no_slope(steps: int) -> None:
+    A, x, b = draw(D, E), draw(N, D, seed=2), draw(N, E, seed=3)
+    evaluated: list[int] = []
+
+    def value(rows: Tensor, b: Tensor) -> Tensor:
+        return (torch.sin(b @ A.T) - x[rows]).square().sum(1) / 2
+
+    def energy(rows: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        evaluated.append(len(rows))
+        return value(rows, b), ((torch.sin(b @ A.T) - x[rows]) * torch.cos(b @ A.T)) @ A
+
+    P = torch.eye(E).double().expand(N, E, E) / 20
+    with_slopes = minimise(energy, b, P, steps, 0.0)[0]
+    assert len(evaluated) == steps + 1
+    assert torch.equal(minimise(energy, b, P, steps, 0.0, last=value)[0], with_slopes)
+    assert len(evaluated) == 2 * steps + 1  # one fewer
+    assert bool((value(torch.arange(N), with_slopes) < value(torch.arange(N), b)).any())
+
+
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_an_affine_decoder_reaches_the_exact_code(alpha: float) -> None:
     model, x = a_model(decoder="linear", n_step=20, alpha=alpha), 2 * draw(N, D, seed=2)
