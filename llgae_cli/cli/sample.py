@@ -49,6 +49,8 @@ def sample(
         raise InputError(f"-o {printable(output, 200)}: a .png, .svg or .npy file is expected")
     if output.suffix != ".npy" and n > 10_000:
         raise InputError(f"-n {n}: a picture takes at most 10000; an .npy file takes any number")
+    import torch
+
     from llgae_cli.evaluation.latents import draw_codes, grid_codes, read_latents
     from llgae_cli.factory import describe_loading, restore, shape_of
     from llgae_cli.storage.codes import write_npy
@@ -70,7 +72,7 @@ def sample(
     drawn = (
         iter([grid_codes(model, latents, side, component)]) if grid else draw_codes(model, latents, n, seed, component)
     )
-    decoded = (model.decode(code).detach() for code in drawn)
+    decoded = (torch.no_grad()(model.decode)(code) for code in drawn)
     if output.suffix == ".npy":
         write_npy((x_hat + (level or 0.0) for x_hat in decoded), output, (n, *shape), how["scaling"])
     else:

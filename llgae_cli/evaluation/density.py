@@ -39,7 +39,7 @@ FLOOR = 1e-10  # least variance, as a share of the mean variance of the data in 
 CANCELLED = 1e-2  # a squared distance below this share of the squares it is a difference of is computed again
 BLOCK_ROWS, BLOCK_VALUES = 256, 1 << 20  # rows at a time, at least; values of x: 4 MB, which a cache holds
 GROUP_VALUES = 1 << 20  # values of z at a time
-PAIRS = 1 << 20  # of a row and a component, whose distances that cancelled are computed again together
+PAIRS = 1 << 20  # of a row and a component in a chunk, of which the distances that cancelled are recomputed together
 SMALLEST = -700.0  # log of a term of a sum, relative to the largest
 
 
@@ -73,9 +73,12 @@ class Density:
         groups = torch.arange(K).split(max(1, GROUP_VALUES // (BLOCK_ROWS * (E + 1))))
         parts = [_Projection.prepare(self, share, origin, slice(int(own[0]), int(own[-1]) + 1)) for own in groups]
         block = max(BLOCK_ROWS, BLOCK_VALUES // max(1, D, K * (E + 1)))
-        chunks = x.split(max(block, min(CHUNK, PAIRS // K) // block * block))
+        chunk = max(block, min(CHUNK, PAIRS // K) // block * block)  # a multiple of the block
         return torch.cat(
-            [x.new_empty(0, dtype=torch.float64), *(-_log_density(rows - origin, parts, block) for rows in chunks)]
+            [
+                x.new_empty(0, dtype=torch.float64),
+                *(-_log_density(rows - origin, parts, block) for rows in x.split(chunk)),
+            ]
         )
 
     @torch.no_grad()
@@ -188,20 +191,22 @@ class _Projection:
     def log_each(self, x: Tensor, squares: Tensor, block: int) -> Tensor:
         """Return log pi_k N(x; m_k, S_k) of x (n, D) with `squares` |x|^2 (n, 1), (n, K) float64.
 
-        It projects a block of rows at a time, then computes distances that cancelled again, a component at a time.
+        It projects a block of rows at a time, then recomputes the distances that cancelled, one component at a time.
         """
         K, D, E = self.axes.shape
-        forms, distances, all_cancelled = [], [], []
-        for rows, own in zip(x.split(block), squares.split(block), strict=True):
-            product = torch.addmm(self.offsets, rows, self.columns)
-            z2 = product[:, : E * K].square().double().view(len(rows), E, K)
-            distances.append((product[:, E * K :] + own).double().sub_(z2.sum(1)))
-            forms.append(z2.mul_(self.precision).sum(1))
-            all_cancelled.append(distances[-1] < CANCELLED * (own + self.offsets[E * K :]))
-        form, distance, cancelled = torch.cat(forms), torch.cat(distances), torch.cat(all_cancelled)
-        which, pairs = cancelled.T.nonzero().T if bool(cancelled.any()) else x.new_empty(2, 0, dtype=torch.int64)
-        for j, own in by_component(which, K):
-            rows = pairs[own]
+        form, distance = squares.new_empty(2, len(x), K, dtype=torch.float64)
+        cancelled = squares.new_empty(len(x), K, dtype=torch.bool)
+        for low in range(0, len(x), block):
+            here = slice(low, low + block)
+            product = torch.addmm(self.offsets, x[here], self.columns)
+            z2 = product[:, : E * K].square().double().view(len(product), E, K)
+            distance[here] = (product[:, E * K :] + squares[here]).double().sub_(z2.sum(1))
+            form[here] = z2.mul_(self.precision).sum(1)
+            cancelled[here] = distance[here] < CANCELLED * (squares[here] + self.offsets[E * K :])
+        counts = cancelled.sum(0).tolist()
+        for j, rows in enumerate(cancelled.T.nonzero()[:, 1].split(counts)) if any(counts) else ():
+            if len(rows) == 0:
+                continue
             r = x[rows] - self.mean[j]
             z = r @ self.axes[j]
             distance[rows, j] = r.addmm_(z, self.axes[j].T, alpha=-1).square().sum(1, dtype=torch.float64)

@@ -115,12 +115,12 @@ class Model(nn.Module):
 
     def jacobian(self, at: Code) -> Tensor:
         """Return the derivative of x_hat by b at the codes `at` of m rows, (m, D, E): W_k for an affine decoder."""
-        b = at.b.to(next(self.parameters()))
+        at, b = at.to(self.device), at.b.to(next(self.parameters()))
         if b.shape[1] == 0:
             return b.new_zeros(len(b), self.D, 0)
         with torch.enable_grad():
             b = b.detach().requires_grad_()
-            x_hat = self.decode(at.to(self.device)._replace(b=b))
+            x_hat = self.decode(at._replace(b=b))
             # Column e of J from two backward passes: (J^T u)_e is linear in u, with J's column e as its derivative.
             u = torch.zeros_like(x_hat, requires_grad=True)
             (product,) = torch.autograd.grad((x_hat * u).sum(), b, create_graph=True)

@@ -1,6 +1,6 @@
 """GAE: any decoder; the code comes from gradient ascent on the likelihood through it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,10 @@ from llgae_cli.models.latent_rate import LatentRate
 from llgae_cli.models.llgae import LLGAE
 from llgae_cli.models.networks import Network
 from llgae_cli.models.second_order import invert_curvature, minimise
-from llgae_cli.threads import run_parallel
+from llgae_cli.threads import run_parallel, run_single_threaded
 
 CURVATURE_DRAWS = 4  # of each component; with 8 the test mean L2 of the deep LLGAE was lower by 0.06, after 8 steps
-ASCENT_ROWS = 512  # rows of one ascent: with 2,048 it took a quarter longer
+PART_ROWS = 512  # rows of one ascent, or of one decoding: ascents of 2,048 took a quarter longer
 RIVAL = 1.3  # with two tries, a quarter of Fashion-MNIST's images have a rival, and four fifths of what all would gain
 DECODED_ROWS = 4096  # pairs of a row and a component that are decoded at once
 PIECES_RATE = 50.0  # learning rate of mu over that of a network: mu is in grey levels, weights are about one
@@ -83,7 +83,7 @@ class GAE(Model):
         self.ascends = ascent != "later"  # in the present epoch of training
         self.decoder, self.guide, self.rate = decoder, guide, rate
         self.affine = affine if affine is None else affine.requires_grad_(False)
-        self._curvature: tuple[list[tuple[int, int]], Tensor] | None = None  # with the parameters that it belongs to
+        self._curvature: tuple[dict[str, Tensor], Tensor] | None = None  # the parameters, and the result for them
 
     @torch.no_grad()
     def initialise(self, rows: Tensor, generator: torch.Generator) -> None:
@@ -150,24 +150,16 @@ class GAE(Model):
     def _ascend_rows(self, x: Tensor, k: Tensor, b: Tensor, P: Tensor | None) -> Tensor:
         """Return the latents after the ascent of `encode` from b (n, E) under k (n,), a part of the rows at a time."""
 
-        def ascend(part: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        def ascend(x: Tensor, k: Tensor, b: Tensor) -> Tensor:
             if P is None:
                 with self._precision(x):
-                    return self.ascend(*part, self.n_step)
-            rows, of, start = part
-            energy, last = partial(self._energy_and_slope, rows, of), partial(self._energy_of_rows, rows, of)
-            # The outer context keeps the weights that the inner ones convert; the algebra of BFGS needs all digits.
-            with self._precision(x), torch.autocast(x.device.type, enabled=False):
-                return minimise(energy, start, P[of], self.n_step, last=last)[0]
+                    return self.ascend(x, k, b, self.n_step)
+            energy, energy_only = partial(self._energy_and_slope, x, k), partial(self._energy_of_rows, x, k)
+            # The algebra of BFGS needs all digits. The context also keeps the weights that those within it convert.
+            with torch.autocast(x.device.type, enabled=False):
+                return minimise(energy, b, P[k], self.n_step, energy_only=energy_only)[0]
 
-        parts: list[Tensor] = []
-        run_parallel(
-            ascend,
-            list(zip(*(each.split(ASCENT_ROWS) for each in (x, k, b)), strict=True)),
-            parts.append,
-            x.device.type == "cpu",
-        )
-        return torch.cat(parts)
+        return _compute_in_parts(ascend, x, k, b)
 
     def _list_rivals(self, x: Tensor, k: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield rows of x (n, D) and for each another component that may be better than its k, `tries` - 1 times."""
@@ -184,7 +176,9 @@ class GAE(Model):
 
     def decode(self, code: Code) -> Tensor:
         """Return g(k, b), shape (n, D)."""
-        return self.decoder(code.k, code.b)
+        if torch.is_grad_enabled() or code.b.device.type != "cpu":
+            return self.decoder(code.k, code.b)
+        return _compute_in_parts(self.decoder, code.k, code.b)
 
     def decoder_parts(self) -> Parts:
         """Return mu and W, where the decoder has them, and its network."""
@@ -256,21 +250,26 @@ class GAE(Model):
         return torch.cat(chosen) if chosen else each[:0]
 
     def _initial_curvature(self) -> Tensor:
-        """Return the inverse of the mean J^T J + alpha I of each component, (K, E, E), and keep it for the next call.
+        """Return the inverse of the mean J^T J + alpha I of each component, damped, (K, E, E).
 
-        The mean is over samples drawn from the affine model, J the Jacobian where their ascent starts.
+        The mean is over samples drawn from the affine model, J the Jacobian where their ascent starts. It is computed
+        in one thread, and kept until a parameter changes.
         """
+        state, kept = self.state_dict(), self._curvature
+        if kept is None or not all(_are_equal(kept[0][name], value) for name, value in state.items()):
+            P = run_single_threaded(self._compute_initial_curvature, self.device.type == "cpu")
+            self._curvature = kept = {name: value.clone() for name, value in state.items()}, P
+        return kept[1]
+
+    @torch.no_grad()
+    def _compute_initial_curvature(self) -> Tensor:
         assert self.affine is not None
-        state = [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
-        if self._curvature is None or self._curvature[0] != state:
-            mu = self.affine.mu
-            k = torch.arange(self.K, device=mu.device).repeat_interleave(CURVATURE_DRAWS)
-            z = torch.randn(len(k), self.E, generator=torch.Generator().manual_seed(0)).to(mu)  # W has unit variance
-            with self._precision(mu):
-                J = self.jacobian(Code(k, self._initial_latents(self.affine.decode(Code(k, z)), k)))
-            each = J.to(mu).unflatten(0, (self.K, CURVATURE_DRAWS))
-            self._curvature = state, invert_curvature(each, self.alpha)
-        return self._curvature[1]
+        mu = self.affine.mu
+        k = torch.arange(self.K, device=mu.device).repeat_interleave(CURVATURE_DRAWS)
+        b = torch.randn(len(k), self.E, generator=torch.Generator().manual_seed(0)).to(mu)  # they have unit variance
+        with self._precision(mu):
+            J = self.jacobian(Code(k, self._initial_latents(self.affine.decode(Code(k, b)), k)))
+        return invert_curvature(J.to(mu).unflatten(0, (self.K, CURVATURE_DRAWS)), self.alpha)
 
     def _energy(self, x: Tensor, k: Tensor, b: Tensor) -> Tensor:
         """Return -l of x (n, D) at k (n,) and b (n, E), shape (n,)."""
@@ -338,3 +337,19 @@ class Decoder(nn.Module):
         if self.network is not None:
             parts.append(self.unit * self.network(k, b).to(self.unit))
         return sum(parts[1:], start=parts[0])
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    return (one.device, one.dtype) == (other.device, other.dtype) and torch.equal(one, other)
+
+
+def _compute_in_parts(compute: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """Return compute(*rows), (n, ...), without gradient: PART_ROWS of the n rows at a time, in parallel on the CPU."""
+    parts: list[Tensor] = []
+    run_parallel(
+        torch.no_grad()(lambda part: compute(*part)),
+        list(zip(*(each.split(PART_ROWS) for each in rows), strict=True)),
+        parts.append,
+        rows[0].device.type == "cpu",
+    )
+    return torch.cat(parts)

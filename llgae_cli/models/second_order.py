@@ -28,7 +28,7 @@ def invert_curvature(J: Tensor, alpha: float) -> Tensor:
 
 @torch.no_grad()
 def minimise(
-    energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float = TOLERANCE, last: Value | None = None
+    energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float = TOLERANCE, energy_only: Value | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return latents b (n, E) after at most `steps` steps of BFGS, each row on its own, and their P.
 
@@ -36,14 +36,13 @@ def minimise(
         update  P' = (I - s y^T / y^T s) P (I - y s^T / y^T s) + s s^T / y^T s,    s = b' - b,  y = grad' - grad
 
     P (n, E, E) is the initial inverse curvature. The energy of a row never rises. A row whose energy falls by less than
-    `tolerance` of itself is done, and is not evaluated again. With `last`, the last step takes the energy from it and
-    leaves P as it is: a slope there would only update P. Source: Nocedal and Wright, Numerical Optimization, 2nd ed.,
-    equation 6.17.
+    `tolerance` of itself is done, and is not evaluated again. With `energy_only`, the last step evaluates nothing else,
+    and does not update P. Source: Nocedal and Wright, Numerical Optimization, 2nd ed., equation 6.17.
     """
     b = b.clone()
     if b.numel() == 0 or steps == 0:
         return b, P
-    final = P.clone()
+    P_final = P.clone()
     rows = torch.arange(len(b), device=b.device)  # those that are not done
     value, slope = energy(rows, b)
     length = torch.ones_like(value)
@@ -51,8 +50,8 @@ def minimise(
     for step in range(steps):
         at = b[rows]
         s = -length[:, None] * (P @ slope[:, :, None])[:, :, 0]
-        if last is not None and step == steps - 1:
-            b[rows] = torch.where((last(rows, at + s) < value)[:, None], at + s, at)
+        if energy_only is not None and step == steps - 1:
+            b[rows] = torch.where((energy_only(rows, at + s) < value)[:, None], at + s, at)
             break
         new_value, new_slope = energy(rows, at + s)
         lower = new_value < value  # False for NaN
@@ -65,7 +64,7 @@ def minimise(
         rotation = unit - s[:, :, None] * (y / ys[:, None])[:, None, :]
         updated = rotation @ P @ rotation.mT + s[:, :, None] * (s / ys[:, None])[:, None, :]
         P = torch.where(convex[:, None, None], updated, P)
-        final[rows] = P
+        P_final[rows] = P
 
         going = ~lower | (value - new_value > tolerance * value)
         value = torch.where(lower, new_value, value)
@@ -74,4 +73,4 @@ def minimise(
         rows, value, slope, length, P = rows[going], value[going], slope[going], length[going], P[going]
         if len(rows) == 0:
             break
-    return b, final
+    return b, P_final

@@ -160,9 +160,23 @@ def test_the_initial_curvature_is_that_of_samples_of_the_affine_model_and_follow
         damped = H + (0.5 + DAMPING * H.trace() / E) * torch.eye(E)
         assert torch.allclose(P[j] @ damped, torch.eye(E).double(), atol=1e-6)
 
+    optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=0.1, fused=True)  # it counts no version of a parameter
+    model.loss(samples()).backward()
+    optimizer.step()
+    changed = model._initial_curvature()
+    assert not torch.allclose(changed, P) and model._initial_curvature() is changed
+
+
+@pytest.mark.parametrize("method", ["gradient", "bfgs"])
+def test_parts_of_the_rows_are_coded_in_order(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = with_a_guide(beta=0.02, n_step=3, ascent="later", method=method), samples()
+    whole = model.encode(x)
+    with_gradient = model.decode(whole)
+    monkeypatch.setattr(gae, "PART_ROWS", 7)
+    parts = model.encode(x)
+    assert torch.equal(parts.k, whole.k) and torch.allclose(parts.b, whole.b, atol=1e-9)
     with torch.no_grad():
-        model.decoder.network.out.weight.mul_(2)
-    assert not torch.equal(model._initial_curvature(), P)
+        assert torch.allclose(model.decode(whole), with_gradient, atol=1e-9)
 
 
 def test_a_model_is_built_as_its_config_says() -> None:
@@ -239,6 +253,8 @@ def test_the_jacobian_is_the_derivative_of_the_decoder() -> None:
             step[:, e] = 1e-6
             slope = (model.decode(Code(at.k, at.b + step)) - model.decode(Code(at.k, at.b - step))) / 2e-6
             assert torch.allclose(J[:, :, e], slope, atol=1e-5)
+    without = GAE(Decoder(None, DECODERS["mlp"](K, 0, SHAPE, 16, 4)), K, D, 0)
+    assert without.jacobian(Code(torch.tensor([0, 2]), torch.zeros(2, 0))).shape == (2, D, 0)
     affine = an_llgae()
     assert torch.equal(affine.jacobian(Code(torch.tensor([2, 0]), torch.zeros(2, E))), affine.W.detach()[[2, 0]])
     assert torch.allclose(

@@ -63,7 +63,7 @@ def test_the_last_step_needs_no_slope(steps: int) -> None:
     P = torch.eye(E).double().expand(N, E, E) / 20
     with_slopes = minimise(energy, b, P, steps, 0.0)[0]
     assert len(evaluated) == steps + 1
-    assert torch.equal(minimise(energy, b, P, steps, 0.0, last=value)[0], with_slopes)
+    assert torch.equal(minimise(energy, b, P, steps, 0.0, energy_only=value)[0], with_slopes)
     assert len(evaluated) == 2 * steps + 1  # one fewer
     assert bool((value(torch.arange(N), with_slopes) < value(torch.arange(N), b)).any())
 
