@@ -39,7 +39,7 @@ FLOOR = 1e-10  # least variance, as a share of the mean variance of the data in 
 CANCELLED = 1e-2  # a squared distance below this share of the squares it is a difference of is computed again
 BLOCK_ROWS, BLOCK_VALUES = 256, 1 << 20  # rows at a time, at least; values of x: 4 MB, which a cache holds
 GROUP_VALUES = 1 << 20  # values of z at a time
-PAIRS = 1 << 20  # of a row and a component in a chunk, of which the distances that cancelled are recomputed together
+PAIRS = 1 << 20  # of a row and a component; of so many, distances that cancelled are recomputed together
 SMALLEST = -700.0  # log of a term of a sum, relative to the largest
 
 
