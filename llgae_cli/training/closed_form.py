@@ -34,6 +34,7 @@ FAR = 100  # the origin is moved when |data mean|^2 exceeds this multiple of the
 ENCODING = 2.4  # time of encoding a row over that of a row in a pass, about
 FIRST_GAIN = 2e-3  # of the first pass after the restarts, about, by which the number of passes is first estimated
 CHUNK_VALUES = 1 << 22  # values in a chunk, at most: 16 MB
+NARROW_D = 24  # rows of so few values are computed in float64: in float32 most distances may be recomputed
 NARROW_VALUES = 2048 * 200  # and at least, where it has at most 8192 rows: D = 50 takes half the time of 2048 rows
 
 # target(components): a function from samples x (n, D) to what the components are fitted to in their place.
@@ -60,6 +61,7 @@ class ClosedForm(Trainer):
         candidates: int | str = "off",
         shrinkage: float | Literal["auto"] = 0.0,
         target: Target | None = None,
+        dtype: torch.dtype | None = None,
     ):
         """Prepare a run.
 
@@ -68,11 +70,15 @@ class ClosedForm(Trainer):
         candidates  neighbours in a shortlist (see `shortlists`), or off; auto: 23 from K = 100 on
         shrinkage   strength in samples (see `shrinkage`); auto: chosen on held-out rows
         target      what the components are fitted to in place of x, for models whose code is more than k and b
+        dtype       of the computation; None: float64 for rows of up to NARROW_D values on a CPU, else that of the model
         """
         self.model, self.samples, self.tol, self.target = model, samples, tol, target
         self.part = take_part(samples)
         self.shrinkage, self.strength = shrinkage if model.E > 0 else 0.0, 0.0  # without axes nothing is shrunk
-        self.components = Components(model.mu.detach().clone(), model.W.detach().clone())
+        if dtype is None:
+            narrow = samples.D <= NARROW_D and target is None and model.mu.device.type == "cpu"
+            dtype = torch.float64 if narrow else model.mu.dtype
+        self.components = Components(*(each.detach().to(dtype, copy=True) for each in (model.mu, model.W)))
         self.coordinates = Initialisation.empty(self.components).coordinates
         self.origin: Tensor | None = None  # where not None, passes use x - origin
         neighbours = {"auto": NEIGHBOURS if model.K >= WORTHWHILE_K else 0, "off": 0}.get(str(candidates), candidates)

@@ -58,7 +58,7 @@ class ResidualClosedForm(Trainer):
                 moves=moves,
                 tol=tol,
                 shrinkage=shrinkage,
-                target=partial(self._target, i),
+                target=partial(self._target, i) if len(model.levels) > 1 else None,
             )
             for i, level in enumerate(model.levels)
         ]

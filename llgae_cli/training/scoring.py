@@ -10,6 +10,7 @@ from torch import Tensor
 from llgae_cli.training.components import Components
 
 COLUMNS = 384  # of a tile, at most
+FEW_AXES = 8  # up to so many, squares are summed axis by axis: `sum` takes up to ten times as long over few values
 BLOCK_VALUES, BLOCK_ROWS = 1 << 20, 4096  # values in the product of a tile and a block of samples: 4 MB
 
 
@@ -37,7 +38,8 @@ class Tile:
     first     index of the first component
     constant  |m_k|^2, shape (T,)
     matrix    (D, w): the columns of all U_k, then -2 m_k of all, then zeros. w is a multiple of 16, because products of
-              other widths lose up to a third of their speed.
+              other widths lose up to a third of their speed. The columns come component by component, or axis by axis
+              up to FEW_AXES axes.
     """
 
     first: int
@@ -67,7 +69,8 @@ class Scorer:
             tile = slice(first, min(first + T, self.K))
             t = tile.stop - first
             matrix = mu.new_zeros(D, -(-t * (self.E + 1) // 16) * 16)
-            matrix[:, : t * self.E] = U[tile].permute(1, 0, 2).reshape(D, t * self.E)
+            order = (1, 2, 0) if self.E <= FEW_AXES else (1, 0, 2)
+            matrix[:, : t * self.E] = U[tile].permute(order).reshape(D, t * self.E)
             matrix[:, t * self.E : t * (self.E + 1)] = -2 * m[tile].T
             self.tiles.append(Tile(first, constant[tile], matrix))
         self.block = max(256, min(BLOCK_ROWS, BLOCK_VALUES // self.tiles[0].matrix.shape[1]))
@@ -115,11 +118,17 @@ class Scorer:
         The next call overwrites z.
         """
         tile = self.tiles[i]
-        T = len(tile.constant)
+        T, E = len(tile.constant), self.E
         product = self.multiply(i, x)
-        z = product[:, : T * self.E].unflatten(1, (T, self.E))
+        distance = product[:, T * E : T * (E + 1)] + tile.constant
+        if E <= FEW_AXES:
+            by_axis = product[:, : T * E].unflatten(1, (E, T))
+            for z_e in by_axis.unbind(1):
+                distance.addcmul_(z_e, z_e, value=-1)
+            return distance, by_axis.mT
+        z = product[:, : T * E].unflatten(1, (T, E))
         squares = torch.mul(z, z, out=self.workspace.buffer("squares", product, *z.shape))
-        return product[:, T * self.E : T * (self.E + 1)] + tile.constant - squares.sum(2), z
+        return distance.sub_(squares.sum(2)), z
 
     def prepare(self, x: Tensor) -> Tensor:
         """Return the samples x in the form that `multiply` needs."""

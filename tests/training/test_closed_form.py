@@ -45,7 +45,7 @@ def samples(array: np.ndarray) -> Samples:
 
 def closed_form(data: Samples, K: int, E: int, dtype: torch.dtype = DOUBLE, **options: Any) -> ClosedForm:
     model = LLGAE(K, data.D, E, **{key: options.pop(key) for key in ("alpha", "beta") if key in options}).to(dtype)
-    return ClosedForm(model, data, **{"seed": 3, "restarts": 1, "moves": 0, "tol": 0.0, **options})
+    return ClosedForm(model, data, **{"dtype": dtype, "seed": 3, "restarts": 1, "moves": 0, "tol": 0.0, **options})
 
 
 def gradient(data: Samples, K: int, E: int, dtype: torch.dtype = torch.float32, **options: Any) -> Gradient:

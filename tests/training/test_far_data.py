@@ -42,7 +42,7 @@ def groups(R: float, n: int = 3000, D: int = 20) -> Tensor:
 def train(x: Tensor, K: int, E: int) -> tuple[LLGAE, list[float]]:
     """A model trained on x, and the mean L2 after each pass."""
     model = LLGAE(K, x.shape[1], E)
-    trainer = ClosedForm(model, Samples(x, centring="none"), seed=28)
+    trainer = ClosedForm(model, Samples(x, centring="none"), seed=28, dtype=x.dtype)
     trainer.initialise()
     record = []
     while not trainer.finished and len(record) < 100:

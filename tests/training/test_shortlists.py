@@ -89,7 +89,9 @@ def test_after_some_passes_shortlists_lose_almost_nothing() -> None:
 
 def trainer(**options: Any) -> ClosedForm:
     samples = Samples(X, centring="none")
-    return ClosedForm(LLGAE(K, D, E), samples, seed=3, **{"candidates": 3, "moves": 0, "tol": 0.0, **options})
+    return ClosedForm(
+        LLGAE(K, D, E), samples, seed=3, dtype=torch.float32, **{"candidates": 3, "moves": 0, "tol": 0.0, **options}
+    )
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 10.0])
