@@ -6,13 +6,15 @@ ratios. A row is the temperature and the mass fractions at a step of the integra
 standardised.
 
 The peer is VQPCA as in the packages PCAfold and VQPCA_Suite: k-means for a start, then a PCA in each cluster and each
-row to the cluster that reconstructs it best, until no row moves. It is written on scikit-learn.
+row to the cluster that reconstructs it best, until no row moves. It is written on scikit-learn. Where PCAfold is
+installed, its own VQPCA is a peer too, with one seed.
 
 Sources: Kambhatla and Leen, Dimension reduction by local principal component analysis, Neural Computation 9 (1997);
 Parente, Sutherland, Tognotti and Smith, Identification of low-dimensional manifolds in turbulent flames, Proc.
 Combustion Institute 32 (2009).
 """
 
+import importlib.util
 import logging
 import statistics
 import tempfile
@@ -90,18 +92,22 @@ def compare(mixture: str, x: Array, k: int, e: int) -> Iterator[Row]:
     """Yield what both reach on x (N, D) with k components of e dimensions."""
     where = f"{mixture}, {len(x)} x {x.shape[1]}, K = {k}, E = {e}"
     samples = Samples(x, centring="none")
-    peers = [fit_vqpca(x, k, e, seed) for seed in SEEDS]
+    peers = {"VQPCA": [fit_vqpca(x, k, e, seed) for seed in SEEDS]}
+    if importlib.util.find_spec("PCAfold") is not None:
+        peers["PCAfold"] = [fit_pcafold(x, k, e, SEEDS[0])]
     single = Samples(x.astype(np.float32), centring="none")
-    continued = [continue_fit(samples, peer) / peer.error for peer in peers]
-    theirs, seconds = (statistics.median(getattr(peer, i) for peer in peers) for i in ("error", "seconds"))
-    logger.info("%s: VQPCA took %s rounds", where, [peer.rounds for peer in peers])
-    for name, options in OURS.items():
-        ours = [fit_ours(single, k, e, seed, options) for seed in SEEDS]
-        error, took = (statistics.median(fit[i] for fit in ours) for i in (0, 1))
-        what = f"{where}: VQPCA's error; ours, {name}, medians of {len(SEEDS)} seeds"
-        yield Row("tables", what, theirs, "", error, theirs / error)
-        yield Row("tables", f"{where}: VQPCA's seconds; ours, {name}", seconds, "s", took, seconds / took)
-    yield Row("tables", f"{where}: our passes from VQPCA's result, error by its own, largest", max(continued), "")
+    ours = {name: [fit_ours(single, k, e, seed, options) for seed in SEEDS] for name, options in OURS.items()}
+    for peer, fits in peers.items():
+        theirs, seconds = (statistics.median(getattr(fit, i) for fit in fits) for i in ("error", "seconds"))
+        logger.info("%s: %s took %s rounds", where, peer, [fit.rounds for fit in fits])
+        for name, each in ours.items():
+            error, took = (statistics.median(fit[i] for fit in each) for i in (0, 1))
+            seeds = f"{len(fits)} seeds" if len(fits) > 1 else "one seed"
+            what = f"{where}: {peer}'s error, {seeds}; ours, {name}, medians of {len(each)} seeds"
+            yield Row("tables", what, theirs, "", error, theirs / error)
+            yield Row("tables", f"{where}: {peer}'s seconds; ours, {name}", seconds, "s", took, seconds / took)
+        continued = max(continue_fit(samples, fit) / fit.error for fit in fits)
+        yield Row("tables", f"{where}: our passes from {peer}'s result, error by its own, largest", continued, "")
 
 
 def fit_vqpca(x: Array, k: int, e: int, seed: int) -> Fit:
@@ -123,6 +129,22 @@ def fit_vqpca(x: Array, k: int, e: int, seed: int) -> Fit:
     took = time.process_time() - began
     mu, U = np.stack([p.mean_ for p in pcas]), np.stack([p.components_.T for p in pcas])
     return Fit(mu, U, float(errors.min(1).sum()) / x.size, rounds, took)
+
+
+def fit_pcafold(x: Array, k: int, e: int, seed: int) -> Fit:
+    """Return the fit of PCAfold's VQPCA to x (n, D), from the start of `fit_vqpca`, with its default tolerance."""
+    from PCAfold import VQPCA
+    from sklearn.cluster import KMeans
+
+    began = time.process_time()
+    start = KMeans(k, n_init=1, random_state=seed).fit_predict(x)
+    fitted = VQPCA(x, k, e, scaling="none", idx_init=start, max_iter=PEER_ROUNDS, random_state=seed)
+    took = time.process_time() - began
+    clusters = [x[fitted.idx == j] for j in np.unique(fitted.idx)]
+    mu = np.stack([rows.mean(0) for rows in clusters])
+    U = np.stack([np.linalg.eigh(np.cov(rows.T))[1][:, ::-1][:, :e] for rows in clusters])
+    error = sum((((rows - m) - (rows - m) @ V @ V.T) ** 2).sum() for rows, m, V in zip(clusters, mu, U, strict=True))
+    return Fit(mu, U, float(error) / x.size, fitted.collected_idx.shape[1] - 1, took)
 
 
 def fit_ours(samples: Samples, k: int, e: int, seed: int, options: dict[str, Any]) -> tuple[float, float]:

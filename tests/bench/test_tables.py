@@ -1,7 +1,11 @@
 """The states of `llgae bench tables`, its peer, and our passes from the peer's result."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 
 from llgae_cli.bench import tables
 from llgae_cli.tasks import Samples
@@ -30,3 +34,18 @@ def test_our_passes_never_worsen_the_peers_result() -> None:
     errors = np.stack([(((x - m) - (x - m) @ U @ U.T) ** 2).sum(1) for m, U in zip(peer.mu, peer.U, strict=True)], 1)
     assert peer.error == pytest.approx(errors.min(1).mean() / 6)
     assert tables.continue_fit(Samples(x, centring="none"), peer) <= peer.error * (1 + 1e-9)
+
+
+def test_a_fit_by_pcafold_is_measured_by_the_pcas_of_its_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).normal(size=(400, 6)) ** 3
+    clusters = np.arange(400) % 3
+
+    def one_round(x: np.ndarray, k: int, e: int, **options: object) -> SimpleNamespace:
+        return SimpleNamespace(idx=clusters, collected_idx=np.zeros((len(x), 2)))
+
+    monkeypatch.setitem(sys.modules, "PCAfold", SimpleNamespace(VQPCA=one_round))
+    fit = tables.fit_pcafold(x, 3, 2, seed=0)
+    pcas = [(rows, PCA(2).fit(rows)) for rows in (x[clusters == j] for j in range(3))]
+    residual = [rows - pca.inverse_transform(pca.transform(rows)) for rows, pca in pcas]
+    assert fit.error == pytest.approx(np.square(np.concatenate(residual)).mean())
+    assert fit.rounds == 1 and fit.U.shape == (3, 6, 2)
