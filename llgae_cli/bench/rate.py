@@ -19,7 +19,7 @@ from llgae_cli import experiment, storage
 from llgae_cli.bench.rate_peers import Coder, Pixels, check_libraries, make_image_coders, train_quantisers
 from llgae_cli.bench.row import Coding, Row
 from llgae_cli.codec.codec import Codec
-from llgae_cli.config import parse_config, read_config, shipped_folder
+from llgae_cli.config import Config, parse_config, read_config, shipped_folder
 from llgae_cli.errors import InputError, printable
 from llgae_cli.evaluation.rate import find_pareto_front
 from llgae_cli.figures.rate_distortion import Kind
@@ -131,11 +131,10 @@ def load_coders(task: Task, checkpoints: Sequence[Path]) -> list[Coder]:
             trained_on = printable(checkpoint.data.get("task"), 60)
             raise InputError(f"{printable(path.name, 200)}: was trained on other data ({trained_on}) than {task.name}")
         config = parse_config(checkpoint.config)
-        name = config.model if config.K > 1 and config.model not in KINDS else f"{config.model}, K = {config.K}"
         for bits in (factor * (config.bits or UNTRAINED_BITS) for factor in (0.5, 1, 1.5)):
             coders.append(
                 Coder(
-                    name,
+                    _name_curve(config),
                     f"K = {config.K}, E = {config.embed_dim}, for {bits:g} bits",
                     partial(_encode, codec, path, bits),
                     codec.decode,
@@ -145,6 +144,13 @@ def load_coders(task: Task, checkpoints: Sequence[Path]) -> list[Coder]:
                 )
             )
     return coders
+
+
+def _name_curve(config: Config) -> str:
+    """Return the name of the curve of a checkpoint: its model's."""
+    if config.model == "gae" and config.K == 1 and config.latent_start == "learnt":
+        return "autoencoder"
+    return f"{config.model} (checkpoint)" if config.model in KINDS else config.model
 
 
 def _encode(codec: Codec, path: Path, bits: float, test: Pixels) -> bytes:

@@ -185,7 +185,7 @@ def test_a_checkpoint_is_a_curve_around_the_rate_that_it_was_trained_for(
     monkeypatch.setattr(rate, "train_quantisers", lambda train: ())
     monkeypatch.setattr(rate, "train_own_coders", code_by_rounding)
     rows = list(rate.measure_rate(task, [network]))
-    own = [row for row in rows if row.coding and row.coding.method == "gae, K = 1"]
+    own = [row for row in rows if row.coding and row.coding.method == "autoencoder"]
     assert len(own) == 3 and len(rows) == 5  # no rate of it is on the other curve
     for row, bits in zip(own, (20, 40, 60), strict=True):
         assert row.at is not None and 0.8 * bits < row.at <= bits and row.value < 1000
@@ -204,7 +204,8 @@ def test_checkpoints_without_codec_or_of_other_data_are_refused(task: Task, tmp_
 def test_a_checkpoint_not_trained_for_a_rate_has_a_name_that_is_not_ours(task: Task, tmp_path: Path) -> None:
     path = pictured.train(tmp_path, task=task.name)
     coders = rate.load_coders(task, [path, path])
-    assert {coder.method for coder in coders} == {"llgae, K = 4"} and rate.find_kind("llgae, K = 4") == "checkpoint"
+    assert {coder.method for coder in coders} == {"llgae (checkpoint)"}
+    assert rate.find_kind("llgae (checkpoint)") == "checkpoint"
     listed = [coder.setting for coder in coders[:3]]
     assert [text.split(", ")[-1] for text in listed] == ["for 40 bits", "for 80 bits", "for 120 bits"]
 
@@ -237,8 +238,9 @@ def test_our_error_is_compared_where_both_curves_have_a_value() -> None:
     (compared,) = rate.compare(rows)
     assert "at 80 bits" in compared.what and compared.what.endswith(" PQ") and compared.against == pytest.approx(100)
     assert compared.ratio == pytest.approx(compared.value / 100) and 25 < compared.value < 100
-    peer, near, far = rate.compare([*rows, *(point("gae, K = 1", bits, 4) for bits in (80, 200)), point("gae", 40, 25)])
+    networks = [point("autoencoder", 80, 4), point("autoencoder", 200, 4), point("gae", 40, 25)]
+    peer, near, far = rate.compare([*rows, *networks])
     assert peer == compared
-    assert near.what.endswith("at 80.0 bits: gae, K = 1; llgae") and near.value == pytest.approx(4)
+    assert near.what.endswith("at 80.0 bits: autoencoder; llgae") and near.value == pytest.approx(4)
     assert near.against == pytest.approx(compared.value) and near.ratio == pytest.approx(4 / compared.value)
     assert far.what.endswith("at 40.0 bits: gae; llgae") and far.ratio == pytest.approx(0.25)

@@ -9,7 +9,7 @@ from llgae_cli.figures.rate_distortion import Curve, choose_marks, divide, rate_
 BITS = np.array([20.0, 80, 320])
 OURS = Curve("llgae", "ours", BITS, np.array([1000.0, 400, 160]))
 WORSE = Curve("PQ", "quantiser", BITS, np.array([2000.0, 800, 320]))
-NETWORK = Curve("gae, K = 1", "checkpoint", BITS[:2], np.array([800.0, 320]))
+NETWORK = Curve("autoencoder", "checkpoint", BITS[:2], np.array([800.0, 320]))
 BETTER = Curve("AVIF", "image codec", np.array([160.0, 640]), np.array([200.0, 50]))
 
 
@@ -41,7 +41,7 @@ def test_a_checkpoint_has_its_own_colour_and_stands_below_ours_in_the_legend() -
     lines = figure.axes[0].lines
     assert len({line.get_color() for line in lines}) == 3
     assert figure.axes[1].lines[0].get_ydata() == pytest.approx([0.8, 0.8])
-    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["llgae", "gae, K = 1"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["llgae", "autoencoder"]
 
 
 def test_methods_of_a_kind_have_marks_of_their_own() -> None:
