@@ -65,7 +65,7 @@ class LLGAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
     `KMeans(n_clusters=K)`. Note that `n_components` is thus E, while in the rest of this package k is the component.
 
     Samples are used unchanged: unlike the command line, the estimator does not subtract each sample's own mean.
-    Training is on the CPU, in the type of X where that is float32 or float64, else in float64. X may be memory-mapped.
+    Training is on the CPU, in float32 for wide float32 X, else in float64. X may be memory-mapped.
 
     Passes use as many threads as torch (`torch.set_num_threads`), but at most the number of cores for this process.
     Where other processes share the cores, set OMP_WAIT_POLICY=passive before anything imports torch, or import this

@@ -279,7 +279,7 @@ def test_an_early_end_and_empty_clusters_are_warned_of() -> None:
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 def test_a_perfect_fit_ends_in_float32_too(offset: float) -> None:
     """Only rounding is left of the objective, which must not cause further passes."""
-    X = (np.random.default_rng(0).normal(size=(200, 20)) + offset).astype(np.float32)
+    X = (np.random.default_rng(0).normal(size=(200, 30)) + offset).astype(np.float32)
     ours = quick(200, 0).fit(X)
     assert 0 <= ours.mean_l2_ <= (np.finfo(np.float32).eps * np.abs(X).max()) ** 2
     assert ours.n_iter_ < 5

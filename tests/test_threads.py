@@ -116,7 +116,7 @@ def cloud(n: int) -> np.ndarray:
 
 
 def trainer(array: np.ndarray, **options: Any) -> ClosedForm:
-    options = {"seed": 3, "restarts": 3, "moves": 4, "tol": 0.0, **options}
+    options = {"seed": 3, "restarts": 3, "moves": 4, "tol": 0.0, "dtype": torch.float32, **options}
     return ClosedForm(LLGAE(4, array.shape[1], 2), Samples(array, centring="none"), **options)
 
 

@@ -147,7 +147,10 @@ def load_coders(task: Task, checkpoints: Sequence[Path]) -> list[Coder]:
 
 
 def _name_curve(config: Config) -> str:
-    """Return the name of the curve of a checkpoint: its model's."""
+    """Return the name of a checkpoint's curve, which all checkpoints of its model share, whatever their K.
+
+    A `gae` of one component with a guide is an autoencoder, and the name of our own curve is not used twice.
+    """
     if config.model == "gae" and config.K == 1 and config.latent_start == "learnt":
         return "autoencoder"
     return f"{config.model} (checkpoint)" if config.model in KINDS else config.model

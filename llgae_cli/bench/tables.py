@@ -100,9 +100,9 @@ def compare(mixture: str, x: Array, k: int, e: int) -> Iterator[Row]:
     for peer, fits in peers.items():
         theirs, seconds = (statistics.median(getattr(fit, i) for fit in fits) for i in ("error", "seconds"))
         logger.info("%s: %s took %s rounds", where, peer, [fit.rounds for fit in fits])
+        seeds = f"{len(fits)} seeds" if len(fits) > 1 else "one seed"
         for name, each in ours.items():
             error, took = (statistics.median(fit[i] for fit in each) for i in (0, 1))
-            seeds = f"{len(fits)} seeds" if len(fits) > 1 else "one seed"
             what = f"{where}: {peer}'s error, {seeds}; ours, {name}, medians of {len(each)} seeds"
             yield Row("tables", what, theirs, "", error, theirs / error)
             yield Row("tables", f"{where}: {peer}'s seconds; ours, {name}", seconds, "s", took, seconds / took)
@@ -132,7 +132,7 @@ def fit_vqpca(x: Array, k: int, e: int, seed: int) -> Fit:
 
 
 def fit_pcafold(x: Array, k: int, e: int, seed: int) -> Fit:
-    """Return the fit of PCAfold's VQPCA to x (n, D), from the start of `fit_vqpca`, with its default tolerance."""
+    """Return the fit of PCAfold's VQPCA to x (n, D), from the centroids of `fit_vqpca`'s clusters."""
     from PCAfold import VQPCA
     from sklearn.cluster import KMeans
 
@@ -144,7 +144,7 @@ def fit_pcafold(x: Array, k: int, e: int, seed: int) -> Fit:
     mu = np.stack([rows.mean(0) for rows in clusters])
     U = np.stack([np.linalg.eigh(np.cov(rows.T))[1][:, ::-1][:, :e] for rows in clusters])
     error = sum((((rows - m) - (rows - m) @ V @ V.T) ** 2).sum() for rows, m, V in zip(clusters, mu, U, strict=True))
-    return Fit(mu, U, float(error) / x.size, fitted.collected_idx.shape[1] - 1, took)
+    return Fit(mu, U, float(error) / x.size, fitted.collected_idx.shape[1], took)
 
 
 def fit_ours(samples: Samples, k: int, e: int, seed: int, options: dict[str, Any]) -> tuple[float, float]:

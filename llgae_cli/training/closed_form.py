@@ -25,7 +25,13 @@ from llgae_cli.training.scoring import Scorer, Workspace
 from llgae_cli.training.shortlists import NEIGHBOURS, WORTHWHILE_K, Shortlists
 from llgae_cli.training.shrinkage import update_with_shrinkage
 from llgae_cli.training.state import read_count, read_indices, read_number, read_tensor
-from llgae_cli.training.statistics import Statistics, collect_in_shards, even_chunk_size, latent_covariance
+from llgae_cli.training.statistics import (
+    Statistics,
+    chunk_rows,
+    collect_in_shards,
+    even_chunk_size,
+    latent_covariance,
+)
 from llgae_cli.training.trainer import EpochRecord, Trainer
 
 SUBSET_ROWS, SUBSET_ROWS_EACH = 12_000, 100  # rows that restarts work on: so many, or so many a component
@@ -33,9 +39,7 @@ FINAL_ROWS = 30_000  # rows of the last passes of a restart
 FAR = 100  # the origin is moved when |data mean|^2 exceeds this multiple of the variance between components
 ENCODING = 2.4  # time of encoding a row over that of a row in a pass, about
 FIRST_GAIN = 2e-3  # of the first pass after the restarts, about, by which the number of passes is first estimated
-CHUNK_VALUES = 1 << 22  # values in a chunk, at most: 16 MB
-NARROW_D = 24  # rows of so few values are computed in float64: in float32 most distances may be recomputed
-NARROW_VALUES = 2048 * 200  # and at least, where it has at most 8192 rows: D = 50 takes half the time of 2048 rows
+FLOAT64_D, FLOAT64_COLUMNS = 16, 128  # limits of `choose_dtype`: values of a row, and columns of its product
 
 # target(components): a function from samples x (n, D) to what the components are fitted to in their place.
 Target = Callable[[Components], Callable[[Tensor], Tensor]]
@@ -46,7 +50,7 @@ class ClosedForm(Trainer):
 
     The objective never rises: an update that does not lower it is undone and ends the run. The model is written in the
     gauge in which T ascent steps are exact for every T (see `inference.gauge`). Centred bytes are scored by integer
-    products where that is faster (see `int8`).
+    products where that is faster (see `int8`). Narrow rows are computed in float64 (see `choose_dtype`).
     """
 
     def __init__(
@@ -70,14 +74,12 @@ class ClosedForm(Trainer):
         candidates  neighbours in a shortlist (see `shortlists`), or off; auto: 23 from K = 100 on
         shrinkage   strength in samples (see `shrinkage`); auto: chosen on held-out rows
         target      what the components are fitted to in place of x, for models whose code is more than k and b
-        dtype       of the computation; None: float64 for rows of up to NARROW_D values on a CPU, else that of the model
+        dtype       that passes compute in; None: that of `choose_dtype`, or of the model where there is a target
         """
         self.model, self.samples, self.tol, self.target = model, samples, tol, target
         self.part = take_part(samples)
         self.shrinkage, self.strength = shrinkage if model.E > 0 else 0.0, 0.0  # without axes nothing is shrunk
-        if dtype is None:
-            narrow = samples.D <= NARROW_D and target is None and model.mu.device.type == "cpu"
-            dtype = torch.float64 if narrow else model.mu.dtype
+        dtype = dtype or (choose_dtype(model, samples) if target is None else model.mu.dtype)
         self.components = Components(*(each.detach().to(dtype, copy=True) for each in (model.mu, model.W)))
         self.coordinates = Initialisation.empty(self.components).coordinates
         self.origin: Tensor | None = None  # where not None, passes use x - origin
@@ -361,6 +363,10 @@ class ClosedForm(Trainer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from `state_dict`. Raises ValueError where it does not fit."""
+        if isinstance(state["mu"], Tensor) and state["mu"].dtype == torch.float32:
+            # Bases that are orthonormal only in float32 would bias distances in float64.
+            self.components = Components(self.components.mu.float(), self.components.U.float())
+            self.coordinates = Initialisation.empty(self.components).coordinates
         mu, U, coordinates = self.components.mu, self.components.U, self.coordinates
         K, d, E = self.model.K, coordinates.V.shape[1], self.model.E
         self.components = Components(read_tensor(state["mu"], mu), read_tensor(state["U"], U))
@@ -384,10 +390,11 @@ class ClosedForm(Trainer):
         self.finished, self.repaired = bool(state["finished"]), read_count(state["repaired"])
 
 
-def chunk_rows(K: int, D: int) -> int:
-    """Return the number of rows of a chunk: 2048, and more for large K, where a component would have too few of them.
+def choose_dtype(model: LLGAE, samples: Samples) -> torch.dtype:
+    """Return the type that passes compute in: float64 for narrow rows on a CPU, else that of the model.
 
-    More also for small D, where starting the operations takes longer than they do. At least 256, and at most what
-    CHUNK_VALUES allows.
+    Where components explain nearly all of the data, most distances lose their digits in float32 and are computed again:
+    then float64 takes a third to two thirds of the time. Where they do not, it takes up to a third more.
     """
-    return max(256, min(max(2048, 4 * K, NARROW_VALUES // D), 8192, CHUNK_VALUES // D))
+    narrow = samples.D <= FLOAT64_D and model.K * (model.E + 1) <= FLOAT64_COLUMNS
+    return torch.float64 if narrow and model.mu.device.type == "cpu" else model.mu.dtype

@@ -20,6 +20,8 @@ from llgae_cli.threads import check_cancelled, run_parallel
 from llgae_cli.training.components import Components, Coordinates, orthonormalise
 from llgae_cli.training.scoring import Scorer, Workspace, project_each
 
+CHUNK_VALUES = 1 << 22  # values in a chunk, at most: 16 MB
+NARROW_VALUES = 2048 * 200  # and at least, where it has at most 8192 rows: D = 50 takes half the time of 2048 rows
 SHARDS, SHARD_ROWS = 16, 3000  # a pass is divided into at most so many shards, of at least so many rows
 
 
@@ -202,6 +204,15 @@ def split_into_shards(low: int, high: int, K: int, rows: int = SHARD_ROWS) -> li
 def even_chunk_size(n: int, most: int) -> int:
     """Return the size, at most `most`, that divides n samples into as few chunks as possible without a small rest."""
     return max(1, -(-n // max(1, -(-n // most))))
+
+
+def chunk_rows(K: int, D: int) -> int:
+    """Return the number of rows of a chunk: 2048, and more for large K, where a component would have too few of them.
+
+    More also for small D, where starting the operations takes longer than they do. At least 256, and at most what
+    CHUNK_VALUES allows.
+    """
+    return max(256, min(max(2048, 4 * K, NARROW_VALUES // D), 8192, CHUNK_VALUES // D))
 
 
 def accumulate(

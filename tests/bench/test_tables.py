@@ -41,7 +41,7 @@ def test_a_fit_by_pcafold_is_measured_by_the_pcas_of_its_clusters(monkeypatch: p
     clusters = np.arange(400) % 3
 
     def one_round(x: np.ndarray, k: int, e: int, **options: object) -> SimpleNamespace:
-        return SimpleNamespace(idx=clusters, collected_idx=np.zeros((len(x), 2)))
+        return SimpleNamespace(idx=clusters, collected_idx=np.zeros((len(x), 1)))
 
     monkeypatch.setitem(sys.modules, "PCAfold", SimpleNamespace(VQPCA=one_round))
     fit = tables.fit_pcafold(x, 3, 2, seed=0)
@@ -49,3 +49,16 @@ def test_a_fit_by_pcafold_is_measured_by_the_pcas_of_its_clusters(monkeypatch: p
     residual = [rows - pca.inverse_transform(pca.transform(rows)) for rows, pca in pcas]
     assert fit.error == pytest.approx(np.square(np.concatenate(residual)).mean())
     assert fit.rounds == 1 and fit.U.shape == (3, 6, 2)
+
+
+def test_every_peer_is_compared_with_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).normal(size=(400, 6)) ** 3
+    monkeypatch.setattr(tables, "SEEDS", range(2))
+    monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: name == "PCAfold")
+    monkeypatch.setattr(tables, "fit_pcafold", tables.fit_vqpca)
+    rows = list(tables.compare("cubes", x, 3, 2))
+    assert len(rows) == 10 and all(row.what.startswith("cubes, 400 x 6, K = 3, E = 2: ") for row in rows)
+    for peer, seeds in (("VQPCA", "2 seeds"), ("PCAfold", "one seed")):
+        own = [row for row in rows if peer in row.what]
+        assert [f"{peer}'s error, {seeds}" in row.what for row in own] == [True, False, True, False, False]
+        assert own[-1].value <= 1 + 1e-9

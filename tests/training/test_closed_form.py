@@ -214,12 +214,15 @@ DEGENERATE = {
 
 @pytest.mark.parametrize("name", DEGENERATE)
 @pytest.mark.parametrize("K, E", [(1, 2), (3, 0), (3, 2), (3, 6)])
-def test_degenerate_data_gives_a_finite_model_with_orthonormal_bases(name: str, K: int, E: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_degenerate_data_gives_a_finite_model_with_orthonormal_bases(
+    name: str, K: int, E: int, dtype: torch.dtype
+) -> None:
     X = DEGENERATE[name].astype(np.float32)
-    trainer = closed_form(samples(X), K, E, torch.float32, restarts=2, moves=2)
+    trainer = ClosedForm(LLGAE(K, 6, E), samples(X), seed=3, restarts=2, moves=2, tol=0.0, dtype=dtype)
     run(trainer, 10)
     U = trainer.components.U
-    torch.testing.assert_close(U.mT @ U, torch.eye(E).expand(K, E, E), atol=1e-5, rtol=0)
+    torch.testing.assert_close(U.mT @ U, torch.eye(E, dtype=dtype).expand(K, E, E), atol=1e-5, rtol=0)
     reached = metrics.mean_l2(trainer.model, samples(X))
     assert 0 <= reached <= X.var(0).mean() * 1.01 + 1e-10  # never worse than the mean
 
@@ -358,3 +361,27 @@ def test_a_gaussian_prior_shrinks_the_latents_by_its_share() -> None:
     latent = centred @ U
     expected = (centred - latent @ U.T).square().mean() + beta**2 * latent.square().sum() / X.numel()
     torch.testing.assert_close(trainer.model.loss(X).detach(), expected)
+
+
+@pytest.mark.parametrize(
+    ("D", "K", "E", "dtype"),
+    [(16, 32, 3, DOUBLE), (17, 32, 3, torch.float32), (16, 33, 3, torch.float32), (8, 1, 0, DOUBLE)],
+)
+def test_narrow_rows_are_computed_in_float64(D: int, K: int, E: int, dtype: torch.dtype) -> None:
+    data, model = samples(np.ones((50, D), np.float32)), LLGAE(K, D, E)
+    assert ClosedForm(model, data, seed=3).components.mu.dtype == dtype
+    assert ClosedForm(model, data, seed=3, dtype=torch.float32).components.mu.dtype == torch.float32
+    assert ClosedForm(model, data, seed=3, target=lambda _: lambda x: x).components.mu.dtype == torch.float32
+    assert model.mu.dtype == torch.float32
+
+
+def test_a_run_that_was_computed_in_float32_is_resumed_in_float32() -> None:
+    data = samples(cloud(2000, 8, 1).astype(np.float32))
+    whole = closed_form(data, 4, 2, torch.float32)
+    run(whole, 2)
+    state = copy.deepcopy((whole.model.state_dict(), whole.state_dict()))
+    resumed = ClosedForm(LLGAE(4, 8, 2), data, seed=3, restarts=1, moves=0, tol=0.0)
+    assert resumed.components.mu.dtype == DOUBLE
+    resumed.model.load_state_dict(state[0])
+    resumed.load_state_dict(state[1])
+    assert [resumed.epoch() for _ in range(3)] == [whole.epoch() for _ in range(3)]

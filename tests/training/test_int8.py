@@ -102,9 +102,9 @@ def test_a_run_on_bytes_equals_one_on_floats(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("change", ["floats", "not centred", "far from zero"])
 def test_floats_are_used_where_rows_are_not_centred_bytes(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    v = images(300, 20).numpy()
+    v = images(300, 30).numpy()
     if change == "far from zero":
-        v = np.repeat([[0] * 10 + [255] * 10], 300, 0).astype(np.uint8) ^ (v & 1)
+        v = np.repeat([[0] * 15 + [255] * 15], 300, 0).astype(np.uint8) ^ (v & 1)
     samples = Samples(
         v.astype(np.float32) if change == "floats" else v, None, "none" if change == "not centred" else "sample"
     )
