@@ -56,8 +56,8 @@ def write_config(folder: Path, trainer: str, epochs: int) -> Path:
     if trainer == "gradient":
         text = BY_GRADIENT.replace("epochs: 3", f"epochs: {epochs}").replace("K: 4", "K: 2")
         config.write_text(f"{text}batch-size: 1000\nvalidation: 0.1\n")
-    else:  # no clusters, and a prior that keeps it from ending: its last bits change in every pass
-        np.save(folder / "cloud.npy", np.random.default_rng(0).normal(size=(3000, 12)).astype(np.float32))
+    else:  # no clusters, and a prior that keeps it from ending: its last bits change in every pass of float32
+        np.save(folder / "cloud.npy", np.random.default_rng(0).normal(size=(3000, 30)).astype(np.float32))
         config.write_text(
             f"task: npy:{folder / 'cloud.npy'}\nK: 40\nembed-dim: 2\nshrinkage: 20\nrestarts: 1\nmoves: 0\n"
             f"epochs: {epochs}\ntol: 0\nfigures: false\n"
