@@ -103,7 +103,7 @@ def _measure_curvature(model: GAE, samples: Samples, centred: bool) -> tuple[Flo
             own = torch.zeros(1, model.E)
         centre[j] = own.cpu().double().mean(0).numpy()
         own = own[:JACOBIANS]
-        for b in own.split(max(1, JACOBIAN_VALUES // (model.D * model.E))):
+        for b in own.split(max(1, JACOBIAN_VALUES // max(1, model.D * model.E))):
             J = model.jacobian(Code(torch.full((len(b),), j), b)).cpu().double()
             if centred:
                 J -= J.mean(1, keepdim=True)
