@@ -30,7 +30,7 @@ from llgae_cli.tasks import Samples
 
 ROWS = 6000  # training rows that are used: BFGS takes about a millisecond each
 ACTIVITY_ROWS = 2048
-JACOBIANS, JACOBIAN_VALUES = 24, 1 << 20  # of a component, at most; values that are computed together
+JACOBIANS, JACOBIAN_VALUES = 24, 1 << 20  # codes of a component, at most; values of J at a time
 FLOOR = 1e-4  # of the eigenvalues of H_k, over the largest
 LARGEST_U = 1.9  # of the entries of U_k, which fixed point holds
 
@@ -103,7 +103,7 @@ def _measure_curvature(model: GAE, samples: Samples, centred: bool) -> tuple[Flo
             own = torch.zeros(1, model.E)
         centre[j] = own.cpu().double().mean(0).numpy()
         own = own[:JACOBIANS]
-        for b in own.split(max(1, JACOBIAN_VALUES // max(1, model.D * model.E))):
+        for b in own.split(max(1, JACOBIAN_VALUES // (model.D * model.E))):
             J = model.jacobian(Code(torch.full((len(b),), j), b)).cpu().double()
             if centred:
                 J -= J.mean(1, keepdim=True)
