@@ -14,7 +14,6 @@ Parente, Sutherland, Tognotti and Smith, Identification of low-dimensional manif
 Combustion Institute 32 (2009).
 """
 
-import importlib.util
 import logging
 import statistics
 import tempfile
@@ -93,8 +92,10 @@ def compare(mixture: str, x: Array, k: int, e: int) -> Iterator[Row]:
     where = f"{mixture}, {len(x)} x {x.shape[1]}, K = {k}, E = {e}"
     samples = Samples(x, centring="none")
     peers = {"VQPCA": [fit_vqpca(x, k, e, seed) for seed in SEEDS]}
-    if importlib.util.find_spec("PCAfold") is not None:
+    try:
         peers["PCAfold"] = [fit_pcafold(x, k, e, SEEDS[0])]
+    except ImportError as problem:
+        logger.info("%s: without PCAfold (%s)", where, problem)
     single = Samples(x.astype(np.float32), centring="none")
     ours = {name: [fit_ours(single, k, e, seed, options) for seed in SEEDS] for name, options in OURS.items()}
     for peer, fits in peers.items():
@@ -132,7 +133,10 @@ def fit_vqpca(x: Array, k: int, e: int, seed: int) -> Fit:
 
 
 def fit_pcafold(x: Array, k: int, e: int, seed: int) -> Fit:
-    """Return the fit of PCAfold's VQPCA to x (n, D), from the centroids of `fit_vqpca`'s clusters."""
+    """Return the fit of PCAfold's VQPCA to x (n, D), from the centroids of `fit_vqpca`'s first clusters.
+
+    Raises ImportError where PCAfold, or a package that it needs, is not installed.
+    """
     from PCAfold import VQPCA
     from sklearn.cluster import KMeans
 
