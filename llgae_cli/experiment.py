@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,37 +75,28 @@ def train(
     set_up_torch(config)
     device = choose_device(config.device)
     folder = RunFolder(config)
-    joined = distributed.join(device)
     try:
-        if distributed.rank() == 0:
-            folder.prepare()
-        acquire(folder.lock, patience)
-        run = set_up(config, device, folder)
-        if resume is not None:
-            restore_run(run, resume)
-        logger.info(
-            "%s: %d training samples of %d values, %s", run.task.name, run.train.N, run.train.D, run.task.source
-        )
-        if run.fitted is not run.train:
-            logger.info("rows: fitted to %d of the training samples", run.fitted.N)
-        row = run.history[-1] if run.history else {}
-        plan(run, Work(Schedule(on_progress, epochs=config.epochs, row=row)) if on_progress else NOBODY)
-        try:
-            with interrupts.unmask(), storage.log_epochs(config, on_epoch, distributed.rank() == 0) as on_epoch:
-                run_epochs(run, on_epoch)
-                return finish(run, on_epoch)
-        except Interrupted as interrupt:
-            replace_lost_saver(run)
-            interrupt.saved = save_interrupted(run)
-            raise
-        except ProcessLostError as lost:
-            replace_lost_saver(run)
-            saved = save_after_signal(run)
-            raise RunError(f"{lost}" + (f"; saved {saved}, continue with --resume last" if saved else "")) from None
-    finally:
-        folder.lock.release()
-        if joined:
-            distributed.leave()
+        with ExitStack() as leaving:
+            if distributed.join(device):
+                leaving.callback(distributed.leave)
+            leaving.callback(folder.lock.release)
+            if distributed.rank() == 0:
+                folder.prepare()
+            acquire(folder.lock, patience)
+            run = set_up(config, device, folder)
+            if resume is not None:
+                restore_run(run, resume)
+            logger.info(
+                "%s: %d training samples of %d values, %s", run.task.name, run.train.N, run.train.D, run.task.source
+            )
+            if run.fitted is not run.train:
+                logger.info("rows: fitted to %d of the training samples", run.fitted.N)
+            row = run.history[-1] if run.history else {}
+            plan(run, Work(Schedule(on_progress, epochs=config.epochs, row=row)) if on_progress else NOBODY)
+            return complete(run, on_epoch)
+    except Interrupted as interrupt:  # also after saving, while the process leaves
+        interrupt.saved = folder.saved
+        raise
 
 
 def set_up(config: Config, device: torch.device, folder: RunFolder) -> Run:
@@ -138,6 +130,23 @@ def count_evaluation(run: Run) -> dict[str, float]:
         affine=affine,
         network=has_network_start(run.model),
     )
+
+
+def complete(run: Run, on_epoch: OnEpoch) -> Outcome:
+    """Run the epochs that are left and finish; save where an interrupt or a lost process ends that early."""
+    try:
+        try:
+            with interrupts.unmask(), storage.log_epochs(run.config, on_epoch, distributed.rank() == 0) as on_epoch:
+                run_epochs(run, on_epoch)
+                return finish(run, on_epoch)
+        except ProcessLostError as lost:
+            replace_lost_saver(run)
+            saved = save(run)
+            raise RunError(f"{lost}" + (f"; saved {saved}, continue with --resume last" if saved else "")) from None
+    except Interrupted:  # at any point, also by torchrun's SIGTERM after a process was lost
+        replace_lost_saver(run)
+        save_interrupted(run)
+        raise
 
 
 def run_epochs(run: Run, on_epoch: OnEpoch) -> None:
@@ -313,18 +322,19 @@ def measure_snapshot(run: Run, snapshot: Snapshot) -> tuple[float, int]:
     return test, n
 
 
-def save_interrupted(run: Run) -> Path | None:
+def save_interrupted(run: Run) -> None:
     """Save what an interrupted run has: its last complete epoch, else the best initialisation that was done."""
     if run.done == 0 and run.trainer.use_best_restart():
         run.snapshot = take_snapshot(run)
     if run.snapshot is None:
         logger.warning("nothing was saved: the run was interrupted before its first epoch was complete")
-        return run.folder.saved
+        return
     if run.snapshot.test_mean_l2 is None:
         logger.info("interrupted: measuring the last complete state, which is then saved")
-    return save(run)
+    save(run)
 
 
+@interrupts.postpone()
 def replace_lost_saver(run: Run) -> None:
     """Let this process save what the run has where rank 0 is lost: its lock is free, and it saved nothing newer.
 
@@ -339,14 +349,6 @@ def replace_lost_saver(run: Run) -> None:
         run.saves = True
     else:
         run.saves = last.epoch < run.snapshot.epoch
-
-
-def save_after_signal(run: Run) -> Path | None:
-    """`save`, repeated if torchrun's SIGTERM, which follows a lost process, interrupts it."""
-    try:
-        return save(run)
-    except Interrupted:
-        return save(run)
 
 
 def restore_run(run: Run, resume: str) -> None:

@@ -147,11 +147,17 @@ def main() -> NoReturn:
         code = _exit_code()
         signals.ignore_signals()
     except Interrupted as interrupt:
-        saved = f"; saved {interrupt.saved}, continue with --resume last" if interrupt.saved else ""
-        print_error(f"interrupted{saved}")
+        print_error(_describe(interrupt))
         interrupts.reset()  # it has been answered
         code = 128 + interrupt.signum
     sys.exit(code)
+
+
+def _describe(interrupt: Interrupted) -> str:
+    """Return what to tell of an interrupt, or of the failed run that it came after: that names what is saved."""
+    if interrupt.saved:
+        return f"interrupted; saved {interrupt.saved}, continue with --resume last"
+    return str(interrupt.__context__) if isinstance(interrupt.__context__, RunError) else "interrupted"
 
 
 def _exit_code() -> int:

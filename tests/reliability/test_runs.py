@@ -20,9 +20,9 @@ from command_line import BY_GRADIENT, FAST  # tests/command_line.py
 from reliability_helper import ENDLESS, Started, check_same_run, equal, last  # tests/reliability_helper.py
 
 from llgae_cli import experiment, interrupts
-from llgae_cli.cli import signals
+from llgae_cli.cli import app, signals
 from llgae_cli.config import Config, read_config
-from llgae_cli.errors import InputError, Interrupted
+from llgae_cli.errors import InputError, Interrupted, ProcessLostError, RunError
 from llgae_cli.storage import CheckpointName, Lock, checkpoint_file, clean_locks, load, locks
 from llgae_cli.storage.atomic import temporary_path
 from llgae_cli.sweep import cell
@@ -233,7 +233,7 @@ def test_an_interrupt_in_a_destructor_is_not_printed_and_raised_again() -> None:
     program = """
 import os, signal
 from llgae_cli import interrupts
-from llgae_cli.cli import signals
+from llgae_cli.cli import app, signals
 
 class Destroyed:
     def __init__(self, action): self.action = action
@@ -272,6 +272,67 @@ def test_an_interrupt_that_becomes_another_error_still_saves(tmp_path: Path) -> 
     with pytest.raises(Interrupted) as caught:
         experiment.train(a_config(tmp_path, text=BY_GRADIENT), on_epoch=replace)
     assert caught.value.saved is not None and load(caught.value.saved).epoch == 1
+
+
+def receive_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+    """Let the function raise the Interrupted of a SIGTERM at its first call."""
+    function, pending = getattr(owner, name), [signal.SIGTERM]
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        if pending:
+            raise Interrupted(pending.pop())
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize(
+    "owner, name", [(experiment, "replace_lost_saver"), (experiment, "save"), (experiment.RunFolder, "save")]
+)
+def test_a_signal_while_a_run_that_lost_a_process_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+) -> None:
+    def lose(record: dict[str, float], epochs: int) -> None:
+        raise ProcessLostError("rank 0 of 2: another process died")
+
+    receive_once(monkeypatch, owner, name)
+    with pytest.raises(Interrupted) as caught:
+        experiment.train(a_config(tmp_path, text=BY_GRADIENT), on_epoch=lose)
+    assert caught.value.saved is not None and load(caught.value.saved).epoch == 1
+    assert list(tmp_path.iterdir()) == [caught.value.saved]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_signal_while_a_run_is_ending_names_what_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    def end(record: dict[str, float], epochs: int) -> None:
+        if fails:
+            raise ProcessLostError("rank 0 of 2: another process died")
+
+    receive_once(monkeypatch, Lock, "release")
+    with pytest.raises(Interrupted) as caught:
+        experiment.train(a_config(tmp_path, text=BY_GRADIENT), on_epoch=end)
+    assert caught.value.saved is not None and load(caught.value.saved).epoch == (1 if fails else 3)
+
+
+def test_a_signal_after_a_failed_run_reports_the_failure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = "rank 0 of 2: another process died; saved file.pkl, continue with --resume last"
+
+    def fail() -> None:
+        try:
+            raise RunError(error)
+        finally:
+            raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(app, "app", fail)
+    monkeypatch.setattr(signals, "install_handlers", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == f"llgae: {error}\n"
 
 
 def test_a_run_saved_at_its_last_epoch_is_completed_on_resuming(
