@@ -94,8 +94,8 @@ def train(
             row = run.history[-1] if run.history else {}
             plan(run, Work(Schedule(on_progress, epochs=config.epochs, row=row)) if on_progress else NOBODY)
             return complete(run, on_epoch)
-    except Interrupted as interrupt:  # also after saving, while the process leaves
-        interrupt.saved = folder.saved
+    except Interrupted as interrupt:
+        interrupt.saved = interrupt.saved or folder.written  # it may come after saving, while the process leaves
         raise
 
 
@@ -135,17 +135,18 @@ def count_evaluation(run: Run) -> dict[str, float]:
 def complete(run: Run, on_epoch: OnEpoch) -> Outcome:
     """Run the epochs that are left and finish; save where an interrupt or a lost process ends that early."""
     try:
-        try:
-            with interrupts.unmask(), storage.log_epochs(run.config, on_epoch, distributed.rank() == 0) as on_epoch:
-                run_epochs(run, on_epoch)
-                return finish(run, on_epoch)
-        except ProcessLostError as lost:
-            replace_lost_saver(run)
-            saved = save(run)
-            raise RunError(f"{lost}" + (f"; saved {saved}, continue with --resume last" if saved else "")) from None
-    except Interrupted:  # at any point, also by torchrun's SIGTERM after a process was lost
+        with interrupts.unmask():
+            try:
+                with storage.log_epochs(run.config, on_epoch, distributed.rank() == 0) as on_epoch:
+                    run_epochs(run, on_epoch)
+                    return finish(run, on_epoch)
+            except ProcessLostError as lost:
+                replace_lost_saver(run)
+                saved = save(run)
+                raise RunError(f"{lost}" + (f"; saved {saved}, continue with --resume last" if saved else "")) from None
+    except Interrupted as interrupt:  # at any point, also by torchrun's SIGTERM after a process was lost
         replace_lost_saver(run)
-        save_interrupted(run)
+        interrupt.saved = save_interrupted(run)
         raise
 
 
@@ -322,16 +323,16 @@ def measure_snapshot(run: Run, snapshot: Snapshot) -> tuple[float, int]:
     return test, n
 
 
-def save_interrupted(run: Run) -> None:
+def save_interrupted(run: Run) -> Path | None:
     """Save what an interrupted run has: its last complete epoch, else the best initialisation that was done."""
     if run.done == 0 and run.trainer.use_best_restart():
         run.snapshot = take_snapshot(run)
     if run.snapshot is None:
         logger.warning("nothing was saved: the run was interrupted before its first epoch was complete")
-        return
+        return run.folder.saved
     if run.snapshot.test_mean_l2 is None:
         logger.info("interrupted: measuring the last complete state, which is then saved")
-    save(run)
+    return save(run)
 
 
 @interrupts.postpone()

@@ -154,10 +154,12 @@ def main() -> NoReturn:
 
 
 def _describe(interrupt: Interrupted) -> str:
-    """Return what to tell of an interrupt, or of the failed run that it came after: that names what is saved."""
-    if interrupt.saved:
-        return f"interrupted; saved {interrupt.saved}, continue with --resume last"
-    return str(interrupt.__context__) if isinstance(interrupt.__context__, RunError) else "interrupted"
+    """Return the line for an interrupt: what ended, or the error of a run that had failed before, and what is saved."""
+    before = interrupt.__context__
+    line = str(before) if isinstance(before, RunError) else "interrupted"
+    if interrupt.saved is None or str(interrupt.saved) in line:
+        return line
+    return f"{line}; saved {interrupt.saved}, continue with --resume last"
 
 
 def _exit_code() -> int:

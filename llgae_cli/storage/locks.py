@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llgae_cli.config import Config
 from llgae_cli.errors import InputError, printable, show_path
+from llgae_cli.interrupts import postpone
 from llgae_cli.regular_files import open_own
 from llgae_cli.storage.atomic import discard
 from llgae_cli.storage.names import CONFIG_ID, name_of
@@ -84,6 +85,7 @@ class Lock:
         """Whether the held lock is on a file without its name: the folder was removed, and perhaps made again."""
         return self._handle is not None and not _has_name(self._handle, self.path)
 
+    @postpone()
     def release(self) -> None:
         """Unlock and remove the file. Does nothing where the lock is not held."""
         if self._handle is None:

@@ -13,12 +13,16 @@ from llgae_cli.storage.names import name_of
 
 
 class RunFolder:
-    """The folder that a run writes its checkpoints to. `saved` is the path of the last one."""
+    """The folder that a run writes its checkpoints to.
+
+    `saved` is the path of the last one, which may be that of a run before; `written` that of the last one of this run.
+    """
 
     def __init__(self, config: Config):
         self.config, self.path = config, config.checkpoint_dir
         self.lock = Lock.of_run(self.path, config)
         self.saved: Path | None = None
+        self.written: Path | None = None
 
     def prepare(self) -> None:
         """Check that the folder can be written, and remove the temporary files and locks of killed runs."""
@@ -36,13 +40,14 @@ class RunFolder:
         name = name_of(self.config, checkpoint.epoch, checkpoint.mean_l2)
         removed = not self.path.is_dir()
         try:
-            self.saved = save(checkpoint, self.path, name)
+            self.saved = self.written = save(checkpoint, self.path, name)
         except RunError as error:
             if self.path.is_dir():
                 last = f"; the last good one is {self.saved}, continue with --resume last" if self.saved else ""
                 raise RunError(f"{error}{last}") from None
         if not self.path.is_dir():  # removed while the file was being written, or just after
             removed, self.saved = True, save(checkpoint, self.path, name)
+            self.written = self.saved
         assert self.saved is not None
         # The lock is lost where the folder was removed between the check above and the save, which made it again.
         if removed or self.lock.lost:

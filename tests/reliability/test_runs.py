@@ -233,7 +233,7 @@ def test_an_interrupt_in_a_destructor_is_not_printed_and_raised_again() -> None:
     program = """
 import os, signal
 from llgae_cli import interrupts
-from llgae_cli.cli import app, signals
+from llgae_cli.cli import signals
 
 class Destroyed:
     def __init__(self, action): self.action = action
@@ -275,12 +275,12 @@ def test_an_interrupt_that_becomes_another_error_still_saves(tmp_path: Path) -> 
 
 
 def receive_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
-    """Let the function raise the Interrupted of a SIGTERM at its first call."""
+    """Let a SIGTERM arrive at the first call of the function."""
     function, pending = getattr(owner, name), [signal.SIGTERM]
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         if pending:
-            raise Interrupted(pending.pop())
+            interrupts.receive(pending.pop())
         return function(*arguments, **options)
 
     monkeypatch.setattr(owner, name, interrupted)
@@ -310,10 +310,30 @@ def test_a_signal_while_a_run_is_ending_names_what_is_saved(
         if fails:
             raise ProcessLostError("rank 0 of 2: another process died")
 
-    receive_once(monkeypatch, Lock, "release")
+    config = a_config(tmp_path, text=BY_GRADIENT)
+    receive_once(monkeypatch, Lock, "_remove")  # which releasing the run's lock calls
     with pytest.raises(Interrupted) as caught:
-        experiment.train(a_config(tmp_path, text=BY_GRADIENT), on_epoch=end)
+        experiment.train(config, on_epoch=end)
     assert caught.value.saved is not None and load(caught.value.saved).epoch == (1 if fails else 3)
+    assert Lock.of_run(tmp_path, config).attempt()  # it was released all the same
+
+
+def test_a_process_that_does_not_save_names_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(record: dict[str, float], epochs: int) -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    def set_up(*arguments: Any) -> Any:
+        run = make_run(*arguments)
+        run.saves = False
+        return run
+
+    config, make_run = a_config(tmp_path, text=BY_GRADIENT), experiment.set_up
+    for saves in (True, False):  # the second run resumes from the file of the first
+        with pytest.raises(Interrupted) as caught:
+            experiment.train(config, None if saves else "last", on_epoch=interrupted)
+        assert (caught.value.saved is not None) == saves
+        monkeypatch.setattr(experiment, "set_up", set_up)
+        monkeypatch.setattr(experiment, "replace_lost_saver", lambda run: None)
 
 
 def test_a_signal_after_a_failed_run_reports_the_failure(
