@@ -26,13 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llgae_cli.codec.costs import LARGEST_Q, list_coded, place_costs, tabulate_costs
-from llgae_cli.codec.density import COST_UNIT, PER_OCTAVE, Integers, exp2_negative, integer_log2
-from llgae_cli.codec.exact import BASIS_BITS, SCALES, ExactDecoder, Floats, Level, Step, group_rows
+from llgae_cli.codec.density import COST_UNIT, Integers, exp2_negative, integer_log2
+from llgae_cli.codec.exact import BASIS_BITS, ExactDecoder, Floats, Level, Step, group_rows
 from llgae_cli.codec.grid import Grid
 from llgae_cli.training.expected_rate import TRADE_OFF
 
 LOG2_THETA = -269687  # 2^16 log2(TRADE_OFF / (2 ln 2)): theta = lambda / (2 ln 2), over Delta^2
-LOG2_VARIANCE = (452650, 65536, -28662, -65536)  # 2^16 log2(v / alpha^2) of each shape: Gamma(3/s) / Gamma(1/s)
 # Fashion-MNIST, K = 30 to 400 and 40 to 630 bits: J is at most 0.01 % above that of a search without a shortlist.
 FIRST_LATENTS = 16
 SHORTLIST = 12
@@ -121,9 +120,8 @@ class Prepared:
         K, E = level.K, level.E
         self.unit = 4.0**encoder.grid.bits  # J in units of the squared grid
         self.trade_off = TRADE_OFF * step.value * step.value
-        scale = level.scale + shift * (SCALES // PER_OCTAVE)
-        variance = scale * (2 * COST_UNIT // SCALES) + np.array(LOG2_VARIANCE)[level.shape]  # 2^16 log2 v
-        excess = np.clip(variance - (2 * step.log2 + LOG2_THETA), 0, 40 * COST_UNIT)  # 2^16 log2(v / theta)
+        excess = level.log2_variances(shift) - (2 * step.log2 + LOG2_THETA)
+        excess = np.clip(excess, 0, 40 * COST_UNIT)  # 2^16 log2(v / theta)
         weight = 1 - exp2_negative(excess << 10) * 2.0**-40  # 1 - theta / v, exact
         price = self.trade_off / COST_UNIT * self.unit
         bits = 24 * COST_UNIT - integer_log2(encoder.weights)  # of the symbols

@@ -42,6 +42,7 @@ OFFSET_BITS = 30  # bits of the largest |mu|
 MANTISSA_BITS = 10  # of Delta
 SCALES = 64  # of densities, an octave
 SPREAD = (28, 4, -2, -4)  # 8 log2 of the standard deviation over alpha, by shape
+LOG2_VARIANCE = (452650, 65536, -28662, -65536)  # 2^16 log2(v / alpha^2) of each shape: Gamma(3/s) / Gamma(1/s)
 SPREADS = 9  # classes of latents by their standard deviation over Delta: below 2^-3, octaves, at least 2^4
 NO_ACTIVITY: Integers = np.zeros((1, SPREADS), np.int64)
 EXACT = 2.0**53
@@ -151,6 +152,11 @@ class Level:
         octaves = np.array(SPREAD)[self.shape] * (SCALES // PER_OCTAVE) + self.scale
         octaves = (octaves + shift * (SCALES // PER_OCTAVE)) * (COST_UNIT // SCALES) - step.log2 >> 16
         return np.clip(octaves + SPREADS // 2, 0, SPREADS - 1)
+
+    def log2_variances(self, shift: int = 0) -> Integers:
+        """Return 2^16 log2 v of the latents' variances v, (K, E); `shift` as in `table_ids`."""
+        scale = self.scale + shift * (SCALES // PER_OCTAVE)
+        return scale * (2 * COST_UNIT // SCALES) + np.array(LOG2_VARIANCE)[self.shape]
 
     def decode(self, k: Integers, q: Integers, step: Step) -> Floats:
         """Return mu_k + U_k (Delta q) + network, exact, shape (n, D), for symbols k A + a (n,) and q (n, E)."""

@@ -62,7 +62,8 @@ def fit_network_codec(model: GAE, samples: Samples, step: float | None = None) -
     K, _, E = U.shape
     blank = Moments(K, E)
     provisional = _make_decoder(model, coordinates, centred, blank)
-    encoder = NetworkEncoder(provisional, np.ones(K, np.int64), grid, start)
+    # Without R: densities of latents that pay for their bits would make small latents smaller still.
+    encoder = NetworkEncoder(provisional, np.ones(K, np.int64), grid, start, step=None)
     placed = [grid.round(rows) for _, rows in read_rows(some)]
     measured = [encoder.measure_latents(y[fits]) for y, fits in placed]
     k, z, squared = (np.concatenate(column) for column in zip(*measured, strict=True))

@@ -92,7 +92,7 @@ class CodecModel:
         if self.decoder.levels[0].network is not None:
             from llgae_cli.codec.network_encoder import NetworkEncoder
 
-            return NetworkEncoder(self.decoder, self.weights[0], self.grid, self.start)
+            return NetworkEncoder(self.decoder, self.weights[0], self.grid, self.start, self.step)
         from llgae_cli.codec.encoder import Encoder  # here: it needs torch, which decoding does not
 
         return Encoder(self.decoder, self.weights, self.symbol_weights, self.grid)

@@ -10,11 +10,14 @@ import pytest
 import torch
 from coded import make_curved_rows, make_deep, make_deep_codec, recode  # tests/coded.py
 from hostile import mutate  # tests/hostile.py
+from scipy.special import gamma
+from scipy.stats import logistic
 
 from llgae_cli.codec.codec import Codec
-from llgae_cli.codec.density import COST_UNIT
-from llgae_cli.codec.exact import Step, find_table
+from llgae_cli.codec.density import COST_UNIT, SHAPES
+from llgae_cli.codec.exact import SCALES, Step, find_table
 from llgae_cli.codec.fit import fit_codec
+from llgae_cli.codec.network_encoder import NetworkEncoder
 from llgae_cli.errors import InputError
 from llgae_cli.models import Code, LatentRate
 from llgae_cli.tasks import Samples
@@ -110,6 +113,35 @@ def test_no_neighbour_is_much_better_than_the_chosen_code(images: Made) -> None:
     assert gain.mean() < 0.05
 
 
+def test_the_search_weighs_the_error_against_the_bits_of_logistic_densities(made: Made) -> None:
+    codec, x = made
+    model = codec.model
+    level, step = model.decoder.levels[0], model.step
+    y = model.place(x)[0]
+    s = np.array(SHAPES)[level.shape]
+    deviation = 2.0 ** (level.scale / SCALES) * np.sqrt(gamma(3 / s) / gamma(1 / s))
+
+    def measure(own: Step | None) -> tuple[float, float]:
+        """Return the mean of the squared errors, and that of J with logistic densities, of the codes that are found."""
+        encoder = NetworkEncoder(model.decoder, model.weights[0], model.grid, model.start, own)
+        k, z, squared = encoder.measure_latents(y)
+        z = z[:, : encoder.E]  # without the constant row's
+        density = logistic(scale=deviation[k, : encoder.E] * math.sqrt(3) / math.pi)
+        bits = (density.logpdf(0) - density.logpdf(z)).sum(1) / math.log(2)
+        return float(squared.mean()), float((squared + TRADE_OFF * step.value**2 * bits).mean())
+
+    (error, J), (least_error, J_without) = measure(step), measure(None)
+    assert J_without > J and error > least_error
+
+
+def test_rows_that_the_search_cannot_fit_are_rounded_to_codes_near_them() -> None:
+    codec, x = make_deep_codec("conv", (6, 7), "sample", optional=False), make_curved_rows((6, 7), 300, seed=5)
+    y, _ = codec.model.place(x)
+    codes = codec.model.encoder.choose(y, codec.model.encoder.prepare(Step.nearest(40.0), 0))
+    squared = np.square(x - codec.model.decode(codes.k, None, codes.q, Step.nearest(40.0))).sum(1)
+    assert squared.max() < 4 * np.square(x - x.mean(0)).sum(1).max()  # a singular P had rows of a hundred times that
+
+
 def test_a_finer_step_comes_nearer(images: Made) -> None:
     codec, x = images
     model = codec.model
@@ -178,6 +210,25 @@ def test_damaged_models_are_refused_in_one_line(images: Made) -> None:
         except InputError as error:
             refused += "\n" not in str(error)
     assert refused > 40
+
+
+@pytest.mark.parametrize("exponent", [-890, -70, 70, 890])
+def test_a_step_out_of_range_stops_encoding_but_not_decoding(images: Made, exponent: int) -> None:
+    codec, x = images
+    other = Codec.unpack(Codec(replace(codec.model, step=Step(512, exponent))).pack())
+    assert other.identity == codec.identity
+    with pytest.raises(InputError, match="the codec's arrays for encoding are damaged"):
+        other.encode(x, max_l2=30.0)
+
+
+@pytest.mark.parametrize("scale", [-(2**40), -32_768, 32_767, 2**40])
+def test_extreme_scales_do_not_stop_the_search(images: Made, scale: int) -> None:
+    codec, x = images
+    level = codec.model.decoder.levels[0]
+    decoder = replace(codec.model.decoder, levels=(replace(level, scale=np.full_like(level.scale, scale)),))
+    other = Codec(replace(codec.model, decoder=decoder))
+    error = other.decode(other.encode(x[:40], max_l2=30.0)).astype(float) - x[:40]
+    assert np.square(error).mean(1).max() <= 30.0
 
 
 @pytest.mark.parametrize("name", ["options", "mu", "W", "guide.k.weight", "guide.out.weight"])
