@@ -28,7 +28,7 @@ from llgae_cli.models import GAE, Code, LatentRate
 from llgae_cli.models.networks import ConvDecoder
 from llgae_cli.tasks import Samples
 
-ROWS = 6000  # training rows that are used: BFGS takes about a millisecond each
+ROWS = 6000  # training rows that are used: BFGS takes some milliseconds each
 ACTIVITY_ROWS = 2048
 JACOBIANS, JACOBIAN_VALUES = 24, 1 << 20  # codes of a component, at most; values of J at a time
 FLOOR = 1e-4  # of the eigenvalues of H_k, over the largest
