@@ -95,7 +95,7 @@ def train(
             plan(run, Work(Schedule(on_progress, epochs=config.epochs, row=row)) if on_progress else NOBODY)
             return complete(run, on_epoch)
     except Interrupted as interrupt:
-        interrupt.saved = interrupt.saved or folder.written  # it may come after saving, while the process leaves
+        interrupt.saved = folder.written
         raise
 
 
@@ -144,9 +144,9 @@ def complete(run: Run, on_epoch: OnEpoch) -> Outcome:
                 replace_lost_saver(run)
                 saved = save(run)
                 raise RunError(f"{lost}" + (f"; saved {saved}, continue with --resume last" if saved else "")) from None
-    except Interrupted as interrupt:  # at any point, also by torchrun's SIGTERM after a process was lost
+    except Interrupted:  # at any point, also by torchrun's SIGTERM after a process was lost
         replace_lost_saver(run)
-        interrupt.saved = save_interrupted(run)
+        save_interrupted(run)
         raise
 
 
@@ -323,16 +323,16 @@ def measure_snapshot(run: Run, snapshot: Snapshot) -> tuple[float, int]:
     return test, n
 
 
-def save_interrupted(run: Run) -> Path | None:
+def save_interrupted(run: Run) -> None:
     """Save what an interrupted run has: its last complete epoch, else the best initialisation that was done."""
     if run.done == 0 and run.trainer.use_best_restart():
         run.snapshot = take_snapshot(run)
     if run.snapshot is None:
         logger.warning("nothing was saved: the run was interrupted before its first epoch was complete")
-        return run.folder.saved
+        return
     if run.snapshot.test_mean_l2 is None:
         logger.info("interrupted: measuring the last complete state, which is then saved")
-    return save(run)
+    save(run)
 
 
 @interrupts.postpone()

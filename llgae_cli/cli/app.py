@@ -154,7 +154,7 @@ def main() -> NoReturn:
 
 
 def _describe(interrupt: Interrupted) -> str:
-    """Return the line for an interrupt: what ended, or the error of a run that had failed before, and what is saved."""
+    """Return the line for an interrupt: the error of a run that failed before it, if any, and the saved file."""
     before = interrupt.__context__
     line = str(before) if isinstance(before, RunError) else "interrupted"
     if interrupt.saved is None or str(interrupt.saved) in line:

@@ -11,7 +11,7 @@
        z' = z + P_e d / P_ee,    P' = P - P_e P_e^T / P_ee,
 
    and each takes the q of its neighbours that costs the least with its bits (Babai's nearest plane, with rates).
-   R is in P too, so latents that hardly count are rounded to zero more often. Without it in P, J is 0.5 % higher.
+   The curvature of R is in P too, so latents that hardly count are rounded to zero more often.
 4. Refinement: the slope at the rounded latents gives a new optimum z - P slope, which is rounded in the same way. Of
    the roundings the one with the least J is kept, now with the decoder's own squared error.
 
@@ -48,8 +48,8 @@ from llgae_cli.training.expected_rate import TRADE_OFF
 
 ROWS = 128  # that BFGS moves together
 STEPS = 12  # of BFGS
-OCTAVES = (-20, 40)  # of a latent's variance over theta: that of constants is zero
-LARGEST_OCTAVE = 100  # of theta: float32 holds the squares of rows at such a scale
+OCTAVES = (-20, 40)  # range of log2(variance of a latent / theta): constants have no variance
+LARGEST_OCTAVE = 100  # of |log2 theta|: float32 holds products at such a scale
 REFINEMENTS = 1
 KEPT = 1 << 13  # rows whose optima are kept: a search for settings codes the same rows many times
 CURVATURES = (1e-2, 1e2)  # range of the eigenvalues of P, whose mean is about 1

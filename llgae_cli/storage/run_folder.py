@@ -15,7 +15,7 @@ from llgae_cli.storage.names import name_of
 class RunFolder:
     """The folder that a run writes its checkpoints to.
 
-    `saved` is the path of the last one, which may be that of a run before; `written` that of the last one of this run.
+    `saved` is the path of the last one, which may be of an earlier run; `written` is that of this run's last one.
     """
 
     def __init__(self, config: Config):
@@ -46,8 +46,8 @@ class RunFolder:
                 last = f"; the last good one is {self.saved}, continue with --resume last" if self.saved else ""
                 raise RunError(f"{error}{last}") from None
         if not self.path.is_dir():  # removed while the file was being written, or just after
-            removed, self.saved = True, save(checkpoint, self.path, name)
-            self.written = self.saved
+            removed = True
+            self.saved = self.written = save(checkpoint, self.path, name)
         assert self.saved is not None
         # The lock is lost where the folder was removed between the check above and the save, which made it again.
         if removed or self.lock.lost:
