@@ -229,6 +229,7 @@ def _build_gae(config: Config, shape: tuple[int, ...]) -> GAE:
         training_steps=config.ascent_steps if staged else None,
         tries=config.tries,
         method=config.ascent_method,
+        tolerance=config.ascent_tol,
         lower_precision=config.precision == "bfloat16",
         affine=None if config.latent_start == "zero" else LLGAE(K, D, E, inference="least-squares"),
         guide=encoder(*sizes) if config.latent_start == "learnt" else None,

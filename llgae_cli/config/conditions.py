@@ -33,6 +33,7 @@ STEPS_OF_ASCENT = (  # the ascent on b takes steps of size beta, in training or 
 NETWORK = when(model=NETWORKS)
 STEPS = when(trainer="gradient", model=AFFINE, inference=("loop", "collapse"))
 AFFINE_START = when(latent_start=("linear", "learnt"))  # the ascent on b starts at the code of a closed-form LLGAE
+SECOND_ORDER = when(latent_start=("linear", "learnt"), ascent_method="bfgs")
 SEVERAL_START = when(start="closed-form", model=(*SEVERAL, "soft-llgae", "gae", "deep-llgae"))
 CLOSED_FORM = when(trainer="closed-form") | when(start="closed-form") | AFFINE_START
 FOR_RESIDUAL = when(trainer="closed-form", model=SEVERAL_RATED, bits=UNSET, step=UNSET)

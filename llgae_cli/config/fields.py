@@ -22,6 +22,7 @@ from llgae_cli.config.conditions import (
     NETWORKS,
     RATE_OF_NETWORK,
     RESTARTS,
+    SECOND_ORDER,
     SEVERAL_START,
     STAGED_ASCENT,
     STEPS,
@@ -182,10 +183,17 @@ class Fields(BaseModel):
         AFFINE_START,
         later=True,
     )
+    ascent_tol: float = key(
+        1e-4,
+        "bfgs ends for a sample when the next step is expected to change the log-likelihood by less than this fraction",
+        SECOND_ORDER,
+        later=True,
+        ge=0,
+    )
     tries: Positive = key(
         1,
         "largest number of components under which b ascends at encoding: the best of the closed-form LLGAE, then those "
-        "whose squared residual there is less than 1.3 times the least",
+        "whose squared residual there is less than 1.6 times the least",
         AFFINE_START,
         later=True,
     )

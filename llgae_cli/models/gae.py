@@ -1,6 +1,6 @@
 """GAE: any decoder; the code comes from gradient ascent on the likelihood through it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from llgae_cli.threads import run_parallel, run_single_threaded
 
 CURVATURE_DRAWS = 4  # of each component; with 8 the test mean L2 of the deep LLGAE was lower by 0.06, after 8 steps
 PART_ROWS = 512  # rows of one ascent, or of one decoding: ascents of 2,048 took a quarter longer
-RIVAL = 1.3  # with two tries, a quarter of Fashion-MNIST's images have a rival, and four fifths of what all would gain
+RIVAL = 1.6  # with three tries, two fifths of Fashion-MNIST's images have a rival, and most of what all would gain
 DECODED_ROWS = 4096  # pairs of a row and a component that are decoded at once
 PIECES_RATE = 50.0  # learning rate of mu over that of a network: mu is in grey levels, weights are about one
 SCALE_WITH_NETWORK = 0.1  # initial scale of W in a decoder with a network
@@ -45,7 +45,8 @@ class GAE(Model):
 
     `method` is that of the ascent in `encode`, where it starts at the code of `affine` or the guide:
         gradient  the T steps above
-        bfgs      at most T quasi-Newton steps, see `second_order`; l never falls, but for rounding
+        bfgs      at most T quasi-Newton steps, until the next one is expected to change l by less than `tolerance` of
+                  it, see `second_order`; l never falls, but for rounding
 
     `lower_precision`: compute the products of the networks in bfloat16, in `loss` and `encode`, not in `decode`.
 
@@ -70,6 +71,7 @@ class GAE(Model):
         ascent_from: int = 0,
         training_steps: int | None = None,
         method: str = "gradient",
+        tolerance: float = 1e-4,
         lower_precision: bool = False,
         affine: LLGAE | None = None,
         guide: Network | None = None,
@@ -78,7 +80,7 @@ class GAE(Model):
         super().__init__()
         self.K, self.D, self.E = K, D, E
         self.beta, self.n_step, self.tries, self.alpha, self.ascent = beta, n_step, tries, alpha, ascent
-        self.method, self.lower_precision = method, lower_precision
+        self.method, self.tolerance, self.lower_precision = method, tolerance, lower_precision
         self.ascent_from, self.training_steps = ascent_from, n_step if training_steps is None else training_steps
         self.ascends = ascent != "later"  # in the present epoch of training
         self.decoder, self.guide, self.rate = decoder, guide, rate
@@ -132,53 +134,54 @@ class GAE(Model):
     @torch.no_grad()
     def encode(self, x: Tensor) -> Code:
         """Return the code of x (n, D): k is the best of all components, or of those that the affine model proposes."""
+        second_order = self.method == "bfgs" and self.affine is not None and self.n_step > 0
+        P = self._initial_curvature() if second_order else None
+        parts = _compute_in_parts(lambda part: self._encode_rows(part, P), x)
+        return Code(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _encode_rows(self, x: Tensor, P: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the codes of x (n, D): k (n,), and b (n, E) by BFGS if the inverse curvature P (K, E, E) is given."""
         with self._precision(x):
-            k, b = self._initial_code(x)
-        if self.n_step == 0 or b.numel() == 0:
-            return Code(k, b)
-        P = self._initial_curvature() if self.method == "bfgs" and self.affine is not None else None
-        b = self._ascend_rows(x, k, b, P)
-        for rows, other in self._list_rivals(x, k):
-            with self._precision(x):
-                start = self._initial_latents(x[rows], other)
-            latents = self._ascend_rows(x[rows], other, start, P)
-            before = self._squared_residual(x[rows], k[rows], b[rows])
-            better = self._squared_residual(x[rows], other, latents) < before
-            k[rows[better]], b[rows[better]] = other[better], latents[better]
-        return Code(k, b)
-
-    def _ascend_rows(self, x: Tensor, k: Tensor, b: Tensor, P: Tensor | None) -> Tensor:
-        """Return the latents after the ascent of `encode` from b (n, E) under k (n,), a part of the rows at a time."""
-
-        def ascend(x: Tensor, k: Tensor, b: Tensor) -> Tensor:
+            near, candidates = self._list_candidates(x)
+            sample, k = near.nonzero()[:, 0], candidates[near]  # pairs of a row and a component
+            rows = x[sample]
+            b = self._initial_latents(rows, k)
             if P is None:
-                with self._precision(x):
-                    return self.ascend(x, k, b, self.n_step)
-            energy, energy_only = partial(self._energy_and_slope, x, k), partial(self._energy_of_rows, x, k)
+                b = self.ascend(rows, k, b, self.n_step)
+        if P is not None:
+            energy, energy_only = partial(self._energy_and_slope, rows, k), partial(self._energy_of_rows, rows, k)
             # The algebra of BFGS needs all digits. The context also keeps the weights that those within it convert.
             with torch.autocast(x.device.type, enabled=False):
-                return minimise(energy, b, P[k], self.n_step, energy_only=energy_only)[0]
+                b, _, energies = minimise(energy, b, P[k], self.n_step, self.tolerance, energy_only, sample)
+        if len(k) == len(x):
+            return k, b
+        if P is None:
+            energies = self._energy_of_rows(rows, k, torch.arange(len(k), device=x.device), b)
+        squared = (2 * energies - self.alpha * b.square().sum(1)).nan_to_num(torch.inf)
+        every = torch.full_like(near, torch.inf, dtype=squared.dtype).masked_scatter(near, squared)
+        place = torch.zeros_like(candidates).masked_scatter(near, torch.arange(len(k), device=x.device))
+        best = place.gather(1, every.argmin(1, keepdim=True))[:, 0]
+        return k[best], b[best]
 
-        return _compute_in_parts(ascend, x, k, b)
+    def _list_candidates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return for x (n, D) which of m components may be the best, (n, m), and these components, (n, m).
 
-    def _list_rivals(self, x: Tensor, k: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield rows of x (n, D) and for each another component that may be better than its k, `tries` - 1 times."""
+        The first is the initial one. The others are the next ones of the affine model, `tries` - 1 at most.
+        """
+        k = self._initial_component(x)[:, None]
         tries = min(self.tries, self.K)
         if self.affine is None or tries == 1:
-            return
-        squared = self.affine.measure_all(x)
-        limit = RIVAL * squared.gather(1, k[:, None])
-        nearest = squared.scatter(1, k[:, None], -1.0).topk(tries, largest=False)  # k itself is the first
-        for value, other in zip(nearest.values.T[1:], nearest.indices.T[1:], strict=True):
-            rows = (value < limit[:, 0]).nonzero()[:, 0]
-            if len(rows):
-                yield rows, other[rows]
+            return torch.ones_like(k, dtype=torch.bool), k
+        with torch.autocast(x.device.type, enabled=False):
+            squared = self.affine.measure_all(x)
+        nearest = squared.scatter(1, k, -1.0).topk(tries, largest=False)  # k itself is the first
+        return nearest.values < RIVAL * squared.gather(1, k), nearest.indices
 
     def decode(self, code: Code) -> Tensor:
         """Return g(k, b), shape (n, D)."""
         if torch.is_grad_enabled() or code.b.device.type != "cpu":
             return self.decoder(code.k, code.b)
-        return _compute_in_parts(self.decoder, code.k, code.b)
+        return torch.cat(_compute_in_parts(self.decoder, code.k, code.b))
 
     def decoder_parts(self) -> Parts:
         """Return mu and W, where the decoder has them, and its network."""
@@ -224,17 +227,22 @@ class GAE(Model):
 
     def _initial_code(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the component k (n,) of each sample, and the b (n, E) that its ascent starts at."""
-        if self.affine is None:
-            return self._best_component(x), x.new_zeros(len(x), self.E)
-        with torch.autocast(x.device.type, enabled=False):  # the choice of k needs all digits
-            k = self.affine.choose(x)
+        k = self._initial_component(x)
         return k, self._initial_latents(x, k)
 
+    def _initial_component(self, x: Tensor) -> Tensor:
+        """Return the component (n,) of x (n, D): that of the affine model, or the best one after the ascent from 0."""
+        if self.affine is None:
+            return self._best_component(x)
+        with torch.autocast(x.device.type, enabled=False):  # the choice of k needs all digits
+            return self.affine.choose(x)
+
     def _initial_latents(self, x: Tensor, k: Tensor) -> Tensor:
-        """Return the b (n, E) that the ascent of x (n, D) under k (n,) starts at, given an affine model."""
+        """Return the b (n, E) that the ascent of x (n, D) under k (n,) starts at."""
+        if self.affine is None:
+            return x.new_zeros(len(x), self.E)
         if self.guide is not None:
             return self.guide(k, x / self.decoder.unit).to(x)
-        assert self.affine is not None
         with torch.autocast(x.device.type, enabled=False):
             return self.affine.encode_in(x, k)
 
@@ -343,13 +351,13 @@ def _are_equal(one: Tensor, other: Tensor) -> bool:
     return (one.device, one.dtype) == (other.device, other.dtype) and torch.equal(one, other)
 
 
-def _compute_in_parts(compute: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """Return compute(*rows), (n, ...), without gradient: PART_ROWS of the n rows at a time, in parallel on the CPU."""
-    parts: list[Tensor] = []
+def _compute_in_parts(compute: Callable[..., Any], *rows: Tensor) -> list[Any]:
+    """Return compute(*rows) without gradient, PART_ROWS of the n rows at a time, in parallel on the CPU."""
+    parts: list[Any] = []
     run_parallel(
         torch.no_grad()(lambda part: compute(*part)),
         list(zip(*(each.split(PART_ROWS) for each in rows), strict=True)),
         parts.append,
         rows[0].device.type == "cpu",
     )
-    return torch.cat(parts)
+    return parts

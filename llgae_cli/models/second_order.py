@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.3  # added to the initial curvature, over its mean diagonal: full steps from a far start overshoot
-TOLERANCE = 1e-4  # a row is done when a step lowers its energy by less than this fraction
+RACE = {0: 1.2, 3: 1.0}  # before these steps, rivals above this multiple of the least energy of their sample are done
 STRAIGHT = 1e-8  # least cosine of step and change of slope at which the curvature is updated
 
 # (rows (m,), b (m, E)) -> (energy (m,), slope (m, E)) of those rows at b
@@ -28,34 +28,54 @@ def invert_curvature(J: Tensor, alpha: float) -> Tensor:
 
 @torch.no_grad()
 def minimise(
-    energy: Energy, b: Tensor, P: Tensor, steps: int, tolerance: float = TOLERANCE, energy_only: Value | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return latents b (n, E) after at most `steps` steps of BFGS, each row on its own, and their P.
+    energy: Energy,
+    b: Tensor,
+    P: Tensor,
+    steps: int,
+    tolerance: float,
+    energy_only: Value | None = None,
+    sample: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return latents b (n, E) after at most `steps` steps of BFGS, each row on its own, their P, and energies (n,).
 
         step    b' = b - a P grad,    taken where the energy falls; else a is halved
         update  P' = (I - s y^T / y^T s) P (I - y s^T / y^T s) + s s^T / y^T s,    s = b' - b,  y = grad' - grad
 
-    P (n, E, E) is the initial inverse curvature. The energy of a row never rises. A row whose energy falls by less than
-    `tolerance` of itself is done, and is not evaluated again. With `energy_only`, the last step evaluates nothing else,
-    and does not update P. Source: Nocedal and Wright, Numerical Optimization, 2nd ed., equation 6.17.
+    P (n, E, E) is the initial inverse curvature. The energy of a row never rises. A row is done, and is not evaluated
+    again, where the quadratic model expects its next step to lower the energy, by a/2 grad^T P grad, by less than
+    `tolerance` of it. With `energy_only`, the last step evaluates nothing else, and does not update P. Source: Nocedal
+    and Wright, Numerical Optimization, 2nd ed., equation 6.17.
+
+    sample  (n,), numbers below n: rows with the same number are rivals, and those that are behind are done, see `RACE`
     """
-    b = b.clone()
-    if b.numel() == 0 or steps == 0:
-        return b, P
-    P_final = P.clone()
+    b, P_final = b.clone(), P.clone()
+    if len(b) == 0:
+        return b, P_final, b.new_zeros(0)
     rows = torch.arange(len(b), device=b.device)  # those that are not done
     value, slope = energy(rows, b)
+    value = torch.where(value.isnan(), torch.inf, value)
+    energies = value.clone()
     length = torch.ones_like(value)
     unit = torch.eye(b.shape[1], device=b.device, dtype=b.dtype)
     for step in range(steps):
-        at = b[rows]
         s = -length[:, None] * (P @ slope[:, :, None])[:, :, 0]
+        going = -(s * slope).sum(1) / 2 > tolerance * value  # False for NaN
+        if sample is not None and step in RACE:
+            least = torch.full_like(energies, torch.inf).scatter_reduce(0, sample, energies, "amin")
+            going &= value <= RACE[step] * least[sample[rows]]
+        rows, value, slope, length, P, s = (each[going] for each in (rows, value, slope, length, P, s))
+        if len(rows) == 0:
+            break
+        at = b[rows]
         if energy_only is not None and step == steps - 1:
-            b[rows] = torch.where((energy_only(rows, at + s) < value)[:, None], at + s, at)
+            new_value = energy_only(rows, at + s)
+            b[rows] = torch.where((new_value < value)[:, None], at + s, at)
+            energies[rows] = torch.where(new_value < value, new_value, value)
             break
         new_value, new_slope = energy(rows, at + s)
         lower = new_value < value  # False for NaN
         b[rows] = torch.where(lower[:, None], at + s, at)
+        energies[rows] = value = torch.where(lower, new_value, value)
 
         y = new_slope - slope
         ys = (y * s).sum(1)
@@ -63,14 +83,7 @@ def minimise(
         ys = torch.where(convex, ys, 1.0)
         rotation = unit - s[:, :, None] * (y / ys[:, None])[:, None, :]
         updated = rotation @ P @ rotation.mT + s[:, :, None] * (s / ys[:, None])[:, None, :]
-        P = torch.where(convex[:, None, None], updated, P)
-        P_final[rows] = P
-
-        going = ~lower | (value - new_value > tolerance * value)
-        value = torch.where(lower, new_value, value)
+        P_final[rows] = P = torch.where(convex[:, None, None], updated, P)
         slope = torch.where(lower[:, None], new_slope, slope)
         length = torch.where(lower, 1.0, length / 2)
-        rows, value, slope, length, P = rows[going], value[going], slope[going], length[going], P[going]
-        if len(rows) == 0:
-            break
-    return b, P_final
+    return b, P_final, energies

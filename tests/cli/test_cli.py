@@ -379,6 +379,7 @@ def test_the_schema_describes_every_key_and_no_other(llgae: Command) -> None:
     for options in (
         ("bits=40",),
         ("model=gae", "latent-start=learnt"),
+        ("model=deep-llgae", "ascent-method=bfgs"),
         ("model=deep-llgae",),
         ("model=gae", "optimizer=adamw"),
         ("model=soft-llgae", "gates=embedding"),

@@ -142,11 +142,13 @@ TABLE: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "deep-llgae bfgs": (
         {"model": "deep-llgae", "ascent-method": "bfgs"},
-        GRADIENT | (CLIMBED - {"beta"}) | NETWORK | STARTS | {"weight-decay", "ascent-method", "tries", "bits"},
+        GRADIENT
+        | (CLIMBED - {"beta"}) | NETWORK | STARTS
+        | {"weight-decay", "ascent-method", "ascent-tol", "tries", "bits"},
     ),
     "deep-llgae bfgs, steps in training": (
         {"model": "deep-llgae", "ascent-method": "bfgs", "ascent": "given"},
-        GRADIENT | TRAINED | NETWORK | STARTS | {"weight-decay", "ascent-method", "tries"},
+        GRADIENT | TRAINED | NETWORK | STARTS | {"weight-decay", "ascent-method", "ascent-tol", "tries"},
     ),
     "autoencoder": ({"model": "autoencoder"}, GRADIENT | NETWORK),
     "autoencoder mlp": ({"model": "autoencoder", "decoder": "mlp"}, GRADIENT | NETWORK - {"channels"}),
@@ -162,8 +164,9 @@ OTHER: dict[str, Any] = {
     "candidates": "off", "shrinkage": 9.0, "optimizer": "sgd", "lr": 3e-4, "batch-size": 11, "start": "closed-form",
     "schedule": "one-cycle", "weight-decay": 0.5, "average": 0.5, "precision": "bfloat16", "flip": True,
     "decoder": "mlp", "width": 9, "channels": 3, "latent-start": "linear", "ascent": "given", "tau": 1e-2,
-    "ascent-epochs": 1, "ascent-steps": 2, "ascent-method": "bfgs", "tries": 2, "gates": "embedding", "gate-dim": 3,
-    "levels": 3, "sweeps": 2, "window": 2, "noise": 9.0, "bits": 50.0, "step": 30.0, "leave-one-out": True,
+    "ascent-epochs": 1, "ascent-steps": 2, "ascent-method": "bfgs", "ascent-tol": 0.25, "tries": 2,
+    "gates": "embedding", "gate-dim": 3, "levels": 3, "sweeps": 2, "window": 2, "noise": 9.0, "bits": 50.0,
+    "step": 30.0, "leave-one-out": True,
 }  # fmt: skip
 SIZES = {
     "kmeans": {"embed-dim": 0}, "pca": {"embed-dim": 2}, "autoencoder": {"embed-dim": 2},

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Decoder
-from llgae_cli.models.second_order import invert_curvature, minimise
+from llgae_cli.models.second_order import RACE, Energy, Value, invert_curvature, minimise
 
 pytestmark = pytest.mark.numeric
 D, E, N = 16, 4, 40
@@ -43,7 +43,7 @@ def test_one_step_with_the_exact_curvature_is_least_squares() -> None:
 
     exact = torch.linalg.lstsq(A, x.T).solution.T
     P = torch.linalg.inv(A.T @ A).expand(N, E, E)
-    assert torch.allclose(minimise(energy, draw(N, E, seed=3), P, 1)[0], exact, atol=1e-10)
+    assert torch.allclose(minimise(energy, draw(N, E, seed=3), P, 1, 0.0)[0], exact, atol=1e-10)
     unscaled = torch.eye(E).double().expand(N, E, E) / 50  # BFGS learns the curvature
     assert torch.allclose(minimise(energy, draw(N, E, seed=3), unscaled, 60, 0.0)[0], exact, atol=1e-6)
 
@@ -71,7 +71,7 @@ def test_the_last_step_needs_no_slope(steps: int) -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_an_affine_decoder_reaches_the_exact_code(alpha: float) -> None:
-    model, x = a_model(decoder="linear", n_step=20, alpha=alpha), 2 * draw(N, D, seed=2)
+    model, x = a_model(decoder="linear", n_step=20, tolerance=1e-4, alpha=alpha), 2 * draw(N, D, seed=2)
     code, pieces = model.encode(x), model.decoder.pieces
     assert pieces is not None
     for row in range(N):
@@ -112,12 +112,52 @@ def test_a_code_does_not_depend_on_the_other_rows() -> None:
         assert torch.equal(part.k, whole.k[rows]) and torch.allclose(part.b, whole.b[rows], atol=1e-8)
 
 
+def quartic(evaluated: list[int]) -> tuple[Energy, Value]:
+    """Return the energy (b - 1)^4 + row of each row, and its value alone; they count how often a row is evaluated."""
+
+    def value(rows: Tensor, b: Tensor) -> Tensor:
+        for row in rows.tolist():
+            evaluated[row] += 1
+        return (b - 1).pow(4).sum(1) + rows
+
+    return lambda rows, b: (value(rows, b), 4 * (b - 1).pow(3)), value
+
+
+def test_a_row_is_done_when_its_next_step_promises_little() -> None:
+    start, P = torch.tensor([[1.0], [1.1], [3.0]]).double(), torch.ones(3, 1, 1).double() / 48
+    for tolerance in (1e-1, 1e-3):
+        evaluated = [0, 0, 0]
+        energy, _ = quartic(evaluated)
+        b, P_end, energies = minimise(energy, start, P, 100, tolerance)
+        value, slope = energy(torch.arange(3), b)
+        promised = (slope * (P_end @ slope[:, :, None])[:, :, 0]).sum(1) / 2
+        assert torch.equal(energies, value) and bool((promised <= tolerance * value).all())
+        assert evaluated[0] == 2 and evaluated[1] == 2 < evaluated[2] < 100  # a start, and the check here
+
+
+def test_of_rivals_only_the_best_goes_on() -> None:
+    limit, steps = RACE[0], 10
+    start = torch.tensor([[4.0], [4.1], [9.0], [4.0], [torch.nan]]).double()
+    sample = torch.tensor([0, 0, 0, 3, 3])
+    evaluated = [0] * 5
+    energy, value = quartic(evaluated)
+    initial = value(torch.arange(5), start)
+    assert initial[1] < limit * initial[0] < initial[2]
+    evaluated[:] = [0] * 5
+    P = torch.ones(5, 1, 1).double() / 200
+    b, _, energies = minimise(energy, start, P, steps, 0.0, energy_only=value, sample=sample)
+    assert evaluated == [steps + 1, max(RACE) + 1, 1, steps + 1, 1]
+    assert torch.equal(energies[:4], value(torch.arange(4), b[:4])) and energies[4] == torch.inf
+    alone = minimise(energy, start, P, steps, 0.0, energy_only=value)[0]
+    assert torch.equal(b[[0, 3]], alone[[0, 3]])
+
+
 def test_steps_without_a_number_are_not_taken() -> None:
     def energy(rows: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return torch.where(b[:, 0] == 0, 1.0, torch.nan), torch.ones_like(b)
 
     start = torch.zeros(N, E).double()
-    assert torch.equal(minimise(energy, start, torch.eye(E).double().expand(N, E, E), 5)[0], start)
+    assert torch.equal(minimise(energy, start, torch.eye(E).double().expand(N, E, E), 5, 0.0)[0], start)
 
 
 @pytest.mark.parametrize(("K", "latents"), [(1, E), (3, 0), (1, 0), (3, 1)])
