@@ -192,8 +192,8 @@ class Fields(BaseModel):
     )
     tries: Positive = key(
         1,
-        "largest number of components under which b ascends at encoding: the best of the closed-form LLGAE, then those "
-        "whose squared residual there is less than 1.6 times the least",
+        "largest number of components that encoding considers: the best of the closed-form LLGAE, then those whose "
+        "squared residual there is less than 1.6 times the least; by bfgs only the best one takes all steps",
         AFFINE_START,
         later=True,
     )

@@ -15,8 +15,8 @@ from llgae_cli.models.second_order import invert_curvature, minimise
 from llgae_cli.threads import run_parallel, run_single_threaded
 
 CURVATURE_DRAWS = 4  # of each component; with 8 the test mean L2 of the deep LLGAE was lower by 0.06, after 8 steps
-PART_ROWS = 512  # rows of one ascent, or of one decoding: ascents of 2,048 took a quarter longer
-RIVAL = 1.6  # with three tries, two fifths of Fashion-MNIST's images have a rival, and most of what all would gain
+PART_ROWS = 512  # pairs of a row and a component in one ascent, or rows of one decoding; 2,048 took a quarter longer
+RIVAL = 1.6  # two fifths of Fashion-MNIST's images have a rival, for K = 11; two rivals gain most of what all would
 DECODED_ROWS = 4096  # pairs of a row and a component that are decoded at once
 PIECES_RATE = 50.0  # learning rate of mu over that of a network: mu is in grey levels, weights are about one
 SCALE_WITH_NETWORK = 0.1  # initial scale of W in a decoder with a network
@@ -32,9 +32,9 @@ class GAE(Model):
         x_hat     = g(k, b_k(T))
 
     The ascent starts at b_k(0) = 0 under every component. With `affine`, a fixed LLGAE, it starts at that model's code
-    and keeps its k. With `guide` too, b(0) is the output of a network. With `tries` above 1, `encode` ascends under the
-    next components of the affine model too, where their squared residual is within RIVAL of the least, and keeps the
-    best.
+    and keeps its k. With `guide` too, b(0) is the output of a network. With `tries` above 1, `encode` considers the
+    next components of the affine model too, where their squared residual is below RIVAL times the least. It keeps the
+    code of the greatest l; by BFGS only the best component takes all steps.
 
     `ascent` is the treatment of the T steps in training:
         through   the gradient of the loss passes through all steps (second derivatives of g)
@@ -136,46 +136,46 @@ class GAE(Model):
         """Return the code of x (n, D): k is the best of all components, or of those that the affine model proposes."""
         second_order = self.method == "bfgs" and self.affine is not None and self.n_step > 0
         P = self._initial_curvature() if second_order else None
-        parts = _compute_in_parts(lambda part: self._encode_rows(part, P), x)
+        tries = 1 if self.affine is None else min(self.tries, self.K)
+        parts = _compute_in_parts(lambda part: self._encode_rows(part, tries, P), x, pairs=tries)
         return Code(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def _encode_rows(self, x: Tensor, P: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _encode_rows(self, x: Tensor, tries: int, P: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the codes of x (n, D): k (n,), and b (n, E) by BFGS if the inverse curvature P (K, E, E) is given."""
         with self._precision(x):
-            near, candidates = self._list_candidates(x)
-            sample, k = near.nonzero()[:, 0], candidates[near]  # pairs of a row and a component
-            rows = x[sample]
+            near, candidates = self._list_candidates(x, tries)
+            sample, column = near.nonzero().T  # pairs of a row and a component
+            rows, k = x[sample], candidates[near]
             b = self._initial_latents(rows, k)
             if P is None:
                 b = self.ascend(rows, k, b, self.n_step)
+                energies = self._energy(rows, k, b) if tries > 1 else None
         if P is not None:
             energy, energy_only = partial(self._energy_and_slope, rows, k), partial(self._energy_of_rows, rows, k)
             # The algebra of BFGS needs all digits. The context also keeps the weights that those within it convert.
             with torch.autocast(x.device.type, enabled=False):
                 b, _, energies = minimise(energy, b, P[k], self.n_step, self.tolerance, energy_only, sample)
-        if len(k) == len(x):
+        if energies is None:
             return k, b
-        if P is None:
-            energies = self._energy_of_rows(rows, k, torch.arange(len(k), device=x.device), b)
-        squared = (2 * energies - self.alpha * b.square().sum(1)).nan_to_num(torch.inf)
-        every = torch.full_like(near, torch.inf, dtype=squared.dtype).masked_scatter(near, squared)
-        place = torch.zeros_like(candidates).masked_scatter(near, torch.arange(len(k), device=x.device))
-        best = place.gather(1, every.argmin(1, keepdim=True))[:, 0]
+        energies = energies.nan_to_num(torch.inf)
+        every = torch.full_like(near, torch.inf, dtype=energies.dtype).masked_scatter(near, energies)
+        best = column == every.argmin(1)[sample]
         return k[best], b[best]
 
-    def _list_candidates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return for x (n, D) which of m components may be the best, (n, m), and these components, (n, m).
+    def _list_candidates(self, x: Tensor, tries: int) -> tuple[Tensor, Tensor]:
+        """Return which of `tries` components may be the best for x (n, D), and these components, both (n, tries).
 
-        The first is the initial one. The others are the next ones of the affine model, `tries` - 1 at most.
+        The first one is the initial component, the others are the next ones of the affine model.
         """
         k = self._initial_component(x)[:, None]
-        tries = min(self.tries, self.K)
         if self.affine is None or tries == 1:
             return torch.ones_like(k, dtype=torch.bool), k
         with torch.autocast(x.device.type, enabled=False):
             squared = self.affine.measure_all(x)
         nearest = squared.scatter(1, k, -1.0).topk(tries, largest=False)  # k itself is the first
-        return nearest.values < RIVAL * squared.gather(1, k), nearest.indices
+        near = nearest.values < RIVAL * squared.gather(1, k)
+        near[:, 0] = True  # also where a distance overflows
+        return near, nearest.indices
 
     def decode(self, code: Code) -> Tensor:
         """Return g(k, b), shape (n, D)."""
@@ -302,7 +302,7 @@ class GAE(Model):
 
     def ascend(self, x: Tensor, k: Tensor, b: Tensor, steps: int, through: bool = False) -> Tensor:
         """Return the latents after ascent steps from b (n, E) under k (n,); differentiable with `through`."""
-        for _ in range(steps):
+        for _ in range(steps if len(b) else 0):
             b = b - self.beta * self._slope(x, k, b, through)
         return b if through else b.detach()
 
@@ -351,12 +351,16 @@ def _are_equal(one: Tensor, other: Tensor) -> bool:
     return (one.device, one.dtype) == (other.device, other.dtype) and torch.equal(one, other)
 
 
-def _compute_in_parts(compute: Callable[..., Any], *rows: Tensor) -> list[Any]:
-    """Return compute(*rows) without gradient, PART_ROWS of the n rows at a time, in parallel on the CPU."""
+def _compute_in_parts(compute: Callable[..., Any], *rows: Tensor, pairs: int = 1) -> list[Any]:
+    """Return compute(*rows) for parts of the rows, without gradient, in parallel on the CPU.
+
+    A part has at most PART_ROWS pairs, of which each row makes `pairs`.
+    """
     parts: list[Any] = []
+    size = max(1, PART_ROWS // pairs)
     run_parallel(
         torch.no_grad()(lambda part: compute(*part)),
-        list(zip(*(each.split(PART_ROWS) for each in rows), strict=True)),
+        list(zip(*(each.split(size) for each in rows), strict=True)),
         parts.append,
         rows[0].device.type == "cpu",
     )

@@ -42,9 +42,9 @@ def minimise(
         update  P' = (I - s y^T / y^T s) P (I - y s^T / y^T s) + s s^T / y^T s,    s = b' - b,  y = grad' - grad
 
     P (n, E, E) is the initial inverse curvature. The energy of a row never rises. A row is done, and is not evaluated
-    again, where the quadratic model expects its next step to lower the energy, by a/2 grad^T P grad, by less than
-    `tolerance` of it. With `energy_only`, the last step evaluates nothing else, and does not update P. Source: Nocedal
-    and Wright, Numerical Optimization, 2nd ed., equation 6.17.
+    again, where a/2 grad^T P grad, about what its next step may gain, is less than `tolerance` of its energy, or where
+    the energy is not finite. With `energy_only`, the last step evaluates nothing else, and does not update P. Source:
+    Nocedal and Wright, Numerical Optimization, 2nd ed., equation 6.17.
 
     sample  (n,), numbers below n: rows with the same number are rivals, and those that are behind are done, see `RACE`
     """

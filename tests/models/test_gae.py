@@ -123,20 +123,23 @@ def test_training_takes_the_ascent_from_an_epoch_on() -> None:
     assert losses[:2] == [first] * 2 and losses[2] == losses[3] < first
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
 @pytest.mark.parametrize("method", ["gradient", "bfgs"])
-def test_with_more_tries_the_best_of_several_components_is_kept(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = with_a_guide(beta=0.02, n_step=3, ascent="later", method=method), samples()
+def test_with_more_tries_the_best_of_several_components_is_kept(
+    method: str, alpha: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = with_a_guide(beta=0.02, n_step=3, ascent="later", method=method, alpha=alpha), samples()
     assert model.affine is not None and model.guide is not None
     first = model.encode(x)
     assert torch.equal(first.k, model.affine.choose(x))
-    codes, errors = [], []
+    codes, energies = [], []
     for j in range(K):
         with monkeypatch.context() as only:
             only.setattr(model.affine, "choose", lambda x, j=j: torch.full((len(x),), j))
             codes.append(model.encode(x))
         with torch.no_grad():
-            errors.append((x - model.decode(codes[-1])).square().sum(1))
-    best = torch.stack(errors, 1).argmin(1)
+            energies.append(model._energy(x, codes[-1].k, codes[-1].b))
+    best = torch.stack(energies, 1).argmin(1)
     model.tries = K
     monkeypatch.setattr(gae, "RIVAL", 1e9)
     monkeypatch.setattr(second_order, "RACE", {})  # all rivals take all steps
@@ -185,11 +188,13 @@ def test_parts_of_the_rows_are_coded_in_order(method: str, monkeypatch: pytest.M
 
 def test_a_model_is_built_as_its_config_says() -> None:
     values = {"ascent": "given", "ascent-epochs": 2, "ascent-steps": 3, "epochs": 5, "tries": 2, "n-step": 7}
+    values |= {"ascent-method": "bfgs", "ascent-tol": 0.25}
     model = build_model(
         parse_config({"model": "deep-llgae", "decoder": "mlp", "K": 3, "embed-dim": 2, **values}), SHAPE
     )
     assert isinstance(model, GAE)
     assert (model.ascent_from, model.training_steps, model.tries, model.n_step) == (3, 3, 2, 7)
+    assert (model.method, model.tolerance) == ("bfgs", 0.25)
 
 
 def test_initialised_from_an_llgae_it_keeps_the_component_and_latents_have_unit_variance() -> None:
