@@ -15,7 +15,8 @@ from llgae_cli.models.second_order import invert_curvature, minimise
 from llgae_cli.threads import run_parallel, run_single_threaded
 
 CURVATURE_DRAWS = 4  # of each component; with 8 the test mean L2 of the deep LLGAE was lower by 0.06, after 8 steps
-PART_ROWS = 512  # pairs of a row and a component in one ascent, or rows of one decoding; 2,048 took a quarter longer
+PART_ROWS = 512  # rows of one ascent, or of one decoding
+PART_PAIRS = 1536  # of a row and a component in one ascent, at most
 RIVAL = 1.6  # two fifths of Fashion-MNIST's images have a rival, for K = 11; two rivals gain most of what all would
 DECODED_ROWS = 4096  # pairs of a row and a component that are decoded at once
 PIECES_RATE = 50.0  # learning rate of mu over that of a network: mu is in grey levels, weights are about one
@@ -137,7 +138,8 @@ class GAE(Model):
         second_order = self.method == "bfgs" and self.affine is not None and self.n_step > 0
         P = self._initial_curvature() if second_order else None
         tries = 1 if self.affine is None else min(self.tries, self.K)
-        parts = _compute_in_parts(lambda part: self._encode_rows(part, tries, P), x, pairs=tries)
+        size = min(PART_ROWS, max(1, PART_PAIRS // tries))
+        parts = _compute_in_parts(lambda part: self._encode_rows(part, tries, P), x, size=size)
         return Code(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _encode_rows(self, x: Tensor, tries: int, P: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -181,7 +183,7 @@ class GAE(Model):
         """Return g(k, b), shape (n, D)."""
         if torch.is_grad_enabled() or code.b.device.type != "cpu":
             return self.decoder(code.k, code.b)
-        return torch.cat(_compute_in_parts(self.decoder, code.k, code.b))
+        return torch.cat(_compute_in_parts(self.decoder, code.k, code.b, size=PART_ROWS))
 
     def decoder_parts(self) -> Parts:
         """Return mu and W, where the decoder has them, and its network."""
@@ -351,13 +353,9 @@ def _are_equal(one: Tensor, other: Tensor) -> bool:
     return (one.device, one.dtype) == (other.device, other.dtype) and torch.equal(one, other)
 
 
-def _compute_in_parts(compute: Callable[..., Any], *rows: Tensor, pairs: int = 1) -> list[Any]:
-    """Return compute(*rows) for parts of the rows, without gradient, in parallel on the CPU.
-
-    A part has at most PART_ROWS pairs, of which each row makes `pairs`.
-    """
+def _compute_in_parts(compute: Callable[..., Any], *rows: Tensor, size: int) -> list[Any]:
+    """Return compute(*rows) without gradient, `size` rows at a time, in parallel on the CPU."""
     parts: list[Any] = []
-    size = max(1, PART_ROWS // pairs)
     run_parallel(
         torch.no_grad()(lambda part: compute(*part)),
         list(zip(*(each.split(size) for each in rows), strict=True)),
