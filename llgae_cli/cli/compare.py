@@ -59,7 +59,9 @@ def compare(
     evaluated, best, coded = by_mean_l2, by_mean_l2[0], []
     if bits is not None:
         shown, _ = figures.choose_compared(best)
-        coded = [code_at_rate(one, bits, shown) for one in evaluated]
+        for one in evaluated:
+            logger.info("coding the test samples by %s at %g bits", one.title, bits)
+            coded.append(code_at_rate(one, bits, shown))
         by_error = sorted(range(len(coded)), key=lambda i: coded[i].mean_squared_error)
         evaluated, coded = [evaluated[i] for i in by_error], [coded[i] for i in by_error]
     rows = comparison.compare(evaluated, coded)
