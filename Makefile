@@ -58,8 +58,8 @@ $(VENV)/installed: $(VENV)/runs
 	touch $@
 
 schema: install ## the JSON schemas that editors check configs with
-	$(LLGAE) config --schema > configs/config.schema.json
-	$(LLGAE) config --sweep-schema > configs/sweeps/sweep.schema.json
+	schema=$$($(LLGAE) config --schema) && printf '%s\n' "$$schema" > configs/config.schema.json
+	schema=$$($(LLGAE) config --sweep-schema) && printf '%s\n' "$$schema" > configs/sweeps/sweep.schema.json
 
 lint: install ## style, docstrings and types
 	$(BIN)/ruff check .
