@@ -93,6 +93,49 @@ def test_nested_tasks_run_in_the_same_thread_and_in_idle_ones(torch_threads: Any
     assert len(names) == 2
 
 
+def test_a_nested_call_runs_later_tasks_while_it_waits_for_one_in_another_thread(torch_threads: Any) -> None:
+    torch_threads(2)
+    begun, last_done = threading.Event(), threading.Event()
+    results: list[bool] = []
+
+    def work(j: int) -> bool:  # tasks 0 and 1 end only if another thread takes the next one
+        if j == 0:
+            return begun.wait(60)
+        (begun if j == 1 else last_done).set()
+        return last_done.wait(60)
+
+    run_parallel(lambda i: run_parallel(work, range(3), results.append), [0], lambda _: None)
+    assert results == [True] * 3
+
+
+def test_an_error_in_a_later_nested_task_is_raised_after_the_results_before_it(torch_threads: Any) -> None:
+    torch_threads(2)
+    begun, failed = threading.Event(), threading.Event()
+    results: list[int] = []
+
+    def work(j: int) -> int:
+        if j == 0:
+            begun.set()
+            assert failed.wait(60)
+        if j == 1:
+            failed.set()
+            raise ZeroDivisionError
+        return j
+
+    def items() -> Iterator[int]:
+        yield 0
+        assert begun.wait(60)  # another thread has task 0
+        yield 1
+
+    class Items(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            return items()
+
+    with pytest.raises(ZeroDivisionError):
+        run_parallel(lambda i: run_parallel(work, Items([0, 1]), results.append), [0], lambda _: None)
+    assert results == [0]
+
+
 def test_an_error_in_a_nested_task_cancels_all(torch_threads: Any) -> None:
     torch_threads(2)
 
