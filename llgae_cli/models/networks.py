@@ -77,10 +77,24 @@ class ConvDecoder(Network):
         h = self.spread(z).unflatten(1, (*self.grid, -1)).permute(0, 3, 1, 2)  # (n, C, h, w), channels last in memory
         for block in self.coarse:
             h = block(h, z)
-        h = functional.pixel_shuffle(self.up(h), 2).contiguous(memory_format=torch.channels_last)
+        h = self.enlarge(h)
         h = functional.pixel_shuffle(self.out(functional.silu(self.fine(h, z))), 2)
         h = h[:, :, : self.shape[0], : self.shape[1]]  # the grid is rounded up where a side is not a multiple of four
         return h.permute(0, 2, 3, 1).flatten(1)
+
+    def enlarge(self, h: Tensor) -> Tensor:
+        """Return pixel_shuffle(up(h), 2), (n, channels, 2 height, 2 width), for h (n, 2 channels, height, width).
+
+        With the rows of `up` in another order, the channels of a pixel are contiguous in its output, and are copied
+        together. `pixel_shuffle` copies number by number, which takes several times as long.
+        """
+        assert self.up.bias is not None
+        weight, bias = (
+            parameter.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)
+            for parameter in (self.up.weight.flatten(1), self.up.bias)
+        )
+        pixels = functional.linear(h.permute(0, 2, 3, 1), weight, bias).unflatten(3, (2, 2, -1))
+        return pixels.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 class ConvEncoder(Network):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.3  # added to the initial curvature, over its mean diagonal: full steps from a far start overshoot
-RACE = {0: 1.2, 3: 1.0}  # before these steps, rivals above this multiple of the least energy of their sample are done
+RACE = {0: 1.1, 3: 1.0}  # before these steps, rivals above this multiple of the least energy of their sample are done
+LAST = 3.0  # a step that may gain less than this multiple of the tolerance is the last one of its row
 STRAIGHT = 1e-8  # least cosine of step and change of slope at which the curvature is updated
 
 # (rows (m,), b (m, E)) -> (energy (m,), slope (m, E)) of those rows at b
@@ -43,8 +44,10 @@ def minimise(
 
     P (n, E, E) is the initial inverse curvature. The energy of a row never rises. A row is done, and is not evaluated
     again, where a/2 grad^T P grad, about what its next step may gain, is less than `tolerance` of its energy, or where
-    the energy is not finite. With `energy_only`, the last step evaluates nothing else, and does not update P. Source:
-    Nocedal and Wright, Numerical Optimization, 2nd ed., equation 6.17.
+    the energy is not finite. With `energy_only`, the last step of a row evaluates nothing else, and does not update P:
+    that of number `steps`, or one that may gain less than LAST times that. If it does not lower the energy, the row
+    stays where it was. Source: Nocedal and Wright, Numerical Optimization, 2nd ed., equation 6.17.
+
 
     sample  (n,), numbers below n: rows with the same number are rivals, and those that are behind are done, see `RACE`
     """
@@ -59,19 +62,24 @@ def minimise(
     unit = torch.eye(b.shape[1], device=b.device, dtype=b.dtype)
     for step in range(steps):
         s = -length[:, None] * (P @ slope[:, :, None])[:, :, 0]
-        going = -(s * slope).sum(1) / 2 > tolerance * value  # False for NaN
+        gain = -(s * slope).sum(1) / 2
+        going = gain > tolerance * value  # False for NaN, and where the energy is infinite
         if sample is not None and step in RACE:
             least = torch.full_like(energies, torch.inf).scatter_reduce(0, sample, energies, "amin")
             going &= value <= RACE[step] * least[sample[rows]]
+        if energy_only is not None:
+            last = going if step == steps - 1 else going & (gain < LAST * tolerance * value)
+            if bool(last.any()):
+                ending, end = rows[last], b[rows[last]] + s[last]
+                new_value = energy_only(ending, end)
+                lower = new_value < value[last]
+                b[ending] = torch.where(lower[:, None], end, b[ending])
+                energies[ending] = torch.where(lower, new_value, value[last])
+                going &= ~last
         rows, value, slope, length, P, s = (each[going] for each in (rows, value, slope, length, P, s))
         if len(rows) == 0:
             break
         at = b[rows]
-        if energy_only is not None and step == steps - 1:
-            new_value = energy_only(rows, at + s)
-            b[rows] = torch.where((new_value < value)[:, None], at + s, at)
-            energies[rows] = torch.where(new_value < value, new_value, value)
-            break
         new_value, new_slope = energy(rows, at + s)
         lower = new_value < value  # False for NaN
         b[rows] = torch.where(lower[:, None], at + s, at)

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle
 
 from llgae_cli.config import parse_config
 from llgae_cli.errors import InputError
 from llgae_cli.factory import build_model
 from llgae_cli.models import DECODERS, ENCODERS, GAE, LLGAE, Autoencoder, Code, Decoder, gae, second_order
+from llgae_cli.models.networks import ConvDecoder
 from llgae_cli.models.second_order import DAMPING
 
 pytestmark = pytest.mark.numeric
@@ -234,6 +236,21 @@ def test_networks_accept_images_of_any_size(shape: tuple[int, ...]) -> None:
         x = DECODERS[kind](K, E, shape, 8, 4)(k, b)
         assert x.shape == (2, n) and ENCODERS[kind](K, E, shape, 8, 4)(k, x).shape == (2, E)
         assert DECODERS[kind](K, 0, shape, 8, 4)(k, b[:, :0]).shape == (2, n)
+
+
+def test_a_convolutional_decoder_enlarges_by_pixel_shuffle() -> None:
+    generator = torch.Generator().manual_seed(9)
+    decoder = ConvDecoder(K, E, (10, 9), 8, 3).double()
+    decoder.initialise(generator)
+    h = torch.randn(5, 6, 3, 2, generator=generator, dtype=torch.float64)
+    h = h.contiguous(memory_format=torch.channels_last).requires_grad_()
+    larger, expected = decoder.enlarge(h), pixel_shuffle(decoder.up(h), 2)
+    assert larger.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(larger, expected, atol=1e-12)
+    inputs = [h, *decoder.up.parameters()]
+    gradients = [torch.autograd.grad(values.square().sum(), inputs) for values in (larger, expected)]
+    assert all(torch.allclose(p, q, atol=1e-12) for p, q in zip(*gradients, strict=True))
+    assert decoder.enlarge(h[:0]).shape == (0, 3, 6, 4)
 
 
 def test_a_convolution_over_plain_vectors_is_refused() -> None:

@@ -136,9 +136,41 @@ def test_a_row_is_done_when_its_next_step_promises_little() -> None:
         assert 2 < evaluated[2] < 100
 
 
+def test_the_last_step_of_a_row_evaluates_the_energy_alone() -> None:
+    start, P, tolerance = torch.tensor([[1.0], [2.0], [4.0]]).double(), torch.ones(3, 1, 1).double() / 96, 1e-3
+    evaluated, slopes = [0, 0, 0], [0, 0, 0]
+    energy, value = quartic(evaluated)
+
+    def energy_and_slope(rows: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        for row in rows.tolist():
+            slopes[row] += 1
+        return energy(rows, b)
+
+    b, _, energies = minimise(energy_and_slope, start, P, 100, tolerance, energy_only=value)
+    assert slopes[0] == evaluated[0] == 1  # done at the start
+    assert min(slopes[1:]) > 2  # steps before the last one
+    assert [together - with_slope for together, with_slope in zip(evaluated, slopes, strict=True)] == [0, 1, 1]
+    assert torch.equal(energies, value(torch.arange(3), b))
+    _, _, further = minimise(energy, b, P, 100, tolerance)
+    assert bool((energies - further <= 3 * tolerance * energies).all())
+
+
+def test_a_row_of_infinite_energy_is_done() -> None:
+    evaluated: list[list[int]] = []
+
+    def energy(rows: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        evaluated.append(rows.tolist())
+        return torch.where(rows == 1, torch.inf, b.square().sum(1)), torch.ones_like(b)
+
+    start = torch.ones(2, E).double()
+    b, _, energies = minimise(energy, start, torch.eye(E).double().expand(2, E, E) / 9, 3, 0.0)
+    assert [1 in rows for rows in evaluated] == [True] + [False] * (len(evaluated) - 1)
+    assert torch.equal(b[1], start[1]) and energies[1] == torch.inf and energies[0] < E
+
+
 def test_of_rivals_only_the_best_goes_on() -> None:
     limit, steps = RACE[0], 10
-    start = torch.tensor([[4.0], [4.1], [9.0], [4.0], [torch.nan]]).double()
+    start = torch.tensor([[4.0], [4.05], [9.0], [4.0], [torch.nan]]).double()
     sample = torch.tensor([0, 0, 0, 3, 3])
     evaluated = [0] * 5
     energy, value = quartic(evaluated)
