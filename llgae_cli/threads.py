@@ -149,9 +149,9 @@ def run_parallel(
     `check_cancelled` every few milliseconds. `consume` runs in the calling thread. An exception in either cancels all
     other tasks, waits for them, and is raised.
 
-    A call from within `work` runs its tasks in the same thread, except for those that idle threads start first; while
-    one of these is next, it runs later ones. With `parallel` false, as for work on a GPU or with shared buffers, all
-    tasks run in the calling thread.
+    A call from within `work` runs its tasks in the same thread, except for those that idle threads start first. Instead
+    of waiting for such a task, it runs later ones. With `parallel` false, as for work on a GPU or with shared buffers,
+    all tasks run in the calling thread.
     """
     inner = bool(_current.cancelled)
     threads = _pool[1] if inner and _pool is not None else count_threads()
@@ -169,8 +169,8 @@ def run_parallel(
         for _, item in zip(range(most), waiting, strict=False):
             running.append((item, pool.submit(_run, work, item, cancelled)))
 
-    def take_part(item: Item, future: Future[Result]) -> Result:
-        """Return the first running task's result; while another thread has it, compute later ones."""
+    def finish_first(item: Item, future: Future[Result]) -> Result:
+        """Return the result of the first task in `running`; while another thread has it, run later ones here."""
         if future.cancel():
             return work(item)
         for i in range(1, len(running)):
@@ -191,7 +191,7 @@ def run_parallel(
         submit(2 * threads)
         while running:
             item, future = running[0]
-            result = take_part(item, future) if inner else future.result()
+            result = finish_first(item, future) if inner else future.result()
             running.popleft()
             submit(1)
             consume(result)
