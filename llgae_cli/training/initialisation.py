@@ -4,17 +4,13 @@ It works on a subset of the rows in the leading principal coordinates, where a p
 one. Every restart, with its own random seed, goes through three steps:
 
 1. deterministic annealing: assignments are soft at first, softmax(-distance / T), and harden as T falls;
-2. split-merge moves: one component is removed and another one split in two, and the move is kept where the objective
-   after some passes is lower; of the K (K - 1) moves the most promising are tried first;
+2. split-merge moves, each kept where the objective after some passes is lower (see `moves`);
 3. passes over more rows.
 
 The restart with the lowest objective is mapped back into all D coordinates.
-
-Source of the moves: Ueda, Nakano, Ghahramani and Hinton, SMEM algorithm for mixture models, Neural Comp. 12 (2000).
 """
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,35 +22,26 @@ from torch import Tensor
 from llgae_cli.formatting import five_digits
 from llgae_cli.progress import NOBODY, Work
 from llgae_cli.threads import run_parallel, run_single_threaded
-from llgae_cli.training.components import Components, Coordinates, choose_seeds, halve, orthonormalise
+from llgae_cli.training.components import Components, Coordinates, choose_seeds, orthonormalise
+from llgae_cli.training.moves import search_moves
 from llgae_cli.training.restart_work import (
     ANNEALED_K,
     ANNEALING_PASSES,
     FINAL_EXPECTED,
-    HALF_PASSES,
-    MOVE_PASSES,
-    PATIENCE,
     PRINCIPAL_ROWS,
-    PROMISING_MOVES,
     count_preparation,
-    count_proposal,
     count_shrinkage_trials,
-    expect_moves,
     n_coordinates,
     part_of,
 )
-from llgae_cli.training.scoring import Scorer
-from llgae_cli.training.shrinkage import choose_strength, update_with_shrinkage
-from llgae_cli.training.statistics import (
-    update_components,
-)
-from llgae_cli.training.subset import Subset
+from llgae_cli.training.shrinkage import choose_strength
+from llgae_cli.training.statistics import update_components
+from llgae_cli.training.subset import Subset, run_passes
 
 logger = logging.getLogger(__name__)
 
 HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE = 0.35, 0.02  # over the mean squared residual before annealing
 SEEDED_K = 64
-JUDGE_FROM, JUDGE_MARGIN = 2, 0.02  # a move is rejected after pass i while above the best by the share 0.02 / i
 FINAL_PASSES, FINAL_TOL = 10, 1e-3
 SOLVED_K = 64  # with more components an eigenproblem for each costs more than the passes it saves
 
@@ -259,35 +246,6 @@ def seed_components(x: Tensor, K: int, E: int, generator: torch.Generator) -> Co
     return Components(mu, orthonormalise(U))
 
 
-def run_passes(
-    subset: Subset,
-    components: Components,
-    passes: int,
-    *,
-    tol: float = 0.0,
-    best: float = math.inf,
-    shrinkage: float = 0.0,
-) -> tuple[Components, float]:
-    """Run up to `passes` passes with hard assignments; return components and the objective of the last pass.
-
-    The components are those of the last pass, or of the pass before where the last one ended the loop: it gained less
-    than the share `tol`, or its objective was above `best` by more than the share JUDGE_MARGIN / pass. (In ten moves
-    that ended below `best`, no objective on the way was above it by more than two thirds of that margin.)
-    """
-    objective, lists = math.inf, subset.make_shortlists()
-    for i in range(passes):
-        statistics = subset.collect_statistics(components, shrinkage > 0, lists)
-        before, objective = objective, statistics.objective
-        converged = before - objective <= tol * objective and i > 0
-        if converged or (i >= JUDGE_FROM and objective > best * (1 + JUDGE_MARGIN / i)):
-            break
-        measured = components
-        components = run_single_threaded(
-            partial(update_with_shrinkage, measured, statistics, subset.coordinates, shrinkage), subset.on_cpu
-        )
-    return (components if math.isinf(objective) else measured), objective
-
-
 def solve_components(subset: Subset, components: Components) -> Components:
     """Return the optimum for the subset's assignments: mu_k the mean, U_k the E leading eigenvectors of the scatter.
 
@@ -303,75 +261,3 @@ def solve_components(subset: Subset, components: Components) -> Components:
         return Components(components.mu + mean_shift, torch.where(n > E, U, components.U))
 
     return run_single_threaded(solve, subset.on_cpu)
-
-
-def search_moves(
-    subset: Subset, components: Components, moves: int, generator: torch.Generator, following: float = 0.0
-) -> Components:
-    """Return the components after some passes and at most `moves` split-merge moves, each kept where it succeeds.
-
-    A move succeeds where the objective after its passes is lower. Ends after PATIENCE moves without success in a row.
-    `following`: operations that the restart takes after the search, about.
-    """
-    (K, d, E), n = components.U.shape, len(subset.x)
-    subset.step = "first passes"
-    best, lowest = run_passes(subset, components, MOVE_PASSES)
-    queue: list[Components] = []
-    failed = successes = 0
-    for i in range(moves):
-        subset.step = f"move {i + 1}"
-        subset.work.expect("restarts", expect_moves(n, d, K, E, moves - i, successes, failed) + following)
-        queue = queue or propose_moves(subset, best, generator)
-        if failed == PATIENCE or not queue:  # there is no move where no component has two samples
-            break
-        moved, objective = run_passes(subset, queue.pop(0), MOVE_PASSES, best=lowest)
-        if objective < lowest:
-            best, lowest, queue, failed, successes = moved, objective, [], 0, successes + 1
-        else:
-            failed += 1
-    subset.work.expect("restarts", following)
-    return best
-
-
-def propose_moves(subset: Subset, components: Components, generator: torch.Generator) -> list[Components]:
-    """Return the components after each of the PROMISING_MOVES best split-merge moves, the best one first.
-
-    A move removes component a, whose samples go to their second nearest component, and splits component b in two. Its
-    estimated gain is what the split wins on the samples of b after some passes, minus what the removal costs. The
-    estimate is pessimistic, because no other component adapts; but most moves that succeed have a high one.
-    """
-    removal_cost, distortion, k = score_removals(subset, components)
-    K = len(removal_cost)
-    halves: dict[int, Components] = {}
-    split_gain = torch.full((K,), -math.inf)
-    for b in range(K):
-        own = subset.x[k == b]
-        if len(own) > 1:
-            pair = halve(own, components.U[b], generator)
-            halves[b], objective = run_passes(Subset(own), pair, HALF_PASSES)
-            split_gain[b] = float(distortion[b]) - objective * len(own)
-    subset.count(count_proposal(len(subset.x), subset.x.shape[1], K, components.U.shape[2]))
-    gain = (split_gain[None, :] - removal_cost.cpu()[:, None]).fill_diagonal_(-math.inf)  # (a, b)
-    best = gain.flatten().topk(min(PROMISING_MOVES, K * (K - 1))).indices.tolist()
-    moved = []
-    for a, b in (divmod(move, K) for move in best):
-        if b in halves:
-            new = components.clone()
-            new.mu[[a, b]], new.U[[a, b]] = halves[b].mu, halves[b].U
-            moved.append(new)
-    return moved
-
-
-def score_removals(subset: Subset, components: Components) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the increase of the distortion if component k were removed (K,), the distortions (K,), and all k (n,).
-
-    Distortions are sums of squared residuals over the samples of a component. K is at least 2.
-    """
-    score, x = Scorer(components, subset.workspace), subset.x
-    cost, distortion, nearest = x.new_zeros(score.K), x.new_zeros(score.K), []
-    for part in subset.chunks():
-        two, k = score.distances(part).topk(2, dim=1, largest=False)
-        cost.index_add_(0, k[:, 0], two[:, 1] - two[:, 0])
-        distortion.index_add_(0, k[:, 0], two[:, 0] + part.square().sum(1))
-        nearest.append(k[:, 0])
-    return cost, distortion, torch.cat(nearest)

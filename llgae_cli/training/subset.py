@@ -1,15 +1,19 @@
-"""The rows that restarts work on, in the leading principal coordinates."""
+"""The rows that restarts work on, in the leading principal coordinates, and passes over them."""
 
 import copy
+import math
 from collections.abc import Iterator
+from functools import partial
 
 from torch import Tensor
 
 from llgae_cli.progress import NOBODY, Work
+from llgae_cli.threads import run_single_threaded
 from llgae_cli.training.components import Components, Coordinates
 from llgae_cli.training.restart_work import count_operations
 from llgae_cli.training.scoring import Scorer, Workspace
 from llgae_cli.training.shortlists import Shortlists
+from llgae_cli.training.shrinkage import update_with_shrinkage
 from llgae_cli.training.statistics import (
     Statistics,
     collect_in_shards,
@@ -19,6 +23,7 @@ from llgae_cli.training.statistics import (
 )
 
 SHARD_ROWS = 6000  # large ones: restarts run in parallel, and wait for each other at each call
+JUDGE_FROM, JUDGE_MARGIN = 2, 0.02  # a move is rejected after pass i while above the best by the share 0.02 / i
 
 
 class Subset:
@@ -96,3 +101,32 @@ class Subset:
         statistics = sum_over_shards(collect, 0, len(self.x), K, self.on_cpu, SHARD_ROWS)
         self.count(2 * self.pass_operations(components))
         return statistics
+
+
+def run_passes(
+    subset: Subset,
+    components: Components,
+    passes: int,
+    *,
+    tol: float = 0.0,
+    best: float = math.inf,
+    shrinkage: float = 0.0,
+) -> tuple[Components, float]:
+    """Run up to `passes` passes with hard assignments; return components and the objective of the last pass.
+
+    The components are those of the last pass, or of the pass before where the last one ended the loop: it gained less
+    than the share `tol`, or its objective was above `best` by more than the share JUDGE_MARGIN / pass. (In ten moves
+    that ended below `best`, no objective on the way was above it by more than two thirds of that margin.)
+    """
+    objective, lists = math.inf, subset.make_shortlists()
+    for i in range(passes):
+        statistics = subset.collect_statistics(components, shrinkage > 0, lists)
+        before, objective = objective, statistics.objective
+        converged = before - objective <= tol * objective and i > 0
+        if converged or (i >= JUDGE_FROM and objective > best * (1 + JUDGE_MARGIN / i)):
+            break
+        measured = components
+        components = run_single_threaded(
+            partial(update_with_shrinkage, measured, statistics, subset.coordinates, shrinkage), subset.on_cpu
+        )
+    return (components if math.isinf(objective) else measured), objective

@@ -12,19 +12,16 @@ from llgae_cli.training.initialisation import (
     SEEDED_K,
     Restart,
     Restarts,
-    Subset,
     anneal,
     best_restart,
     n_coordinates,
     principal_coordinates,
-    propose_moves,
-    run_passes,
-    score_removals,
-    search_moves,
     seed_components,
     solve_components,
 )
+from llgae_cli.training.moves import propose_moves, score_removals, search_moves
 from llgae_cli.training.statistics import collect_statistics
+from llgae_cli.training.subset import Subset, run_passes
 
 pytestmark = pytest.mark.numeric
 DOUBLE = torch.float64
