@@ -6,6 +6,7 @@ Source: Ueda, Nakano, Ghahramani and Hinton, SMEM algorithm for mixture models, 
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,8 +20,11 @@ from llgae_cli.training.restart_work import (
     count_proposal,
     expect_moves,
 )
-from llgae_cli.training.scoring import Scorer
+from llgae_cli.training.scoring import PairScorer, Scorer, Workspace
+from llgae_cli.training.statistics import collect_statistics, update_components
 from llgae_cli.training.subset import Subset, run_passes
+
+WIDE = 64  # rows of fewer values: all splits are fitted together. Wider ones gain nothing at 200, with 11 components
 
 
 def search_moves(
@@ -60,14 +64,10 @@ def propose_moves(subset: Subset, components: Components, generator: torch.Gener
     """
     removal_cost, distortion, k = score_removals(subset, components)
     K = len(removal_cost)
-    halves: dict[int, Components] = {}
+    halves = split_each(subset, components, k, generator)
     split_gain = torch.full((K,), -math.inf)
-    for b in range(K):
-        own = subset.x[k == b]
-        if len(own) > 1:
-            pair = halve(own, components.U[b], generator)
-            halves[b], objective = run_passes(Subset(own), pair, HALF_PASSES)
-            split_gain[b] = float(distortion[b]) - objective * len(own)
+    for b, half in halves.items():
+        split_gain[b] = float(distortion[b]) - half.distortion
     subset.count(count_proposal(len(subset.x), subset.x.shape[1], K, components.U.shape[2]))
     gain = (split_gain[None, :] - removal_cost.cpu()[:, None]).fill_diagonal_(-math.inf)  # (a, b)
     best = gain.flatten().topk(min(PROMISING_MOVES, K * (K - 1))).indices.tolist()
@@ -75,7 +75,7 @@ def propose_moves(subset: Subset, components: Components, generator: torch.Gener
     for a, b in (divmod(move, K) for move in best):
         if b in halves:
             new = components.clone()
-            new.mu[[a, b]], new.U[[a, b]] = halves[b].mu, halves[b].U
+            new.mu[[a, b]], new.U[[a, b]] = halves[b].components.mu, halves[b].components.U
             moved.append(new)
     return moved
 
@@ -93,3 +93,49 @@ def score_removals(subset: Subset, components: Components) -> tuple[Tensor, Tens
         distortion.index_add_(0, k[:, 0], two[:, 0] + part.square().sum(1))
         nearest.append(k[:, 0])
     return cost, distortion, torch.cat(nearest)
+
+
+@dataclass
+class Split:
+    """Two components in place of one, and their distortion over its samples."""
+
+    components: Components
+    distortion: float = math.inf
+
+
+def split_each(subset: Subset, components: Components, k: Tensor, generator: torch.Generator) -> dict[int, Split]:
+    """Return the split of each component with two samples or more, given the components k (n,) of all samples."""
+    counts = torch.bincount(k, minlength=len(components.mu)).tolist()
+    parts = subset.x[torch.argsort(k, stable=True)].split(counts)
+    rows = {b: own for b, own in enumerate(parts) if len(own) > 1}
+    splits = {b: Split(halve(own, components.U[b], generator)) for b, own in rows.items()}
+    groups = [[b] for b in rows]
+    if rows and subset.x.shape[1] < WIDE:
+        groups = [list(rows)]
+    for group in groups:
+        run_pair_passes([rows[b] for b in group], [splits[b] for b in group], subset.workspace)
+    return splits
+
+
+def run_pair_passes(rows: list[Tensor], splits: list[Split], workspace: Workspace) -> None:
+    """Run up to HALF_PASSES passes of each split over its own rows (n, d), while its distortion falls."""
+    pairs = [split.components for split in splits]
+    components = Components(torch.cat([pair.mu for pair in pairs]), torch.cat([pair.U for pair in pairs]))
+    x = torch.cat(rows)
+    for _ in range(HALF_PASSES):
+        score = PairScorer(components, [len(own) for own in rows], workspace)
+        statistics = collect_statistics([x], components, score=score)
+        distortions = statistics.distortion.view(-1, 2).sum(1).tolist()
+        following = update_components(components, statistics)
+        going = [i for i, split in enumerate(splits) if distortions[i] < split.distortion]
+        for i in going:
+            pair = slice(2 * i, 2 * i + 2)
+            splits[i].components = Components(components.mu[pair], components.U[pair])
+            splits[i].distortion = distortions[i]
+        if not going:
+            return
+        if len(going) < len(splits):
+            rows, splits = [rows[i] for i in going], [splits[i] for i in going]
+            kept = [j for i in going for j in (2 * i, 2 * i + 1)]
+            x, following = torch.cat(rows), Components(following.mu[kept], following.U[kept])
+        components = following

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llgae_cli.inference import within_rounding
 from llgae_cli.training.components import Components
 
 COLUMNS = 384  # of a tile, at most
@@ -83,6 +84,13 @@ class Scorer:
         best, k, z = (torch.cat(column) for column in zip(*parts, strict=True))
         return best, k, z
 
+    def choose_allowed(self, x: Tensor, rows: Tensor, squared: Tensor) -> Tensor:
+        """Return which components may be the nearest, but for rounding, (m, K), of the samples x[rows].
+
+        x is that of the last call of `nearest`; `squared` (m,) are the |x|^2 of the samples.
+        """
+        return within_rounding(self.distances(x[rows]), squared[:, None])
+
     def _nearest(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows = torch.arange(len(x), device=x.device)
         nearest: tuple[Tensor, Tensor, Tensor] | None = None
@@ -117,10 +125,12 @@ class Scorer:
 
         The next call overwrites z.
         """
-        tile = self.tiles[i]
-        T, E = len(tile.constant), self.E
-        product = self.multiply(i, x)
-        distance = product[:, T * E : T * (E + 1)] + tile.constant
+        return self._score(self.multiply(i, x), self.tiles[i].constant)
+
+    def _score(self, product: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `score_tile` does, given the product (n, w), and |m_k|^2, (T,) or (n, T)."""
+        T, E = constant.shape[-1], self.E
+        distance = product[:, T * E : T * (E + 1)] + constant
         if E <= FEW_AXES:
             by_axis = product[:, : T * E].unflatten(1, (E, T))
             for z_e in by_axis.unbind(1):
@@ -142,6 +152,37 @@ class Scorer:
     def gather(self, x: Tensor, order: Tensor) -> Tensor:
         """Return the samples x[order] as floats; the next call overwrites them."""
         return torch.index_select(x, 0, order, out=self.workspace.buffer("sorted", x, *x.shape))
+
+
+class PairScorer(Scorer):
+    """A `Scorer` for pairs of components, 2 p and 2 p + 1, where each sample is scored under one pair only.
+
+    The samples of all pairs share the operations other than products: one by one, pairs with few samples would take
+    longer to start these operations than to run them.
+    """
+
+    def __init__(self, pairs: Components, counts: list[int], workspace: Workspace):
+        """`counts`: number of samples of each pair. `nearest` takes them together, in this order."""
+        super().__init__(pairs, workspace, columns=2 * (pairs.U.shape[2] + 1))  # a tile is a pair
+        self.counts, device = counts, pairs.mu.device
+        pair = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
+        self.constant = torch.stack([tile.constant for tile in self.tiles])[pair]  # (n, 2)
+        self.candidates = torch.stack([2 * pair, 2 * pair + 1], 1)
+
+    def nearest(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the least distance minus |x|^2 (n,), its component k (n,) and z (n, E) there, for x (n, D)."""
+        product = self.workspace.buffer("product", x, len(x), self.tiles[0].matrix.shape[1])
+        for tile, part, out in zip(self.tiles, x.split(self.counts), product.split(self.counts), strict=True):
+            torch.mm(part, tile.matrix, out=out)
+        self.scored, z = self._score(product, self.constant)
+        best, column = self.scored.min(1)
+        rows = torch.arange(len(x), device=x.device)
+        return best, self.candidates[rows, column], z[rows, column]
+
+    def choose_allowed(self, x: Tensor, rows: Tensor, squared: Tensor) -> Tensor:
+        """Return which components of its pair may be the nearest, but for rounding, (m, K), of each sample x[rows]."""
+        allowed = torch.zeros(len(rows), self.K, dtype=torch.bool, device=x.device)
+        return allowed.scatter_(1, self.candidates[rows], within_rounding(self.scored[rows], squared[:, None]))
 
 
 def orthogonal_offsets(components: Components) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llgae_cli.inference import choose_exactly, has_lost_digits, within_rounding
+from llgae_cli.inference import choose_exactly, has_lost_digits
 from llgae_cli.threads import check_cancelled, run_parallel
 from llgae_cli.training.components import Components, Coordinates, orthonormalise
 from llgae_cli.training.scoring import Scorer, Workspace, project_each
@@ -124,7 +124,7 @@ def collect_statistics(
         lost = has_lost_digits(distance, squared)
         if bool(lost.any()):
             some = lost.nonzero()[:, 0]
-            allowed = within_rounding(score.distances(x[order[some]]), squared[some, None])
+            allowed = score.choose_allowed(x, order[some], squared[some])
             k[some], exact = choose_exactly(rows[some], components.mu, components.U, allowed)
             distance = distance.to(exact.dtype).index_copy_(0, some, exact)
             again = torch.argsort(k)

@@ -19,7 +19,9 @@ from llgae_cli.training.initialisation import (
     seed_components,
     solve_components,
 )
-from llgae_cli.training.moves import propose_moves, score_removals, search_moves
+from llgae_cli.training.moves import propose_moves, score_removals, search_moves, split_each
+from llgae_cli.training.restart_work import HALF_PASSES
+from llgae_cli.training.scoring import PairScorer, Workspace
 from llgae_cli.training.statistics import collect_statistics
 from llgae_cli.training.subset import Subset, run_passes
 
@@ -215,6 +217,32 @@ def test_the_cost_of_a_removal_is_the_rise_of_the_objective_without_the_componen
         without = Components(components.mu[others], components.U[others])
         rise = (collect_statistics([x], without).objective - objective) * len(x)
         assert float(cost[j]) == pytest.approx(rise, rel=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e9])
+def test_pairs_scored_together_are_assigned_as_each_alone(offset: float) -> None:
+    x, pairs = planes() + offset, random_components(planes(), 4)
+    pairs = Components(pairs.mu + offset, pairs.U)
+    together = collect_statistics([x.clone()], pairs, score=PairScorer(pairs, [300, 600], Workspace()))
+    for p, rows in enumerate((x[:300], x[300:])):
+        pair = slice(2 * p, 2 * p + 2)
+        alone = collect_statistics([rows.clone()], Components(pairs.mu[pair], pairs.U[pair]))
+        assert torch.equal(together.count[pair], alone.count) and alone.count.min() > 0
+        torch.testing.assert_close(together.distortion[pair], alone.distortion)
+        torch.testing.assert_close(together.centred_product[pair], alone.centred_product)
+
+
+def test_components_split_together_are_split_as_each_alone() -> None:
+    x = planes()
+    components, _ = run_passes(Subset(x), random_components(x), 4)
+    k = score_removals(Subset(x), components)[2]
+    splits = split_each(Subset(x), components, k, generator())
+    draws = generator()
+    for j in range(K):
+        pair = halve(x[k == j], components.U[j], draws)
+        alone, objective = run_passes(Subset(x[k == j]), pair, HALF_PASSES)
+        assert splits[j].distortion == pytest.approx(objective * int((k == j).sum()))
+        torch.testing.assert_close(splits[j].components.mu, alone.mu)
 
 
 def test_a_move_replaces_two_components_and_keeps_the_others() -> None:
