@@ -125,7 +125,8 @@ def build_trainer(config: Config, model: Model, samples: Samples, shape: tuple[i
         affine=_build_closed_form(config, _build_llgae(config, (samples.D,)).to(samples.device), samples)
         if from_closed_form
         else None,
-        one_cycle=config.epochs if config.schedule == "one-cycle" else 0,
+        schedule=config.schedule,
+        epochs=config.epochs,
         weight_decay=config.weight_decay,
         average=config.average,
         mirrored=shape if config.flip else None,

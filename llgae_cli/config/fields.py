@@ -118,8 +118,12 @@ class Fields(BaseModel):
         | when(trainer="gradient", model=("llgae", "pca", "kmeans", "soft-llgae", "residual", "shift")),
         later=True,
     )
-    schedule: Literal["constant", "one-cycle"] = key(
-        "constant", "learning rate: constant, or a rise to lr and a fall to 0 over the epochs", GRADIENT, later=True
+    schedule: Literal["constant", "one-cycle", "trapezoidal"] = key(
+        "constant",
+        "learning rate: constant; one-cycle: rises to lr, then falls to 0 along a cosine; trapezoidal: rises to lr, "
+        "stays there, then falls to 0 linearly. Both end with the last epoch",
+        GRADIENT,
+        later=True,
     )
     weight_decay: float = key(
         0.0,

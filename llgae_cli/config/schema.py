@@ -120,7 +120,7 @@ class Config(Fields):
         the learning rate or the ascent follows the number of epochs.
         """
         neutral = frozenset(name for name, notes in KEYS.items() if notes.neutral)
-        planned = self.schedule == "one-cycle" or self.ascent_epochs > 0
+        planned = self.schedule != "constant" or self.ascent_epochs > 0
         return neutral - {"epochs"} if planned else neutral
 
 

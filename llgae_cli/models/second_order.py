@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.3  # added to the initial curvature, over its mean diagonal: full steps from a far start overshoot
-RACE = {0: 1.1, 3: 1.0}  # before these steps, rivals above this multiple of the least energy of their sample are done
+RACE = {0: 1.05, 3: 1.0}  # before these steps, rivals above this multiple of the least energy of their sample are done
 LAST = 3.0  # a step that may gain less than this multiple of the tolerance is the last one of its row
 STRAIGHT = 1e-8  # least cosine of step and change of slope at which the curvature is updated
 

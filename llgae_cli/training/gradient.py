@@ -38,7 +38,35 @@ FIRST_PRICE = 0.2  # the price of a bit after the first step, in units of that s
 PRICE_GAIN = 0.02  # relative change of the price in a step, over the relative excess of the rate
 INITIAL_ROWS = 10_000  # rows from which a model is initialised
 PARTS, PART_OPERATIONS = 2, 4e9  # a mini-batch of more operations is divided into parts, which run in parallel
-RISE, RISE_FROM = 0.15, 0.1  # one-cycle: share of the steps in which the rate rises, and its first value over its peak
+
+
+def one_cycle(done: float) -> float:
+    """Return the learning rate over its peak where the share `done` of the steps is done: up, then a cosine to 0.
+
+    Source: Smith and Topin, Super-convergence, arXiv 1708.07120 (2017).
+    """
+    rise = 0.15
+    if done < rise:
+        return warm_up(done / rise)
+    return (1 + math.cos(math.pi * ((done - rise) / (1 - rise)))) / 2
+
+
+def trapezoid(done: float) -> float:
+    """Return the learning rate over its peak as `one_cycle` does: up, constant, then linearly down to 0.
+
+    It is also called warmup-stable-decay. Source: Haegele and others, Scaling laws and compute-optimal training beyond
+    fixed training durations, arXiv 2405.18392 (2024).
+    """
+    rise, fall = 0.05, 0.4
+    return warm_up(done / rise) if done < rise else min(1.0, (1 - done) / fall)
+
+
+def warm_up(done: float) -> float:
+    """Return the learning rate over its peak where the share `done` of the rise is done."""
+    return 0.1 + 0.9 * done
+
+
+SCHEDULES = {"one-cycle": one_cycle, "trapezoidal": trapezoid}
 
 
 class Gradient(Trainer):
@@ -60,7 +88,8 @@ class Gradient(Trainer):
         lr: float,
         batch_size: int,
         affine: ClosedForm | None = None,
-        one_cycle: int = 0,
+        schedule: str = "constant",
+        epochs: int = 0,
         weight_decay: float = 0.0,
         average: float = 0.0,
         mirrored: tuple[int, ...] | None = None,
@@ -70,7 +99,8 @@ class Gradient(Trainer):
         """Prepare a run.
 
         affine     trainer of the LLGAE that the model is initialised from, if any
-        one_cycle  number of epochs of the one-cycle schedule; 0: a constant learning rate
+        schedule   schedule of the learning rate, see SCHEDULES
+        epochs     number of epochs over which the schedule runs; not used if it is constant
         average    EMA decay of the parameters; the model holds the average after each epoch. 0 turns it off
         mirrored   shape of a sample, to train on mirror images too
         noise      standard deviation of the noise on the inputs of a denoising autoencoder
@@ -78,7 +108,7 @@ class Gradient(Trainer):
                    price rises if the batch took more bits, and falls if it took fewer. 0: no rate
         """
         self.model, self.samples, self.batch_size = model, samples, batch_size
-        self.affine, self.one_cycle, self.average = affine, one_cycle, average
+        self.affine, self.schedule, self.epochs, self.average = affine, schedule, epochs, average
         self.mirrored, self.noise, self.bits = mirrored, noise, bits
         self.price = 0.0  # of a bit, in units of the mean L2; the first batch sets it
         self.generator = torch.Generator().manual_seed(seed)
@@ -174,13 +204,10 @@ class Gradient(Trainer):
         self.generator.set_state(state)
 
     def rate_factor(self, step: int) -> float:
-        """Return the learning rate of a step of the run over its peak: linear up, then along a cosine down to 0."""
-        if not self.one_cycle:
+        """Return the learning rate of a step of the run over its peak."""
+        if self.schedule == "constant":
             return 1.0
-        done = step / (self.one_cycle * self.steps_per_epoch)
-        if done < RISE:
-            return RISE_FROM + (1 - RISE_FROM) * done / RISE
-        return (1 + math.cos(math.pi * min(1.0, (done - RISE) / (1 - RISE)))) / 2
+        return SCHEDULES[self.schedule](min(1.0, step / (self.epochs * self.steps_per_epoch)))
 
     def _resume_schedule(self) -> LambdaLR:
         """Return the schedule of the learning rates, which are set for the first step of the next epoch."""

@@ -7,10 +7,12 @@ Source: Ueda, Nakano, Ghahramani and Hinton, SMEM algorithm for mixture models, 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from llgae_cli.threads import run_single_threaded
 from llgae_cli.training.components import Components, halve
 from llgae_cli.training.restart_work import (
     HALF_PASSES,
@@ -24,7 +26,7 @@ from llgae_cli.training.scoring import PairScorer, Scorer, Workspace
 from llgae_cli.training.statistics import collect_statistics, update_components
 from llgae_cli.training.subset import Subset, run_passes
 
-WIDE = 64  # rows of fewer values: all splits are fitted together. Wider ones gain nothing at 200, with 11 components
+WIDE = 64  # values of a row; the splits of narrower rows are fitted together. At 200, with K = 11, that saves no time
 
 
 def search_moves(
@@ -64,18 +66,18 @@ def propose_moves(subset: Subset, components: Components, generator: torch.Gener
     """
     removal_cost, distortion, k = score_removals(subset, components)
     K = len(removal_cost)
-    halves = split_each(subset, components, k, generator)
+    splits = split_each(subset, components, k, generator)
     split_gain = torch.full((K,), -math.inf)
-    for b, half in halves.items():
-        split_gain[b] = float(distortion[b]) - half.distortion
+    for b, split in splits.items():
+        split_gain[b] = float(distortion[b]) - split.distortion
     subset.count(count_proposal(len(subset.x), subset.x.shape[1], K, components.U.shape[2]))
     gain = (split_gain[None, :] - removal_cost.cpu()[:, None]).fill_diagonal_(-math.inf)  # (a, b)
     best = gain.flatten().topk(min(PROMISING_MOVES, K * (K - 1))).indices.tolist()
     moved = []
     for a, b in (divmod(move, K) for move in best):
-        if b in halves:
+        if gain[a, b] > -math.inf:
             new = components.clone()
-            new.mu[[a, b]], new.U[[a, b]] = halves[b].components.mu, halves[b].components.U
+            new.mu[[a, b]], new.U[[a, b]] = splits[b].components.mu, splits[b].components.U
             moved.append(new)
     return moved
 
@@ -100,7 +102,7 @@ class Split:
     """Two components in place of one, and their distortion over its samples."""
 
     components: Components
-    distortion: float = math.inf
+    distortion: float
 
 
 def split_each(subset: Subset, components: Components, k: Tensor, generator: torch.Generator) -> dict[int, Split]:
@@ -108,34 +110,40 @@ def split_each(subset: Subset, components: Components, k: Tensor, generator: tor
     counts = torch.bincount(k, minlength=len(components.mu)).tolist()
     parts = subset.x[torch.argsort(k, stable=True)].split(counts)
     rows = {b: own for b, own in enumerate(parts) if len(own) > 1}
-    splits = {b: Split(halve(own, components.U[b], generator)) for b, own in rows.items()}
+    halves = {b: halve(own, components.U[b], generator) for b, own in rows.items()}
     groups = [[b] for b in rows]
     if rows and subset.x.shape[1] < WIDE:
         groups = [list(rows)]
+    splits: dict[int, Split] = {}
     for group in groups:
-        run_pair_passes([rows[b] for b in group], [splits[b] for b in group], subset.workspace)
+        fit = partial(fit_pairs, [rows[b] for b in group], [halves[b] for b in group], subset.workspace)
+        splits |= zip(group, run_single_threaded(fit, subset.on_cpu), strict=True)
     return splits
 
 
-def run_pair_passes(rows: list[Tensor], splits: list[Split], workspace: Workspace) -> None:
-    """Run up to HALF_PASSES passes of each split over its own rows (n, d), while its distortion falls."""
-    pairs = [split.components for split in splits]
+def fit_pairs(rows: list[Tensor], pairs: list[Components], workspace: Workspace) -> list[Split]:
+    """Return each pair after up to HALF_PASSES passes over its own rows (n, d), while its distortion falls.
+
+    It is the pair of the pass with the lowest distortion.
+    """
+    splits = [Split(pair, math.inf) for pair in pairs]
+    going = list(range(len(pairs)))  # pairs whose distortion still falls
     components = Components(torch.cat([pair.mu for pair in pairs]), torch.cat([pair.U for pair in pairs]))
     x = torch.cat(rows)
-    for _ in range(HALF_PASSES):
-        score = PairScorer(components, [len(own) for own in rows], workspace)
+    for i in range(HALF_PASSES):
+        score = PairScorer(components, [len(rows[p]) for p in going], workspace)
         statistics = collect_statistics([x], components, score=score)
         distortions = statistics.distortion.view(-1, 2).sum(1).tolist()
-        following = update_components(components, statistics)
-        going = [i for i, split in enumerate(splits) if distortions[i] < split.distortion]
-        for i in going:
-            pair = slice(2 * i, 2 * i + 2)
-            splits[i].components = Components(components.mu[pair], components.U[pair])
-            splits[i].distortion = distortions[i]
-        if not going:
-            return
-        if len(going) < len(splits):
-            rows, splits = [rows[i] for i in going], [splits[i] for i in going]
-            kept = [j for i in going for j in (2 * i, 2 * i + 1)]
-            x, following = torch.cat(rows), Components(following.mu[kept], following.U[kept])
-        components = following
+        fallen = [j for j, p in enumerate(going) if distortions[j] < splits[p].distortion]
+        for j in fallen:
+            pair = slice(2 * j, 2 * j + 2)
+            splits[going[j]] = Split(Components(components.mu[pair], components.U[pair]), distortions[j])
+        if not fallen or i == HALF_PASSES - 1:
+            break
+        components = update_components(components, statistics)
+        if len(fallen) < len(going):
+            kept = [index for j in fallen for index in (2 * j, 2 * j + 1)]
+            components = Components(components.mu[kept], components.U[kept])
+            going = [going[j] for j in fallen]
+            x = torch.cat([rows[p] for p in going])
+    return splits

@@ -84,8 +84,8 @@ class Scorer:
         best, k, z = (torch.cat(column) for column in zip(*parts, strict=True))
         return best, k, z
 
-    def choose_allowed(self, x: Tensor, rows: Tensor, squared: Tensor) -> Tensor:
-        """Return which components may be the nearest, but for rounding, (m, K), of the samples x[rows].
+    def find_allowed(self, x: Tensor, rows: Tensor, squared: Tensor) -> Tensor:
+        """Return which components may be the nearest, given rounding errors, of the samples x[rows], (m, K).
 
         x is that of the last call of `nearest`; `squared` (m,) are the |x|^2 of the samples.
         """
@@ -155,10 +155,10 @@ class Scorer:
 
 
 class PairScorer(Scorer):
-    """A `Scorer` for pairs of components, 2 p and 2 p + 1, where each sample is scored under one pair only.
+    """A `Scorer` for pairs of components, 2 p and 2 p + 1: `nearest` scores each sample under one pair only.
 
-    The samples of all pairs share the operations other than products: one by one, pairs with few samples would take
-    longer to start these operations than to run them.
+    All operations except products run on the samples of all pairs at once: for pairs of few samples, starting an
+    operation takes longer than running it. It keeps the scores of the last samples, so one thread uses it at a time.
     """
 
     def __init__(self, pairs: Components, counts: list[int], workspace: Workspace):
@@ -179,8 +179,8 @@ class PairScorer(Scorer):
         rows = torch.arange(len(x), device=x.device)
         return best, self.candidates[rows, column], z[rows, column]
 
-    def choose_allowed(self, x: Tensor, rows: Tensor, squared: Tensor) -> Tensor:
-        """Return which components of its pair may be the nearest, but for rounding, (m, K), of each sample x[rows]."""
+    def find_allowed(self, x: Tensor, rows: Tensor, squared: Tensor) -> Tensor:
+        """Return which components of its pair may be the nearest, given rounding errors, of each sample x[rows]."""
         allowed = torch.zeros(len(rows), self.K, dtype=torch.bool, device=x.device)
         return allowed.scatter_(1, self.candidates[rows], within_rounding(self.scored[rows], squared[:, None]))
 

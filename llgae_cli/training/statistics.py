@@ -124,7 +124,7 @@ def collect_statistics(
         lost = has_lost_digits(distance, squared)
         if bool(lost.any()):
             some = lost.nonzero()[:, 0]
-            allowed = score.choose_allowed(x, order[some], squared[some])
+            allowed = score.find_allowed(x, order[some], squared[some])
             k[some], exact = choose_exactly(rows[some], components.mu, components.U, allowed)
             distance = distance.to(exact.dtype).index_copy_(0, some, exact)
             again = torch.argsort(k)

@@ -130,8 +130,9 @@ def test_a_neutral_key_changes_no_identity(key: str, value: Any) -> None:
     assert parse_config({key: value}).identity() == Config().identity()
 
 
-def test_the_number_of_epochs_changes_the_identity_where_the_learning_rate_follows_it() -> None:
-    one, other = (parse_config({"trainer": "gradient", "schedule": "one-cycle", "epochs": epochs}) for epochs in (5, 6))
+@pytest.mark.parametrize("schedule", ["one-cycle", "trapezoidal"])
+def test_the_number_of_epochs_changes_the_identity_where_the_learning_rate_follows_it(schedule: str) -> None:
+    one, other = (parse_config({"trainer": "gradient", "schedule": schedule, "epochs": epochs}) for epochs in (5, 6))
     assert one.identity() != other.identity()
 
 

@@ -58,7 +58,7 @@ def learning_rates(trainer: Gradient, epochs: int) -> list[list[float]]:
 
 
 def test_one_cycle_rises_linearly_and_falls_along_a_cosine_to_zero() -> None:
-    trainer = a_trainer(an_llgae(), one_cycle=4)
+    trainer = a_trainer(an_llgae(), schedule="one-cycle", epochs=4)
     T = 4 * trainer.steps_per_epoch
     rates = [one for (one,) in learning_rates(trainer, 4)]
     peak = math.ceil(0.15 * T)
@@ -66,11 +66,23 @@ def test_one_cycle_rises_linearly_and_falls_along_a_cosine_to_zero() -> None:
     rise, fall = 0.1 + 0.9 * t / 0.15, (1 + torch.cos(math.pi * (t - 0.15) / 0.85)) / 2
     torch.testing.assert_close(torch.tensor(rates, dtype=torch.float64), 1e-2 * torch.where(t < 0.15, rise, fall))
     assert rates.index(max(rates)) == peak
-    assert trainer.rate_factor(T) == pytest.approx(0, abs=1e-12)
+    assert trainer.rate_factor(T) == trainer.rate_factor(2 * T) == pytest.approx(0, abs=1e-12)
+
+
+def test_trapezoidal_rises_linearly_stays_and_falls_linearly_to_zero() -> None:
+    trainer = a_trainer(an_llgae(), schedule="trapezoidal", epochs=4)
+    T = 4 * trainer.steps_per_epoch
+    rates = torch.tensor([one for (one,) in learning_rates(trainer, 4)], dtype=torch.float64)
+    t = torch.arange(T, dtype=torch.float64) / T
+    rise, fall = 0.1 + 0.9 * t / 0.05, (1 - t) / 0.4
+    torch.testing.assert_close(rates, 1e-2 * torch.minimum(torch.minimum(rise, fall), torch.ones(())))
+    assert (rates == 1e-2).sum() >= T // 2 and trainer.rate_factor(T) == trainer.rate_factor(2 * T) == 0
 
 
 def test_every_parameter_group_follows_the_schedule_from_its_own_rate() -> None:
-    rates = torch.tensor(learning_rates(a_trainer(a_deep_llgae(), one_cycle=2), 2), dtype=torch.float64)
+    rates = torch.tensor(
+        learning_rates(a_trainer(a_deep_llgae(), schedule="one-cycle", epochs=2), 2), dtype=torch.float64
+    )
     assert rates.shape[1] == 4
     torch.testing.assert_close(rates / rates[0], (rates[:, :1] / rates[0, 0]).expand_as(rates))
     torch.testing.assert_close(rates[0] / rates[0, 2], torch.tensor([50.0, 5.0, 1.0, 1.0], dtype=torch.float64))
@@ -107,7 +119,7 @@ def test_the_ascent_is_taken_in_the_last_epochs() -> None:
 
 @pytest.mark.parametrize("kind", ["llgae", "deep", "given"])
 def test_a_resumed_run_equals_one_that_was_not_interrupted_bit_for_bit(kind: str) -> None:
-    options = {"one_cycle": 4, "average": 0.9, "weight_decay": 0.01, "mirrored": SHAPE}
+    options = {"schedule": "one-cycle", "epochs": 4, "average": 0.9, "weight_decay": 0.01, "mirrored": SHAPE}
     make = {"llgae": an_llgae, "deep": a_deep_llgae, "given": lambda: a_deep_llgae("given", ascent_from=3)}[kind]
     whole, cut = make(), make()
     trainer, interrupted = a_trainer(whole, **options), a_trainer(cut, **options)

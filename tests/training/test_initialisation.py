@@ -223,26 +223,30 @@ def test_the_cost_of_a_removal_is_the_rise_of_the_objective_without_the_componen
 def test_pairs_scored_together_are_assigned_as_each_alone(offset: float) -> None:
     x, pairs = planes() + offset, random_components(planes(), 4)
     pairs = Components(pairs.mu + offset, pairs.U)
-    together = collect_statistics([x.clone()], pairs, score=PairScorer(pairs, [300, 600], Workspace()))
+    together = collect_statistics([x], pairs, score=PairScorer(pairs, [300, 600], Workspace()))
     for p, rows in enumerate((x[:300], x[300:])):
         pair = slice(2 * p, 2 * p + 2)
-        alone = collect_statistics([rows.clone()], Components(pairs.mu[pair], pairs.U[pair]))
+        alone = collect_statistics([rows], Components(pairs.mu[pair], pairs.U[pair]))
         assert torch.equal(together.count[pair], alone.count) and alone.count.min() > 0
         torch.testing.assert_close(together.distortion[pair], alone.distortion)
         torch.testing.assert_close(together.centred_product[pair], alone.centred_product)
 
 
-def test_components_split_together_are_split_as_each_alone() -> None:
-    x = planes()
-    components, _ = run_passes(Subset(x), random_components(x), 4)
-    k = score_removals(Subset(x), components)[2]
-    splits = split_each(Subset(x), components, k, generator())
-    draws = generator()
+@pytest.mark.parametrize(("d", "E"), [(8, 2), (8, 0), (20, 10), (80, 10)])
+def test_components_split_together_are_split_as_each_alone(d: int, E: int) -> None:
+    x = torch.cat([planes(3000), 0.2 * draw(9, 3000, d - D)], 1)
+    components, _ = run_passes(Subset(x), random_components(x, K + 1, E), 4)
+    k = score_removals(Subset(x), components)[2].clamp(max=K - 1)
+    k[5] = K  # a component of one sample cannot be split
+    splits, draws = split_each(Subset(x), components, k, generator()), generator()
+    assert list(splits) == list(range(K))
     for j in range(K):
         pair = halve(x[k == j], components.U[j], draws)
         alone, objective = run_passes(Subset(x[k == j]), pair, HALF_PASSES)
+        U = splits[j].components.U
         assert splits[j].distortion == pytest.approx(objective * int((k == j).sum()))
         torch.testing.assert_close(splits[j].components.mu, alone.mu)
+        torch.testing.assert_close(U @ U.mT, alone.U @ alone.U.mT, atol=1e-6, rtol=0)
 
 
 def test_a_move_replaces_two_components_and_keeps_the_others() -> None:
@@ -263,6 +267,13 @@ def test_more_moves_never_raise_the_objective_and_repair_a_bad_initialisation() 
     ]
     assert objectives[0] >= objectives[1] >= objectives[2]
     assert objectives[2] < 0.5 * objectives[0]
+
+
+def test_a_component_of_one_sample_is_removed_but_not_split() -> None:
+    x = torch.cat([planes(), torch.full((1, D), 1e3, dtype=DOUBLE)])
+    far = Components(torch.stack([x.mean(0), x[-1]]), random_components(x, 2).U)
+    (moved,) = propose_moves(Subset(x), far, generator())
+    assert not torch.equal(moved.mu[0], far.mu[0]) and not torch.equal(moved.mu[1], far.mu[1])
 
 
 def test_without_two_samples_in_a_component_there_is_no_move() -> None:
