@@ -52,7 +52,7 @@ LONGEST = 10.0  # seconds of reactor time
 SETTINGS = ((8, 2), (16, 4))  # (K, E)
 SEEDS = range(5)
 PEER_ROUNDS = 300  # of the peer, at most
-# The peer has one start, and runs until no row moves. Ours has lower errors than the peer long before that.
+# The peer has one start, and runs until no row moves.
 OURS: dict[str, dict[str, Any]] = {
     "quick": {"restarts": 1, "moves": 8, "tol": 1e-2},
     "full": {"restarts": "auto", "moves": "auto", "tol": 1e-6},
