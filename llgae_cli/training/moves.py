@@ -7,12 +7,11 @@ Source: Ueda, Nakano, Ghahramani and Hinton, SMEM algorithm for mixture models, 
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from llgae_cli.threads import run_single_threaded
+from llgae_cli.threads import run_parallel
 from llgae_cli.training.components import Components, halve
 from llgae_cli.training.restart_work import (
     HALF_PASSES,
@@ -111,14 +110,14 @@ def split_each(subset: Subset, components: Components, k: Tensor, generator: tor
     parts = subset.x[torch.argsort(k, stable=True)].split(counts)
     rows = {b: own for b, own in enumerate(parts) if len(own) > 1}
     halves = {b: halve(own, components.U[b], generator) for b, own in rows.items()}
-    groups = [[b] for b in rows]
-    if rows and subset.x.shape[1] < WIDE:
-        groups = [list(rows)]
-    splits: dict[int, Split] = {}
-    for group in groups:
-        fit = partial(fit_pairs, [rows[b] for b in group], [halves[b] for b in group], subset.workspace)
-        splits |= zip(group, run_single_threaded(fit, subset.on_cpu), strict=True)
-    return splits
+    groups = [list(rows)] if rows and subset.x.shape[1] < WIDE else [[b] for b in rows]
+
+    def fit(group: list[int]) -> list[Split]:
+        return fit_pairs([rows[b] for b in group], [halves[b] for b in group], subset.workspace)
+
+    splits: list[Split] = []
+    run_parallel(fit, groups, splits.extend, subset.on_cpu)
+    return dict(zip(rows, splits, strict=True))
 
 
 def fit_pairs(rows: list[Tensor], pairs: list[Components], workspace: Workspace) -> list[Split]:
