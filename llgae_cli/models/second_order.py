@@ -45,8 +45,8 @@ def minimise(
     P (n, E, E) is the initial inverse curvature. The energy of a row never rises. A row is done, and is not evaluated
     again, where a/2 grad^T P grad, about what its next step may gain, is less than `tolerance` of its energy, or where
     the energy is not finite. With `energy_only`, the last step of a row evaluates nothing else, and does not update P:
-    step number `steps`, or one that may gain less than LAST times `tolerance` of the energy. If the energy does not fall,
-    the step is not taken. Source: Nocedal and Wright, Numerical Optimization, 2nd ed., equation 6.17.
+    step number `steps`, or one that may gain less than LAST times `tolerance` of the energy. If the energy does not
+    fall, the step is not taken. Source: Nocedal and Wright, Numerical Optimization, 2nd ed., equation 6.17.
 
     sample  (n,), numbers below n: rows with the same number are rivals, and those that are behind are done, see `RACE`
     """
