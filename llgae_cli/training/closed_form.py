@@ -20,7 +20,8 @@ from llgae_cli.training import int8
 from llgae_cli.training.components import Components, Coordinates, align, halve
 from llgae_cli.training.initialisation import Initialisation, Restart, Restarts
 from llgae_cli.training.int8 import ByteScorer
-from llgae_cli.training.restart_work import count_operations, expect_restarts
+from llgae_cli.training.narrow import Moments, MomentScorer, are_quicker, choose_dtype, with_products
+from llgae_cli.training.restart_work import SUBSET_ROWS, count_operations, count_subset_rows, expect_restarts
 from llgae_cli.training.scoring import Scorer, Workspace
 from llgae_cli.training.shortlists import NEIGHBOURS, WORTHWHILE_K, Shortlists
 from llgae_cli.training.shrinkage import update_with_shrinkage
@@ -31,15 +32,13 @@ from llgae_cli.training.statistics import (
     collect_in_shards,
     even_chunk_size,
     latent_covariance,
+    sum_over_shards,
 )
 from llgae_cli.training.trainer import EpochRecord, Trainer
 
-SUBSET_ROWS, SUBSET_ROWS_EACH = 12_000, 100  # rows that restarts work on: so many, or so many a component
-FINAL_ROWS = 30_000  # rows of the last passes of a restart
 FAR = 100  # the origin is moved when |data mean|^2 exceeds this multiple of the variance between components
 ENCODING = 2.4  # time of encoding a row over that of a row in a pass, about
 FIRST_GAIN = 2e-3  # of the first pass after the restarts, about, by which the number of passes is first estimated
-FLOAT64_D, FLOAT64_COLUMNS = 16, 128  # limits of `choose_dtype`: values of a row, and columns of its product
 
 # target(components): a function from samples x (n, D) to what the components are fitted to in their place.
 Target = Callable[[Components], Callable[[Tensor], Tensor]]
@@ -50,7 +49,7 @@ class ClosedForm(Trainer):
 
     The objective never rises: an update that does not lower it is undone and ends the run. The model is written in the
     gauge in which T ascent steps are exact for every T (see `inference.gauge`). Centred bytes are scored by integer
-    products where that is faster (see `int8`). Narrow rows are computed in float64 (see `choose_dtype`).
+    products where that is faster (see `int8`). Narrow rows are computed in float64 (see `narrow`).
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class ClosedForm(Trainer):
         self.model, self.samples, self.tol, self.target = model, samples, tol, target
         self.part = take_part(samples)
         self.shrinkage, self.strength = shrinkage if model.E > 0 else 0.0, 0.0  # without axes nothing is shrunk
-        dtype = dtype or (choose_dtype(model, samples) if target is None else model.mu.dtype)
+        dtype = dtype or (choose_dtype(model.mu, model.E) if target is None else model.mu.dtype)
         self.components = Components(*(each.detach().to(dtype, copy=True) for each in (model.mu, model.W)))
         self.coordinates = Initialisation.empty(self.components).coordinates
         self.origin: Tensor | None = None  # where not None, passes use x - origin
@@ -109,9 +108,7 @@ class ClosedForm(Trainer):
         self.work, self.epochs = work, epochs
         model, N = self.model, self.samples.N
         if not begun:
-            few = min(N, max(SUBSET_ROWS, SUBSET_ROWS_EACH * model.K))
-            many = min(N, max(FINAL_ROWS, few))
-            sizes = (few, many, model.D, model.K, model.E)
+            sizes = (N, model.D, model.K, model.E, self._uses_products)
             expect_restarts(work, *sizes, self.n_restarts, self.n_moves, self.shrinkage == "auto")
         passes = min(epochs, expect_passes(1, FIRST_GAIN, self.tol)) + (not begun)
         work.expect(self.stage, passes * N * self.row_operations)
@@ -139,8 +136,7 @@ class ClosedForm(Trainer):
         model, N = self.model, self.samples.N
         self.first_generator_state = self.generator.get_state()
         order = torch.randperm(N, generator=self.generator)
-        few = order[: max(SUBSET_ROWS, SUBSET_ROWS_EACH * model.K)].sort().values
-        many = order[: max(FINAL_ROWS, len(few))].sort().values
+        few, many = (order[:rows].sort().values for rows in count_subset_rows(model.K, self._uses_products))
         del order  # 8 bytes of each row
         drawn = self.samples.gather(many)
         if distributed.rank() == 0:
@@ -248,6 +244,15 @@ class ClosedForm(Trainer):
         if lists is not None and lists.k is not None:
             statistics = lists.collect_statistics(components, self.coordinates, self.workspace, scatter)
             self._count(self.samples.N)
+        elif self._uses_products:
+            moments_of = MomentScorer(components).collect
+
+            def collect(low: int, high: int) -> Moments:
+                return moments_of(with_products(self._chunks(components, low, high), self.workspace))
+
+            moments = sum_over_shards(collect, 0, self.part.samples.N, self.model.K, parallel=self.target is None)
+            distributed.sum_(moments.tensors())
+            return moments.statistics(components, self.coordinates if scatter else None)
         else:
             use_bytes = self._uses_bytes()
             statistics, k = collect_in_shards(
@@ -264,6 +269,11 @@ class ClosedForm(Trainer):
                 lists.before, lists.k = None, k
         distributed.sum_(statistics.tensors())
         return statistics
+
+    @property
+    def _uses_products(self) -> bool:
+        """Whether passes use products of the values (see `narrow`)."""
+        return self.shortlists is None and are_quicker(self.components.mu, self.model.E)
 
     @property
     def _on_cpu(self) -> bool:
@@ -388,13 +398,3 @@ class ClosedForm(Trainer):
         self.starts = [read_number(value) for value in state.get("starts", [])]  # likewise
         self.generator.set_state(state["generator"])
         self.finished, self.repaired = bool(state["finished"]), read_count(state["repaired"])
-
-
-def choose_dtype(model: LLGAE, samples: Samples) -> torch.dtype:
-    """Return the type that passes compute in: float64 for narrow rows on a CPU, else that of the model.
-
-    Where components explain nearly all of the data, most distances lose their digits in float32 and are computed again:
-    then float64 takes a third to two thirds of the time. Where they do not, it takes up to a third more.
-    """
-    narrow = samples.D <= FLOAT64_D and model.K * (model.E + 1) <= FLOAT64_COLUMNS
-    return torch.float64 if narrow and model.mu.device.type == "cpu" else model.mu.dtype

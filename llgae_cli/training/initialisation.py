@@ -24,6 +24,7 @@ from llgae_cli.progress import NOBODY, Work
 from llgae_cli.threads import run_parallel, run_single_threaded
 from llgae_cli.training.components import Components, Coordinates, choose_seeds, orthonormalise
 from llgae_cli.training.moves import search_moves
+from llgae_cli.training.narrow import are_quicker
 from llgae_cli.training.restart_work import (
     ANNEALED_K,
     ANNEALING_PASSES,
@@ -111,7 +112,9 @@ class Restarts:
         on_cpu = x.device.type == "cpu"
         d = n_coordinates(E, x.shape[1])
         self.coordinates = coordinates = run_single_threaded(lambda: principal_coordinates(x, d, generator), on_cpu)
-        self.subset = Subset(run_single_threaded(lambda: coordinates.project(x), on_cpu), neighbours)
+        projected_x = run_single_threaded(lambda: coordinates.project(x), on_cpu)
+        by_products = are_quicker(projected_x, E)
+        self.subset = Subset(projected_x, neighbours, by_products)
         projected: list[tuple[Tensor, float]] = []
 
         def project(chunk: Callable[[], Tensor]) -> tuple[Tensor, float]:
@@ -125,7 +128,7 @@ class Restarts:
             count_preparation(len(x), sum(len(y) for y, _ in projected), x.shape[1], d),
             "principal coordinates",
         )
-        self.larger_subset = Subset(torch.cat([y for y, _ in projected]), neighbours)
+        self.larger_subset = Subset(torch.cat([y for y, _ in projected]), neighbours, by_products)
         self.outside = sum(squared for _, squared in projected)  # sum of |x|^2 outside the principal coordinates
         if shrinkage == "auto":
             y = self.larger_subset.x
@@ -252,12 +255,5 @@ def solve_components(subset: Subset, components: Components) -> Components:
     Many orthogonal iterations would converge to it. In d coordinates the eigenproblems are small.
     """
     statistics = subset.collect_statistics(components, scatter=True)
-
-    def solve() -> Components:
-        E = components.U.shape[2]
-        n, mean_shift = statistics.count[:, None, None], statistics.mean_shift
-        covariance = statistics.scatter / n.clamp(min=1) - mean_shift[:, :, None] * mean_shift[:, None, :]
-        U = torch.linalg.eigh(covariance)[1].flip(2)[:, :, :E]
-        return Components(components.mu + mean_shift, torch.where(n > E, U, components.U))
-
-    return run_single_threaded(solve, subset.on_cpu)
+    statistics.full = statistics.scatter  # the subset's coordinates are those of its rows
+    return run_single_threaded(partial(update_components, components, statistics), subset.on_cpu)

@@ -6,6 +6,7 @@ Source: Ueda, Nakano, Ghahramani and Hinton, SMEM algorithm for mixture models, 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from llgae_cli.threads import run_parallel
 from llgae_cli.training.components import Components, halve
+from llgae_cli.training.narrow import MomentScorer, multiply_values
 from llgae_cli.training.restart_work import (
     HALF_PASSES,
     MOVE_PASSES,
@@ -21,8 +23,8 @@ from llgae_cli.training.restart_work import (
     count_proposal,
     expect_moves,
 )
-from llgae_cli.training.scoring import PairScorer, Scorer, Workspace
-from llgae_cli.training.statistics import collect_statistics, update_components
+from llgae_cli.training.scoring import PairScorer, Scorer
+from llgae_cli.training.statistics import Statistics, collect_statistics, update_components
 from llgae_cli.training.subset import Subset, run_passes
 
 WIDE = 64  # values of a row; the splits of narrower rows are fitted together. At 200, with K = 11, that saves no time
@@ -107,31 +109,40 @@ class Split:
 def split_each(subset: Subset, components: Components, k: Tensor, generator: torch.Generator) -> dict[int, Split]:
     """Return the split of each component with two samples or more, given the components k (n,) of all samples."""
     counts = torch.bincount(k, minlength=len(components.mu)).tolist()
-    parts = subset.x[torch.argsort(k, stable=True)].split(counts)
-    rows = {b: own for b, own in enumerate(parts) if len(own) > 1}
+    order = torch.argsort(k, stable=True)
+    x = subset.x[order]
+    rows = {b: own for b, own in enumerate(x.split(counts)) if len(own) > 1}
+    products = None if subset.products is None else multiply_values(x).split(counts, 1)
     halves = {b: halve(own, components.U[b], generator) for b, own in rows.items()}
     groups = [list(rows)] if rows and subset.x.shape[1] < WIDE else [[b] for b in rows]
 
     def fit(group: list[int]) -> list[Split]:
-        return fit_pairs([rows[b] for b in group], [halves[b] for b in group], subset.workspace)
+        def collect(pairs: Components, going: list[int]) -> Statistics:
+            own = [rows[group[p]] for p in going]
+            if products is None:
+                score = PairScorer(pairs, [len(part) for part in own], subset.workspace)
+                return collect_statistics([torch.cat(own)], pairs, score=score)
+            parts = zip(own, (products[group[p]] for p in going), strict=True)
+            return MomentScorer(pairs).collect_pairs(list(parts)).statistics(pairs)
+
+        return fit_pairs([halves[b] for b in group], collect)
 
     splits: list[Split] = []
     run_parallel(fit, groups, splits.extend, subset.on_cpu)
     return dict(zip(rows, splits, strict=True))
 
 
-def fit_pairs(rows: list[Tensor], pairs: list[Components], workspace: Workspace) -> list[Split]:
-    """Return each pair after up to HALF_PASSES passes over its own rows (n, d), while its distortion falls.
+def fit_pairs(pairs: list[Components], collect: Callable[[Components, list[int]], Statistics]) -> list[Split]:
+    """Return each pair after up to HALF_PASSES passes over its own rows, while its distortion falls.
 
-    It is the pair of the pass with the lowest distortion.
+    It is the pair of the pass with the lowest distortion. `collect(components, going)` returns the statistics of the
+    pairs with the indices `going`, whose components are given.
     """
     splits = [Split(pair, math.inf) for pair in pairs]
     going = list(range(len(pairs)))  # pairs whose distortion still falls
     components = Components(torch.cat([pair.mu for pair in pairs]), torch.cat([pair.U for pair in pairs]))
-    x = torch.cat(rows)
     for i in range(HALF_PASSES):
-        score = PairScorer(components, [len(rows[p]) for p in going], workspace)
-        statistics = collect_statistics([x], components, score=score)
+        statistics = collect(components, going)
         distortions = statistics.distortion.view(-1, 2).sum(1).tolist()
         fallen = [j for j, p in enumerate(going) if distortions[j] < splits[p].distortion]
         for j in fallen:
@@ -144,5 +155,4 @@ def fit_pairs(rows: list[Tensor], pairs: list[Components], workspace: Workspace)
             kept = [index for j in fallen for index in (2 * j, 2 * j + 1)]
             components = Components(components.mu[kept], components.U[kept])
             going = [going[j] for j in fallen]
-            x = torch.cat([rows[p] for p in going])
     return splits

@@ -3,6 +3,9 @@
 from llgae_cli.progress import Work
 from llgae_cli.training.shrinkage import STRENGTHS, TRIAL_PASSES
 
+SUBSET_ROWS, FINAL_ROWS = 12_000, 30_000  # rows that restarts work on, and those of their last passes
+NARROW_SUBSET_ROWS, NARROW_FINAL_ROWS = 6_000, 12_000  # the same of narrow rows, whose components have few parameters
+SUBSET_ROWS_EACH = 100  # rows a component, at least
 ANNEALING_PASSES = 12  # more give a better result, which the moves that follow reach in less time
 ANNEALED_K = 64  # with more components annealing costs minutes and gains little: cells are small and many
 MOVE_PASSES = 12  # hard passes after a move before it is judged
@@ -13,6 +16,13 @@ PRINCIPAL_ROWS = 12_000  # more rows hardly change the principal directions
 SMALL = 2.4  # time of an operation in passes over the samples of a single component, over that in other passes
 FINAL_EXPECTED = 5  # passes over more rows, about
 FAILED_PASSES = 3  # passes of a move that fails, about
+
+
+def count_subset_rows(K: int, narrow: bool) -> tuple[int, int]:
+    """Return the number of rows that restarts work on, and of those of their last passes."""
+    few, many = (NARROW_SUBSET_ROWS, NARROW_FINAL_ROWS) if narrow else (SUBSET_ROWS, FINAL_ROWS)
+    few = max(few, SUBSET_ROWS_EACH * K)
+    return few, max(few, many)
 
 
 def n_coordinates(E: int, D: int) -> int:
@@ -41,9 +51,10 @@ def count_shrinkage_trials(n: int, d: int, K: int, E: int) -> float:
 
 
 def expect_restarts(
-    work: Work, few: int, many: int, D: int, K: int, E: int, restarts: int, moves: int, chosen: bool
+    work: Work, N: int, D: int, K: int, E: int, narrow: bool, restarts: int, moves: int, chosen: bool
 ) -> None:
-    """Expect the work of restarts on `few` rows, whose last passes are over `many`; `chosen`: shrinkage too."""
+    """Expect the work of restarts on rows of N; `chosen`: and that of choosing the shrinkage."""
+    few, many = (min(N, rows) for rows in count_subset_rows(K, narrow))
     d = n_coordinates(E, D)
     work.expect("preparation", count_preparation(few, many, D, d))
     if chosen:

@@ -11,6 +11,7 @@ Source of the step: orthogonal iteration, Golub and Van Loan, Matrix Computation
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,16 @@ from llgae_cli.training.scoring import Scorer, Workspace, project_each
 CHUNK_VALUES = 1 << 22  # values in a chunk, at most: 16 MB
 NARROW_VALUES = 2048 * 200  # and at least, where it has at most 8192 rows: D = 50 takes half the time of 2048 rows
 SHARDS, SHARD_ROWS = 16, 3000  # a pass is divided into at most so many shards, of at least so many rows
+
+
+class Additive(Protocol):
+    """Sums over samples."""
+
+    def add_(self, other: Self, /) -> None:
+        """Add the sums over other samples."""
+
+
+Sums = TypeVar("Sums", bound=Additive)
 
 
 @dataclass
@@ -40,6 +51,7 @@ class Statistics:
     scatter: Tensor  # (K, d, d) sum of y y^T with y = V^T (x - mu) in given coordinates; d = 0 without them
     distortion: Tensor  # (K,) sum of the squared residual, float64
     raw: Tensor  # (K, w) sum of z' over the samples that entered as x; `centre` corrects `product` and `latent` by it
+    full: Tensor | None = None  # (K, D, D) sum of (x - mu)(x - mu)^T, where the pass collected it (see `narrow`)
 
     @classmethod
     def zeros(cls, components: Components, d: int = 0) -> "Statistics":
@@ -165,25 +177,25 @@ def collect_in_shards(
 
 
 def sum_over_shards(
-    collect: Callable[[int, int], Statistics],
+    collect: Callable[[int, int], Sums],
     low: int,
     high: int,
     K: int,
     parallel: bool = True,
     shard_rows: int = SHARD_ROWS,
-) -> Statistics:
-    """Return the statistics of samples low ... high - 1, as the sum of `collect(a, b)` over shards a ... b - 1.
+) -> Sums:
+    """Return the sums over samples low ... high - 1: those of `collect(a, b)`, added over shards a ... b - 1.
 
     Shards are processed in parallel. They and the order of the sum do not depend on the number of threads, so neither
     does the result. `parallel` is false where shards share buffers or work on a GPU.
     """
-    total: list[Statistics] = []
+    total: list[Sums] = []
 
-    def add(statistics: Statistics) -> None:
+    def add(sums: Sums) -> None:
         if total:
-            total[0].add_(statistics)
+            total[0].add_(sums)
         else:
-            total.append(statistics)
+            total.append(sums)
 
     shards = split_into_shards(low, high, K, shard_rows)
     run_parallel(lambda shard: collect(*shard), shards, add, parallel)
@@ -288,14 +300,21 @@ def collect_soft_statistics(
     return statistics
 
 
-def update_components(components: Components, statistics: Statistics, prior: Tensor | float = 0.0) -> Components:
+def update_components(components: Components, statistics: Statistics, prior: Tensor | None = None) -> Components:
     """Return the next components: mu_k the mean, U_k <- orth(S_k U_k + prior_k). One without samples is unchanged.
+
+    Where the pass collected full scatters and there is no prior, U_k are the leading eigenvectors of S_k: the optimum,
+    to which orthogonal iterations converge.
 
     `components` are those of the pass. `prior` (K, D, E) is the product of a further scatter and U_k (see `shrinkage`).
     """
-    SU = statistics.centred_product + prior
-    SU = torch.where((statistics.count > 0)[:, None, None], SU, components.U)
-    return Components(components.mu + statistics.mean_shift, orthonormalise(SU))
+    n, shift = statistics.count[:, None, None], statistics.mean_shift
+    if statistics.full is not None and prior is None:
+        covariance = statistics.full / n.clamp(min=1e-12) - shift[:, :, None] * shift[:, None, :]
+        U = torch.linalg.eigh(covariance)[1].flip(2)[:, :, : components.U.shape[2]]
+        return Components(components.mu + shift, torch.where(n > 0, U, components.U))
+    SU = statistics.centred_product if prior is None else statistics.centred_product + prior
+    return Components(components.mu + shift, orthonormalise(torch.where(n > 0, SU, components.U)))
 
 
 def latent_covariance(components: Components, statistics: Statistics, following: Components | None = None) -> Tensor:

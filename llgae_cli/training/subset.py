@@ -10,6 +10,7 @@ from torch import Tensor
 from llgae_cli.progress import NOBODY, Work
 from llgae_cli.threads import run_single_threaded
 from llgae_cli.training.components import Components, Coordinates
+from llgae_cli.training.narrow import MomentScorer, multiply_values
 from llgae_cli.training.restart_work import count_operations
 from llgae_cli.training.scoring import Scorer, Workspace
 from llgae_cli.training.shortlists import Shortlists
@@ -29,9 +30,14 @@ JUDGE_FROM, JUDGE_MARGIN = 2, 0.02  # a move is rejected after pass i while abov
 class Subset:
     """The rows x (n, d) that restarts work on, with the buffers that passes over them share."""
 
-    def __init__(self, x: Tensor, neighbours: int = 0):
-        """`neighbours`: length of the shortlists that passes use, 0 for full passes."""
+    def __init__(self, x: Tensor, neighbours: int = 0, products: bool = False):
+        """Keep the rows, and their products where passes use them.
+
+        neighbours  length of the shortlists that passes use, 0 for full passes
+        products    whether full passes use products of the values (see `narrow`)
+        """
         self.x, self.neighbours = x, neighbours
+        self.products = multiply_values(x) if products and neighbours == 0 else None  # (F, n)
         self.work, self.step, self.spent = NOBODY, "", 0.0  # what passes report to, and the operations so far
         self.workspace, self.coordinates = Workspace(), Coordinates.identity(x)
         self.on_cpu = x.device.type == "cpu"
@@ -74,6 +80,8 @@ class Subset:
             statistics = lists.collect_statistics(components, self.coordinates, self.workspace, scatter)
             self.count(self.pass_operations(components))
             return statistics
+        if self.products is not None:
+            return self._collect_moments(components, coordinates=self.coordinates if scatter else None)
         statistics, k = collect_in_shards(
             self.chunks,
             0,
@@ -92,6 +100,8 @@ class Subset:
 
     def collect_soft_statistics(self, components: Components, temperature: float) -> Statistics:
         """Return the statistics of a pass with soft assignments."""
+        if self.products is not None:
+            return self._collect_moments(components, temperature)
         K, _, E = components.U.shape
         score = Scorer(components, self.workspace, columns=K * (E + 1))  # a single tile
 
@@ -101,6 +111,16 @@ class Subset:
         statistics = sum_over_shards(collect, 0, len(self.x), K, self.on_cpu, SHARD_ROWS)
         self.count(2 * self.pass_operations(components))
         return statistics
+
+    def _collect_moments(
+        self, components: Components, temperature: float = 0.0, coordinates: Coordinates | None = None
+    ) -> Statistics:
+        score, size = MomentScorer(components), even_chunk_size(len(self.x), 8192)
+        assert self.products is not None
+        chunks = zip(self.x.split(size), self.products.split(size, 1), strict=True)
+        moments = run_single_threaded(lambda: score.collect(chunks, temperature), self.on_cpu)
+        self.count((2 if temperature > 0 else 1) * self.pass_operations(components))
+        return moments.statistics(components, coordinates)
 
 
 def run_passes(

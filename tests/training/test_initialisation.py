@@ -232,17 +232,19 @@ def test_pairs_scored_together_are_assigned_as_each_alone(offset: float) -> None
         torch.testing.assert_close(together.centred_product[pair], alone.centred_product)
 
 
-@pytest.mark.parametrize(("d", "E"), [(8, 2), (8, 0), (20, 10), (80, 10)])
-def test_components_split_together_are_split_as_each_alone(d: int, E: int) -> None:
+@pytest.mark.parametrize(
+    ("d", "E", "products"), [(8, 2, False), (8, 2, True), (8, 0, False), (20, 10, False), (80, 10, False)]
+)
+def test_components_split_together_are_split_as_each_alone(d: int, E: int, products: bool) -> None:
     x = torch.cat([planes(3000), 0.2 * draw(9, 3000, d - D)], 1)
     components, _ = run_passes(Subset(x), random_components(x, K + 1, E), 4)
     k = score_removals(Subset(x), components)[2].clamp(max=K - 1)
     k[5] = K  # a component of one sample cannot be split
-    splits, draws = split_each(Subset(x), components, k, generator()), generator()
+    splits, draws = split_each(Subset(x, products=products), components, k, generator()), generator()
     assert list(splits) == list(range(K))
     for j in range(K):
         pair = halve(x[k == j], components.U[j], draws)
-        alone, objective = run_passes(Subset(x[k == j]), pair, HALF_PASSES)
+        alone, objective = run_passes(Subset(x[k == j], products=products), pair, HALF_PASSES)
         U = splits[j].components.U
         assert splits[j].distortion == pytest.approx(objective * int((k == j).sum()))
         torch.testing.assert_close(splits[j].components.mu, alone.mu)
