@@ -27,10 +27,11 @@ from llgae_cli.training import ClosedForm
 logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
-Scorer = Callable[[Array], NDArray[np.floating]]  # scores of rows x (n, D), the higher the more novel
+Scorer = Callable[[Array], NDArray[np.floating]]  # scores of stored rows (n, D), the higher the more novel
+Fit = Callable[[Array, Array | None], Scorer]  # fitted to x / scale, for x (n, D); to x where the scale (D,) is None
 
 # One setting for all classes, chosen by the AUROC on training images of five classes (see docs/novelty.md).
-K, E, SEED = 16, 5, 28
+K, E, SEED = 4, 3, 28
 UNIT = 1 / 255  # added to a standard deviation, as a share of the task's peak: one grey level
 PCA_E = 20
 TIMED_SECONDS = 1.0  # scoring is repeated until they have passed, and the quickest time counts
@@ -41,7 +42,7 @@ OURS = "llgae, nll"
 class Method:
     """A detector: how it is fitted, whether to standardised rows; AUROC and seconds to score, one a class."""
 
-    fit: Callable[[Array], Scorer]
+    fit: Fit
     standardised: bool
     auroc: list[float]
     seconds: list[float]
@@ -82,11 +83,11 @@ def _measure(method: Method, normal: Array, test: Array, novel: torch.Tensor, un
     # Standardised: in units of the standard deviation plus one grey level. Without it a pixel that hardly ever varies
     # would outweigh all others.
     scale = normal.std(0) + np.float32(unit) if method.standardised else None
-    score = method.fit(normal if scale is None else normal / scale)
+    score = method.fit(normal, scale)
     took: list[float] = []
     while sum(took) < TIMED_SECONDS:
         began = time.perf_counter()
-        scores = score(test if scale is None else test / scale)
+        scores = score(test)
         took.append(time.perf_counter() - began)
     method.seconds.append(min(took))
     method.auroc.append(measure_detection(torch.from_numpy(np.asarray(scores)), novel)[0])
@@ -101,14 +102,14 @@ def _methods() -> dict[str, Method]:
     except ImportError:
         raise InputError("the peers need scikit-learn: pip install 'llgae[bench]'") from None
 
-    def fit_by(build: Callable[[], Any]) -> Callable[[Array], Scorer]:
-        def fit(x: Array) -> Scorer:
-            estimator = build().fit(x)
-            return lambda y: -estimator.score_samples(y)
+    def fit_by(build: Callable[[], Any]) -> Fit:
+        def fit(x: Array, scale: Array | None) -> Scorer:
+            estimator = build().fit(_divide(x, scale))
+            return lambda y: -estimator.score_samples(_divide(y, scale))
 
         return fit
 
-    peers = {
+    peers: dict[str, Fit] = {
         "IsolationForest": fit_by(lambda: IsolationForest(random_state=SEED)),
         "LocalOutlierFactor": fit_by(lambda: LocalOutlierFactor(novelty=True)),
         f"PCA residual, E = {PCA_E}": fit_pca_residual,
@@ -122,9 +123,9 @@ def _methods() -> dict[str, Method]:
     return methods
 
 
-def fit_ours(x: Array) -> Scorer:
-    """Return the negative log-likelihood under the mixture fitted to x (n, D)."""
-    samples = Samples(x, centring="none")
+def fit_ours(x: Array, scale: Array | None) -> Scorer:
+    """Return the negative log-likelihood under the mixture fitted to x / scale, for x (n, D) and scale (D,)."""
+    samples = Samples(_divide(x, scale), centring="none")
     k, e = min(K, max(1, samples.N // 50)), min(E, samples.D)  # fewer only in tests, where classes are small
     model = LLGAE(k, samples.D, e, beta=1.0, n_step=1)
     trainer = ClosedForm(model, samples, seed=SEED)
@@ -134,19 +135,29 @@ def fit_ours(x: Array) -> Scorer:
     with torch.no_grad():
         codes = torch.cat([model.encode(rows).k for _, rows in samples.chunks(CHUNK)])
     density = fit_density(model, samples, codes)
+    divisor = None if scale is None else torch.from_numpy(scale)
 
     def score(y: Array) -> NDArray[np.floating]:
-        return density.negative_log_likelihood(torch.from_numpy(y)).numpy()
+        return density.negative_log_likelihood(torch.from_numpy(y), divisor).numpy()
 
     return score
 
 
-def fit_pca_residual(x: Array) -> Scorer:
-    """Return the squared residual of scikit-learn's PCA fitted to x (n, D)."""
+def fit_pca_residual(x: Array, scale: Array | None) -> Scorer:
+    """Return the squared residual of scikit-learn's PCA fitted to x / scale, for x (n, D) and scale (D,)."""
     from sklearn.decomposition import PCA
 
-    pca = PCA(min(PCA_E, x.shape[1]), random_state=SEED).fit(x)
-    return lambda y: ((y - pca.inverse_transform(pca.transform(y))) ** 2).sum(1)
+    pca = PCA(min(PCA_E, x.shape[1]), random_state=SEED).fit(_divide(x, scale))
+
+    def score(y: Array) -> NDArray[np.floating]:
+        y = _divide(y, scale)
+        return ((y - pca.inverse_transform(pca.transform(y))) ** 2).sum(1)
+
+    return score
+
+
+def _divide(x: Array, scale: Array | None) -> Array:
+    return x if scale is None else x / scale
 
 
 def _stored(samples: Samples) -> Array:

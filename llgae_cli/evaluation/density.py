@@ -21,7 +21,7 @@ Source: Tipping and Bishop, Mixtures of probabilistic principal component analys
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -37,8 +37,8 @@ from llgae_cli.tasks import Samples, take_part
 PRIOR = 1.0  # rows
 FLOOR = 1e-10  # least variance, as a share of the mean variance of the data in a dimension
 CANCELLED = 1e-2  # a squared distance below this share of the squares it is a difference of is computed again
-BLOCK_ROWS, BLOCK_VALUES = 256, 1 << 20  # rows at a time, at least; values of x: 4 MB, which a cache holds
-GROUP_VALUES = 1 << 20  # values of z at a time
+BLOCK_ROWS, BLOCK_VALUES = 128, 1 << 17  # rows at a time, at least; values of x: 512 KB, which a core's cache holds
+CHUNK_VALUES = 1 << 22  # values of z at a time
 PAIRS = 1 << 20  # of a row and a component; of so many, distances that cancelled are recomputed together
 SMALLEST = -700.0  # log of a term of a sum, relative to the largest
 
@@ -61,8 +61,8 @@ class Density:
     noise: Tensor
 
     @torch.no_grad()
-    def negative_log_likelihood(self, x: Tensor) -> Tensor:
-        """Return -log p(x) of each row of x (n, D), in nat, shape (n,) float64.
+    def negative_log_likelihood(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Return -log p(x) of each row of x (n, D), in nat, shape (n,) float64; of x / scale, if given (D,).
 
         Products are in the type of x; a squared distance that is a small difference of large squares is computed again
         from x - m_k, and what is summed over components is float64.
@@ -70,14 +70,15 @@ class Density:
         share = self.count / self.count.sum()
         origin = (share.to(self.mean) @ self.mean).to(x)
         K, D, E = self.axes.shape
-        groups = torch.arange(K).split(max(1, GROUP_VALUES // (BLOCK_ROWS * (E + 1))))
+        groups = torch.arange(K).split(max(1, CHUNK_VALUES // (BLOCK_ROWS * (E + 1))))
         parts = [_Projection.prepare(self, share, origin, slice(int(own[0]), int(own[-1]) + 1)) for own in groups]
+        factor = None if scale is None else 1 / scale.to(x)
         block = max(BLOCK_ROWS, BLOCK_VALUES // max(1, D, K * (E + 1)))
-        chunk = max(block, min(CHUNK, PAIRS // K) // block * block)  # a multiple of the block
+        chunk = max(1, min(PAIRS // K, CHUNK_VALUES // (K * (E + 1))) // block) * block
         return torch.cat(
             [
                 x.new_empty(0, dtype=torch.float64),
-                *(-_log_density(rows - origin, parts, block) for rows in x.split(chunk)),
+                *(-_log_density(rows, origin, factor, parts, block) for rows in x.split(chunk)),
             ]
         )
 
@@ -162,8 +163,9 @@ def by_component(k: Tensor, K: int) -> Iterator[tuple[int, Tensor]]:
 class _Projection:
     """What log pi_k N(x; m_k, S_k) needs of some components, so that one product does all projections of a block.
 
-    columns    A and -2 m, (D, (E + 1) K): column e K + k is axis e of component k, then come the means
-    offsets    -A^T m and |m|^2, ((E + 1) K,), to add to x columns
+    columns    A and -2 m, (D, w): column e K + k is axis e of component k, then come the means, then zeros up to a
+               multiple of 16, because products of other widths take longer
+    offsets    -A^T m, |m|^2 and zeros, (w,), to add to x columns
     constant   log pi - (D log 2 pi + sum_e log lambda_e + (D - E) log sigma^2) / 2, (K,) float64
     precision  1 / lambda, (E, K) float64
     noise      sigma^2, (K,) float64
@@ -183,43 +185,62 @@ class _Projection:
         mean, axes = density.mean[here].to(origin) - origin, density.axes[here].to(origin)
         variance, noise = density.variance[here], density.noise[here]
         K, D, E = axes.shape
-        columns = torch.cat([axes.permute(1, 2, 0).reshape(D, E * K), -2 * mean.T], 1)
+        zeros = -(E + 1) * K % 16
+        columns = torch.cat([axes.permute(1, 2, 0).reshape(D, E * K), -2 * mean.T, mean.new_zeros(D, zeros)], 1)
         spread = D * math.log(2 * math.pi) + variance.log().sum(1) + (D - E) * noise.log()
-        offsets = torch.cat([-(mean[:, None, :] @ axes)[:, 0].T.reshape(E * K), mean.square().sum(1)])
+        latents, squares = -(mean[:, None, :] @ axes)[:, 0].T.reshape(E * K), mean.square().sum(1)
+        offsets = torch.cat([latents, squares, mean.new_zeros(zeros)])
         return cls(mean, axes, columns, offsets, share[here].log() - spread / 2, (1 / variance.T).contiguous(), noise)
 
-    def log_each(self, x: Tensor, squares: Tensor, block: int) -> Tensor:
-        """Return log pi_k N(x; m_k, S_k) of x (n, D) with `squares` |x|^2 (n, 1), (n, K) float64.
+    def log_each(self, product: Tensor, squares: Tensor, rows: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return log pi_k N(x; m_k, S_k) of n rows x - origin, (n, K) float64.
 
-        It projects a block of rows at a time, then recomputes the distances that cancelled, one component at a time.
+        product  (x - origin) columns + offsets, (n, w)
+        squares  |x - origin|^2, (n, 1)
+        rows     returns the rows at some indices: those whose distances cancelled, which are computed again
         """
         K, D, E = self.axes.shape
-        form, distance = squares.new_empty(2, len(x), K, dtype=torch.float64)
-        cancelled = squares.new_empty(len(x), K, dtype=torch.bool)
-        for low in range(0, len(x), block):
-            here = slice(low, low + block)
-            product = torch.addmm(self.offsets, x[here], self.columns)
-            z2 = product[:, : E * K].square().double().view(len(product), E, K)
-            distance[here] = (product[:, E * K :] + squares[here]).double().sub_(z2.sum(1))
-            form[here] = z2.mul_(self.precision).sum(1)
-            cancelled[here] = distance[here] < CANCELLED * (squares[here] + self.offsets[E * K :])
+        z2 = product[:, : E * K].double().square_().view(len(product), E, K)
+        means = slice(E * K, (E + 1) * K)
+        distance = (product[:, means] + squares).double().sub_(z2.sum(1))
+        form = z2.mul_(self.precision).sum(1)
+        cancelled = distance < CANCELLED * (squares + self.offsets[means])
         counts = cancelled.sum(0).tolist()
-        for j, rows in enumerate(cancelled.T.nonzero()[:, 1].split(counts)) if any(counts) else ():
-            if len(rows) == 0:
+        for j, some in enumerate(cancelled.T.nonzero()[:, 1].split(counts)) if any(counts) else ():
+            if len(some) == 0:
                 continue
-            r = x[rows] - self.mean[j]
+            r = rows(some) - self.mean[j]
             z = r @ self.axes[j]
-            distance[rows, j] = r.addmm_(z, self.axes[j].T, alpha=-1).square().sum(1, dtype=torch.float64)
-            form[rows, j] = z.square().double().mul_(self.precision[:, j]).sum(1)
+            distance[some, j] = r.addmm_(z, self.axes[j].T, alpha=-1).square().sum(1, dtype=torch.float64)
+            form[some, j] = z.square().double().mul_(self.precision[:, j]).sum(1)
         if D > E:
             form += distance.div_(self.noise)
         return torch.sub(self.constant, form, alpha=0.5)
 
 
-def _log_density(x: Tensor, parts: list[_Projection], block: int) -> Tensor:
-    """Return log p of rows x (n, D), as the module defines it, (n,) float64; `block` is that of `log_each`."""
-    squares = torch.linalg.vector_norm(x, dim=1, keepdim=True).square_()
-    each = [part.log_each(x, squares, block) for part in parts]
+def _log_density(x: Tensor, origin: Tensor, factor: Tensor | None, parts: list[_Projection], block: int) -> Tensor:
+    """Return log p of rows x (n, D), as the module defines it, (n,) float64; of factor x, if given.
+
+    A block of rows at a time is centred, squared and projected, in the cache.
+    """
+
+    def centre(rows: Tensor, out: Tensor | None = None) -> Tensor:
+        if factor is None:
+            return torch.sub(rows, origin, out=out)
+        return torch.addcmul(-origin, rows, factor, out=out)
+
+    squares, buffer = x.new_empty(len(x), 1), torch.empty_like(x[:block])
+    products = [x.new_empty(len(x), part.columns.shape[1]) for part in parts]
+    for low in range(0, len(x), block):
+        here = slice(low, low + block)
+        rows = centre(x[here], buffer[: len(x[here])])
+        torch.linalg.vector_norm(rows, dim=1, keepdim=True, out=squares[here])
+        for part, product in zip(parts, products, strict=True):
+            torch.addmm(part.offsets, rows, part.columns, out=product[here])
+    squares.square_()
+    each = [
+        part.log_each(product, squares, lambda i: centre(x[i])) for part, product in zip(parts, products, strict=True)
+    ]
     log_p = each[0] if len(each) == 1 else torch.cat(each, 1)
     largest = log_p.amax(1, keepdim=True)
     # Not by `logsumexp`: terms below 1e-308 take `exp` several times as long, and are lost beside the largest, 1.

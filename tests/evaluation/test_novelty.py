@@ -79,10 +79,19 @@ def test_likelihoods_do_not_depend_on_blocks_and_groups(
 ) -> None:
     density, new = fitted[2].density, make_rows(60, 1)
     whole = density.negative_log_likelihood(new)
-    for name, value in {"BLOCK_ROWS": 7, "BLOCK_VALUES": 1, "GROUP_VALUES": 1}.items():
+    for name, value in {"BLOCK_ROWS": 7, "BLOCK_VALUES": 1, "CHUNK_VALUES": 1}.items():
         monkeypatch.setattr(density_module, name, value)
     np.testing.assert_allclose(density.negative_log_likelihood(new), whole, rtol=1e-12)
     assert len(density.negative_log_likelihood(new[:0])) == 0
+
+
+def test_a_likelihood_of_scaled_rows_is_that_of_the_quotients(fitted: tuple[torch.Tensor, LLGAE, Novelty]) -> None:
+    density, new = fitted[2].density, make_rows(60, 1)
+    scale = torch.arange(1, new.shape[1] + 1).double()
+    near = density.mean[0] * scale  # its distance cancels, and is computed again
+    rows = torch.cat([new, near[None], 1e5 * near[None]])
+    expected = density.negative_log_likelihood(rows / scale)
+    np.testing.assert_allclose(density.negative_log_likelihood(rows, scale), expected, rtol=1e-9)
 
 
 def test_components_without_rows_and_rows_far_away_have_a_likelihood() -> None:
