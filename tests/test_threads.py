@@ -163,12 +163,15 @@ def trainer(array: np.ndarray, **options: Any) -> ClosedForm:
     return ClosedForm(LLGAE(4, array.shape[1], 2), Samples(array, centring="none"), **options)
 
 
-def test_training_does_not_depend_on_the_number_of_threads(torch_threads: Any, messages: list[str]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_does_not_depend_on_the_number_of_threads(
+    torch_threads: Any, messages: list[str], dtype: torch.dtype
+) -> None:
     array, results = cloud(13_000), []
     for count in (1, 2, 3):
         torch_threads(count)
         messages.clear()
-        one = trainer(array)
+        one = trainer(array, dtype=dtype)
         one.initialise()
         results.append((list(messages), [one.epoch()["train_mean_l2"] for _ in range(3)]))
     assert results[0] == results[1] == results[2]

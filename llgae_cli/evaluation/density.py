@@ -38,7 +38,7 @@ PRIOR = 1.0  # rows
 FLOOR = 1e-10  # least variance, as a share of the mean variance of the data in a dimension
 CANCELLED = 1e-2  # a squared distance below this share of the squares it is a difference of is computed again
 BLOCK_ROWS, BLOCK_VALUES = 128, 1 << 17  # rows at a time, at least; values of x: 512 KB, which a core's cache holds
-CHUNK_VALUES = 1 << 22  # values of z at a time
+CHUNK_ROWS, CHUNK_VALUES = 256, 1 << 22  # rows scored together, at least; values of z at a time
 PAIRS = 1 << 20  # of a row and a component; of so many, distances that cancelled are recomputed together
 SMALLEST = -700.0  # log of a term of a sum, relative to the largest
 
@@ -70,11 +70,11 @@ class Density:
         share = self.count / self.count.sum()
         origin = (share.to(self.mean) @ self.mean).to(x)
         K, D, E = self.axes.shape
-        groups = torch.arange(K).split(max(1, CHUNK_VALUES // (BLOCK_ROWS * (E + 1))))
+        groups = torch.arange(K).split(max(1, CHUNK_VALUES // (CHUNK_ROWS * (E + 1))))
         parts = [_Projection.prepare(self, share, origin, slice(int(own[0]), int(own[-1]) + 1)) for own in groups]
         factor = None if scale is None else 1 / scale.to(x)
         block = max(BLOCK_ROWS, BLOCK_VALUES // max(1, D, K * (E + 1)))
-        chunk = max(1, min(PAIRS // K, CHUNK_VALUES // (K * (E + 1))) // block) * block
+        chunk = max(CHUNK_ROWS, min(PAIRS // K, CHUNK_VALUES // (K * (E + 1))) // block * block)
         return torch.cat(
             [
                 x.new_empty(0, dtype=torch.float64),
@@ -229,18 +229,15 @@ def _log_density(x: Tensor, origin: Tensor, factor: Tensor | None, parts: list[_
             return torch.sub(rows, origin, out=out)
         return torch.addcmul(-origin, rows, factor, out=out)
 
-    squares, buffer = x.new_empty(len(x), 1), torch.empty_like(x[:block])
-    products = [x.new_empty(len(x), part.columns.shape[1]) for part in parts]
-    for low in range(0, len(x), block):
-        here = slice(low, low + block)
-        rows = centre(x[here], buffer[: len(x[here])])
-        torch.linalg.vector_norm(rows, dim=1, keepdim=True, out=squares[here])
-        for part, product in zip(parts, products, strict=True):
+    squares, buffer, each = x.new_empty(len(x), 1), torch.empty_like(x[:block]), []
+    for part in parts:  # several only where K (E + 1) is so large that centring again takes no time beside the product
+        product = x.new_empty(len(x), part.columns.shape[1])
+        for low in range(0, len(x), block):
+            here = slice(low, low + block)
+            rows = centre(x[here], buffer[: len(x[here])])
+            torch.linalg.vector_norm(rows, dim=1, keepdim=True, out=squares[here]).square_()
             torch.addmm(part.offsets, rows, part.columns, out=product[here])
-    squares.square_()
-    each = [
-        part.log_each(product, squares, lambda i: centre(x[i])) for part, product in zip(parts, products, strict=True)
-    ]
+        each.append(part.log_each(product, squares, lambda i: centre(x[i])))
     log_p = each[0] if len(each) == 1 else torch.cat(each, 1)
     largest = log_p.amax(1, keepdim=True)
     # Not by `logsumexp`: terms below 1e-308 take `exp` several times as long, and are lost beside the largest, 1.

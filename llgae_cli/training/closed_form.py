@@ -245,14 +245,14 @@ class ClosedForm(Trainer):
             statistics = lists.collect_statistics(components, self.coordinates, self.workspace, scatter)
             self._count(self.samples.N)
         elif self._uses_products:
-            moments_of = MomentScorer(components).collect
+            score = run_single_threaded(partial(MomentScorer, components))
 
             def collect(low: int, high: int) -> Moments:
-                return moments_of(with_products(self._chunks(components, low, high), self.workspace))
+                return score.collect(with_products(self._chunks(components, low, high), self.workspace))
 
             moments = sum_over_shards(collect, 0, self.part.samples.N, self.model.K, parallel=self.target is None)
             distributed.sum_(moments.tensors())
-            return moments.statistics(components, self.coordinates if scatter else None)
+            return run_single_threaded(partial(moments.statistics, components, self.coordinates if scatter else None))
         else:
             use_bytes = self._uses_bytes()
             statistics, k = collect_in_shards(

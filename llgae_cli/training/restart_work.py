@@ -19,7 +19,10 @@ FAILED_PASSES = 3  # passes of a move that fails, about
 
 
 def count_subset_rows(K: int, narrow: bool) -> tuple[int, int]:
-    """Return the number of rows that restarts work on, and of those of their last passes."""
+    """Return the number of rows that restarts work on, and of those of their last passes.
+
+    `narrow`: whether passes are those of `narrow`.
+    """
     few, many = (NARROW_SUBSET_ROWS, NARROW_FINAL_ROWS) if narrow else (SUBSET_ROWS, FINAL_ROWS)
     few = max(few, SUBSET_ROWS_EACH * K)
     return few, max(few, many)
@@ -53,7 +56,10 @@ def count_shrinkage_trials(n: int, d: int, K: int, E: int) -> float:
 def expect_restarts(
     work: Work, N: int, D: int, K: int, E: int, narrow: bool, restarts: int, moves: int, chosen: bool
 ) -> None:
-    """Expect the work of restarts on rows of N; `chosen`: and that of choosing the shrinkage."""
+    """Expect the work of restarts, given N rows of data; with `chosen`, also that of choosing the shrinkage.
+
+    `narrow`: whether passes are those of `narrow`.
+    """
     few, many = (min(N, rows) for rows in count_subset_rows(K, narrow))
     d = n_coordinates(E, D)
     work.expect("preparation", count_preparation(few, many, D, d))

@@ -303,18 +303,20 @@ def collect_soft_statistics(
 def update_components(components: Components, statistics: Statistics, prior: Tensor | None = None) -> Components:
     """Return the next components: mu_k the mean, U_k <- orth(S_k U_k + prior_k). One without samples is unchanged.
 
-    Where the pass collected full scatters and there is no prior, U_k are the leading eigenvectors of S_k: the optimum,
-    to which orthogonal iterations converge.
+    Where the pass collected full scatters and there is no prior, the U_k of components with more than E samples are
+    the leading eigenvectors of S_k: the optimum, to which orthogonal iterations converge.
 
     `components` are those of the pass. `prior` (K, D, E) is the product of a further scatter and U_k (see `shrinkage`).
     """
-    n, shift = statistics.count[:, None, None], statistics.mean_shift
-    if statistics.full is not None and prior is None:
-        covariance = statistics.full / n.clamp(min=1e-12) - shift[:, :, None] * shift[:, None, :]
-        U = torch.linalg.eigh(covariance)[1].flip(2)[:, :, : components.U.shape[2]]
-        return Components(components.mu + shift, torch.where(n > 0, U, components.U))
+    n, shift, E = statistics.count[:, None, None], statistics.mean_shift, components.U.shape[2]
     SU = statistics.centred_product if prior is None else statistics.centred_product + prior
-    return Components(components.mu + shift, orthonormalise(torch.where(n > 0, SU, components.U)))
+    if statistics.full is None or prior is not None:
+        return Components(components.mu + shift, orthonormalise(torch.where(n > 0, SU, components.U)))
+    covariance = statistics.full / n.clamp(min=1e-12) - shift[:, :, None] * shift[:, None, :]
+    U = torch.linalg.eigh(covariance)[1].flip(2)[:, :, :E]
+    if bool((n <= E).any()):  # an eigenvector of their zero eigenvalues says nothing
+        U = torch.where(n > E, U, orthonormalise(torch.where(n > 0, SU, components.U)))
+    return Components(components.mu + shift, U)
 
 
 def latent_covariance(components: Components, statistics: Statistics, following: Components | None = None) -> Tensor:

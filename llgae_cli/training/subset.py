@@ -115,12 +115,15 @@ class Subset:
     def _collect_moments(
         self, components: Components, temperature: float = 0.0, coordinates: Coordinates | None = None
     ) -> Statistics:
-        score, size = MomentScorer(components), even_chunk_size(len(self.x), 8192)
         assert self.products is not None
+        size = even_chunk_size(len(self.x), 8192)
         chunks = zip(self.x.split(size), self.products.split(size, 1), strict=True)
-        moments = run_single_threaded(lambda: score.collect(chunks, temperature), self.on_cpu)
+        statistics = run_single_threaded(
+            lambda: MomentScorer(components).collect(chunks, temperature).statistics(components, coordinates),
+            self.on_cpu,
+        )
         self.count((2 if temperature > 0 else 1) * self.pass_operations(components))
-        return moments.statistics(components, coordinates)
+        return statistics
 
 
 def run_passes(
