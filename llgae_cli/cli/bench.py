@@ -80,7 +80,7 @@ def bench(
     for row in run_benches(names, loaded, checkpoint or ()):
         rows.append(row)
         if not quiet and not json:
-            ERRORS.print(f"{row.what}: {row.value:.4g} {row.unit}", highlight=False)
+            ERRORS.print(_describe(row), highlight=False, soft_wrap=True)
     document: dict[str, Any] = {"machine": machine(where), "torch": torch.__version__}
     document |= {"task": None if loaded is None else loaded.name, "rows": [asdict(row) for row in rows]}
     save(document, output)
@@ -97,6 +97,13 @@ def bench(
     ]
     if cells:
         print_table(["bench", "what; against", "value", "against", "ratio"], cells)
+
+
+def _describe(row: "Row") -> str:
+    """Return a row as a line that is shown as soon as it is measured."""
+    ratio = "" if row.ratio is None else f"ratio {_text(row.ratio, '')}"
+    numbers = [_text(row.value, row.unit), _text(row.against, row.unit), ratio]
+    return f"{row.what}: {'; '.join(filter(None, numbers))}"
 
 
 def _describe_coding(row: "Row") -> list[str]:

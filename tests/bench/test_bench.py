@@ -89,6 +89,16 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, small: None, bench: B
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_each_figure_is_one_line_as_soon_as_it_is_measured(tmp_path: Path, small: None, bench: Bench) -> None:
+    code, _, messages = bench("iteration", "--task", "subspaces", "-o", tmp_path)
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    lines = messages.splitlines()[-len(rows) :]
+    assert code == 0 and [line.partition(": ")[0] for line in lines] == [row["what"] for row in rows]
+    for line, row in zip(lines, rows, strict=True):
+        numbers = line.removeprefix(row["what"] + ": ").split("; ")
+        assert len(numbers) == 1 + (row["against"] is not None) + (row["ratio"] is not None)
+
+
 def test_the_help_names_every_benchmark(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     *names, last = BENCHES
