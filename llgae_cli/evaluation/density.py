@@ -229,7 +229,7 @@ def _log_density(x: Tensor, origin: Tensor, factor: Tensor | None, parts: list[_
             return torch.sub(rows, origin, out=out)
         return torch.addcmul(-origin, rows, factor, out=out)
 
-    squares, buffer, each = x.new_empty(len(x), 1), torch.empty_like(x[:block]), []
+    squares, buffer, each = x.new_empty(len(x), 1), x.new_empty(min(block, len(x)), x.shape[1]), []
     for part in parts:  # several only where K (E + 1) is so large that centring again takes no time beside the product
         product = x.new_empty(len(x), part.columns.shape[1])
         for low in range(0, len(x), block):

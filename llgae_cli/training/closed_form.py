@@ -252,7 +252,9 @@ class ClosedForm(Trainer):
 
             moments = sum_over_shards(collect, 0, self.part.samples.N, self.model.K, parallel=self.target is None)
             distributed.sum_(moments.tensors())
-            return run_single_threaded(partial(moments.statistics, components, self.coordinates if scatter else None))
+            return run_single_threaded(
+                partial(moments.to_statistics, components, self.coordinates if scatter else None)
+            )
         else:
             use_bytes = self._uses_bytes()
             statistics, k = collect_in_shards(

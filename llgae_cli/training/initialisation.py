@@ -256,6 +256,4 @@ def solve_components(subset: Subset, components: Components) -> Components:
     """
     statistics = subset.collect_statistics(components, scatter=True)
     statistics.full = statistics.scatter  # the subset's coordinates are those of its rows
-    solved = run_single_threaded(partial(update_components, components, statistics), subset.on_cpu)
-    enough = statistics.count[:, None, None] > components.U.shape[2]
-    return Components(solved.mu, torch.where(enough, solved.U, components.U))
+    return run_single_threaded(partial(update_components, components, statistics), subset.on_cpu)

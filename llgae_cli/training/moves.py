@@ -121,9 +121,9 @@ def split_each(subset: Subset, components: Components, k: Tensor, generator: tor
             own = [rows[group[p]] for p in going]
             if products is None:
                 score = PairScorer(pairs, [len(part) for part in own], subset.workspace)
-                return collect_statistics([torch.cat(own)], pairs, score=score)
+                return collect_statistics([own[0] if len(own) == 1 else torch.cat(own)], pairs, score=score)
             parts = zip(own, (products[group[p]] for p in going), strict=True)
-            return MomentScorer(pairs).collect_pairs(list(parts)).statistics(pairs)
+            return MomentScorer(pairs).collect_pairs(list(parts)).to_statistics(pairs)
 
         return fit_pairs([halves[b] for b in group], collect)
 
@@ -136,7 +136,7 @@ def fit_pairs(pairs: list[Components], collect: Callable[[Components, list[int]]
     """Return each pair after up to HALF_PASSES passes over its own rows, while its distortion falls.
 
     It is the pair of the pass with the lowest distortion. `collect(components, going)` returns the statistics of the
-    pairs with the indices `going`, whose components are given.
+    pairs with the indices `going`, which have these components.
     """
     splits = [Split(pair, math.inf) for pair in pairs]
     going = list(range(len(pairs)))  # pairs whose distortion still falls

@@ -103,7 +103,7 @@ class Moments:
         """Return the additive tensors."""
         return [self.sums, self.close, self.distortion]
 
-    def statistics(self, components: Components, coordinates: Coordinates | None = None) -> Statistics:
+    def to_statistics(self, components: Components, coordinates: Coordinates | None = None) -> Statistics:
         """Return the statistics of a pass with these components, and with scatters in the coordinates, if given."""
         mu, U = components.mu, components.U
         K, d, E = U.shape

@@ -18,12 +18,12 @@ FINAL_EXPECTED = 5  # passes over more rows, about
 FAILED_PASSES = 3  # passes of a move that fails, about
 
 
-def count_subset_rows(K: int, narrow: bool) -> tuple[int, int]:
+def count_subset_rows(K: int, products: bool) -> tuple[int, int]:
     """Return the number of rows that restarts work on, and of those of their last passes.
 
-    `narrow`: whether passes are those of `narrow`.
+    `products`: whether passes use products of the values (see `training.narrow`).
     """
-    few, many = (NARROW_SUBSET_ROWS, NARROW_FINAL_ROWS) if narrow else (SUBSET_ROWS, FINAL_ROWS)
+    few, many = (NARROW_SUBSET_ROWS, NARROW_FINAL_ROWS) if products else (SUBSET_ROWS, FINAL_ROWS)
     few = max(few, SUBSET_ROWS_EACH * K)
     return few, max(few, many)
 
@@ -54,13 +54,14 @@ def count_shrinkage_trials(n: int, d: int, K: int, E: int) -> float:
 
 
 def expect_restarts(
-    work: Work, N: int, D: int, K: int, E: int, narrow: bool, restarts: int, moves: int, chosen: bool
+    work: Work, N: int, D: int, K: int, E: int, products: bool, restarts: int, moves: int, chosen: bool
 ) -> None:
-    """Expect the work of restarts, given N rows of data; with `chosen`, also that of choosing the shrinkage.
+    """Expect the work of restarts, given N rows of data.
 
-    `narrow`: whether passes are those of `narrow`.
+    products  whether passes use products of the values (see `training.narrow`)
+    chosen    whether the shrinkage is chosen on held-out rows
     """
-    few, many = (min(N, rows) for rows in count_subset_rows(K, narrow))
+    few, many = (min(N, rows) for rows in count_subset_rows(K, products))
     d = n_coordinates(E, D)
     work.expect("preparation", count_preparation(few, many, D, d))
     if chosen:

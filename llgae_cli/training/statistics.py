@@ -309,14 +309,18 @@ def update_components(components: Components, statistics: Statistics, prior: Ten
     `components` are those of the pass. `prior` (K, D, E) is the product of a further scatter and U_k (see `shrinkage`).
     """
     n, shift, E = statistics.count[:, None, None], statistics.mean_shift, components.U.shape[2]
-    SU = statistics.centred_product if prior is None else statistics.centred_product + prior
+    mu = components.mu + shift
+
+    def iterate() -> Tensor:
+        SU = statistics.centred_product if prior is None else statistics.centred_product + prior
+        return orthonormalise(torch.where(n > 0, SU, components.U))
+
     if statistics.full is None or prior is not None:
-        return Components(components.mu + shift, orthonormalise(torch.where(n > 0, SU, components.U)))
+        return Components(mu, iterate())
     covariance = statistics.full / n.clamp(min=1e-12) - shift[:, :, None] * shift[:, None, :]
     U = torch.linalg.eigh(covariance)[1].flip(2)[:, :, :E]
-    if bool((n <= E).any()):  # an eigenvector of their zero eigenvalues says nothing
-        U = torch.where(n > E, U, orthonormalise(torch.where(n > 0, SU, components.U)))
-    return Components(components.mu + shift, U)
+    # With at most E samples, some of these eigenvectors belong to eigenvalues of zero: they would be arbitrary.
+    return Components(mu, U if bool((n > E).all()) else torch.where(n > E, U, iterate()))
 
 
 def latent_covariance(components: Components, statistics: Statistics, following: Components | None = None) -> Tensor:

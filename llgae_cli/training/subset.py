@@ -23,6 +23,7 @@ from llgae_cli.training.statistics import (
     sum_over_shards,
 )
 
+CHUNK_ROWS = 8192  # of a chunk, at most; smaller ones cost time in calls
 SHARD_ROWS = 6000  # large ones: restarts run in parallel, and wait for each other at each call
 JUDGE_FROM, JUDGE_MARGIN = 2, 0.02  # a move is rejected after pass i while above the best by the share 0.02 / i
 
@@ -59,9 +60,9 @@ class Subset:
         return count_operations(len(self.x), d, K, E)
 
     def chunks(self, low: int = 0, high: int | None = None) -> Iterator[Tensor]:
-        """Return the rows low ... high - 1 in chunks; of thousands, because smaller ones cost time in calls."""
+        """Return the rows low ... high - 1 in chunks."""
         x = self.x[low:high]
-        return iter(x.split(even_chunk_size(len(x), 8192)))
+        return iter(x.split(even_chunk_size(len(x), CHUNK_ROWS)))
 
     def make_shortlists(self) -> Shortlists | None:
         """Return new shortlists, for a sequence of passes; None where passes are full."""
@@ -116,10 +117,10 @@ class Subset:
         self, components: Components, temperature: float = 0.0, coordinates: Coordinates | None = None
     ) -> Statistics:
         assert self.products is not None
-        size = even_chunk_size(len(self.x), 8192)
+        size = even_chunk_size(len(self.x), CHUNK_ROWS)
         chunks = zip(self.x.split(size), self.products.split(size, 1), strict=True)
         statistics = run_single_threaded(
-            lambda: MomentScorer(components).collect(chunks, temperature).statistics(components, coordinates),
+            lambda: MomentScorer(components).collect(chunks, temperature).to_statistics(components, coordinates),
             self.on_cpu,
         )
         self.count((2 if temperature > 0 else 1) * self.pass_operations(components))

@@ -11,12 +11,7 @@ from llgae_cli.training import ClosedForm
 from llgae_cli.training.components import Components, Coordinates, orthonormalise
 from llgae_cli.training.narrow import MomentScorer, are_quicker, multiply_values, with_products
 from llgae_cli.training.scoring import Scorer, Workspace
-from llgae_cli.training.statistics import (
-    Statistics,
-    collect_soft_statistics,
-    collect_statistics,
-    update_components,
-)
+from llgae_cli.training.statistics import Statistics, collect_soft_statistics, collect_statistics, update_components
 from llgae_cli.training.subset import Subset, run_passes
 
 pytestmark = pytest.mark.numeric
@@ -45,7 +40,7 @@ def some_components(x: Tensor, K: int = K, E: int = E) -> Components:
 
 def collect(x: Tensor, components: Components, coordinates: Coordinates | None = None) -> Statistics:
     chunks = with_products(x.split(len(x) // 3), Workspace())
-    return MomentScorer(components).collect(chunks).statistics(components, coordinates)
+    return MomentScorer(components).collect(chunks).to_statistics(components, coordinates)
 
 
 def assert_same(ours: Statistics, theirs: Statistics, distortion: bool = True) -> None:
@@ -83,7 +78,7 @@ def test_samples_of_each_pair_count_for_that_pair_only() -> None:
     x = planes(900)
     pairs = some_components(x, 6)
     parts = x.split([400, 300, 200])
-    ours = MomentScorer(pairs).collect_pairs([(part, multiply_values(part)) for part in parts]).statistics(pairs)
+    ours = MomentScorer(pairs).collect_pairs([(part, multiply_values(part)) for part in parts]).to_statistics(pairs)
     for p, part in enumerate(parts):
         pair = slice(2 * p, 2 * p + 2)
         theirs = collect_statistics([part], Components(pairs.mu[pair], pairs.U[pair]))
@@ -105,7 +100,7 @@ def test_rows_on_a_subspace_are_assigned_by_their_exact_residuals() -> None:
     assert 0 <= ours.objective < 1e-25
     pairs = MomentScorer(Components(doubled.mu[[0, K, 1, K + 1]], doubled.U[[0, K, 1, K + 1]]))
     parts = [(x[k == j], multiply_values(x[k == j])) for j in (0, 1)]
-    assert pairs.collect_pairs(parts).statistics(pairs.components).count.tolist() == [180, 0, 180, 0]
+    assert pairs.collect_pairs(parts).to_statistics(pairs.components).count.tolist() == [180, 0, 180, 0]
 
 
 def test_an_update_is_the_pca_of_each_component() -> None:
@@ -178,11 +173,8 @@ def test_products_are_for_few_values_many_axes_and_float64() -> None:
 
 
 def test_a_run_that_is_resumed_goes_on_with_the_same_values() -> None:
-    def trainer(restarts: int) -> ClosedForm:
-        data = Samples(planes(4000).numpy(), centring="none")
-        return ClosedForm(LLGAE(K, D, E).double(), data, seed=1, restarts=restarts, moves=2, tol=0.0)
-
-    whole, resumed = trainer(2), trainer(2)
+    data = Samples(planes(4000).numpy(), centring="none")
+    whole, resumed = (ClosedForm(LLGAE(K, D, E).double(), data, seed=1, restarts=2, moves=2, tol=0.0) for _ in range(2))
     whole.initialise()
     whole.epoch()
     resumed.model.load_state_dict(whole.model.state_dict())
