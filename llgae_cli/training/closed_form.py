@@ -16,12 +16,11 @@ from llgae_cli.models import LLGAE
 from llgae_cli.progress import Work, expect_passes
 from llgae_cli.tasks import Samples, take_part
 from llgae_cli.threads import run_single_threaded
-from llgae_cli.training import int8
+from llgae_cli.training import int8, restart_work
 from llgae_cli.training.components import Components, Coordinates, align, halve
 from llgae_cli.training.initialisation import Initialisation, Restart, Restarts
 from llgae_cli.training.int8 import ByteScorer
-from llgae_cli.training.narrow import Moments, MomentScorer, are_quicker, choose_dtype, with_products
-from llgae_cli.training.restart_work import SUBSET_ROWS, count_operations, count_subset_rows, expect_restarts
+from llgae_cli.training.narrow import are_quicker, choose_dtype, collect_moments
 from llgae_cli.training.scoring import Scorer, Workspace
 from llgae_cli.training.shortlists import NEIGHBOURS, WORTHWHILE_K, Shortlists
 from llgae_cli.training.shrinkage import update_with_shrinkage
@@ -32,7 +31,6 @@ from llgae_cli.training.statistics import (
     collect_in_shards,
     even_chunk_size,
     latent_covariance,
-    sum_over_shards,
 )
 from llgae_cli.training.trainer import EpochRecord, Trainer
 
@@ -69,7 +67,7 @@ class ClosedForm(Trainer):
         """Prepare a run.
 
         restarts    number of restarts (see `initialisation`); auto: 4 up to K = 16, else 1
-        moves       split-merge moves a restart, at most; auto: 60 up to K = 64, else 0
+        moves       split-merge moves a restart, at most; auto: 60 up to K = 64 (240 for narrow rows), else 0
         candidates  neighbours in a shortlist (see `shortlists`), or off; auto: 23 from K = 100 on
         shrinkage   strength in samples (see `shrinkage`); auto: chosen on held-out rows
         target      what the components are fitted to in place of x, for models whose code is more than k and b
@@ -87,7 +85,7 @@ class ClosedForm(Trainer):
         if 0 < int(neighbours) < model.K - 1:
             self.shortlists = Shortlists(self._block, self.part.ranges, samples.N, int(neighbours))
         self.n_restarts = (4 if model.K <= 16 else 1) if restarts == "auto" else int(restarts)
-        self.n_moves = (60 if model.K <= 64 else 0) if moves == "auto" else int(moves)
+        self.n_moves = restart_work.choose_moves(model.K, self._uses_products) if moves == "auto" else int(moves)
         self.generator = torch.Generator().manual_seed(seed)
         self.first_generator_state = self.generator.get_state()  # that before `initialise`
         self.restarts: Restarts | None = None  # during `initialise`
@@ -109,7 +107,7 @@ class ClosedForm(Trainer):
         model, N = self.model, self.samples.N
         if not begun:
             sizes = (N, model.D, model.K, model.E, self._uses_products)
-            expect_restarts(work, *sizes, self.n_restarts, self.n_moves, self.shrinkage == "auto")
+            restart_work.expect_restarts(work, *sizes, self.n_restarts, self.n_moves, self.shrinkage == "auto")
         passes = min(epochs, expect_passes(1, FIRST_GAIN, self.tol)) + (not begun)
         work.expect(self.stage, passes * N * self.row_operations)
 
@@ -123,7 +121,7 @@ class ClosedForm(Trainer):
         model, lists = self.model, self.shortlists
         K = model.K if lists is None else lists.neighbours + 1
         scatter = 2.0 * self.coordinates.V.numel() if self.shrinkage != 0 else 0.0
-        operations = count_operations(1, model.D, K, model.E) + scatter
+        operations = restart_work.count_operations(1, model.D, K, model.E) + scatter
         return operations * (1 + ENCODING * encodings)
 
     @property
@@ -136,7 +134,8 @@ class ClosedForm(Trainer):
         model, N = self.model, self.samples.N
         self.first_generator_state = self.generator.get_state()
         order = torch.randperm(N, generator=self.generator)
-        few, many = (order[:rows].sort().values for rows in count_subset_rows(model.K, self._uses_products))
+        sizes = restart_work.count_subset_rows(model.K, self._uses_products)
+        few, many = (order[:rows].sort().values for rows in sizes)
         del order  # 8 bytes of each row
         drawn = self.samples.gather(many)
         if distributed.rank() == 0:
@@ -245,16 +244,11 @@ class ClosedForm(Trainer):
             statistics = lists.collect_statistics(components, self.coordinates, self.workspace, scatter)
             self._count(self.samples.N)
         elif self._uses_products:
-            score = run_single_threaded(partial(MomentScorer, components))
-
-            def collect(low: int, high: int) -> Moments:
-                return score.collect(with_products(self._chunks(components, low, high), self.workspace))
-
-            moments = sum_over_shards(collect, 0, self.part.samples.N, self.model.K, parallel=self.target is None)
+            chunks, n = partial(self._chunks, components), self.part.samples.N
+            moments = collect_moments(chunks, n, components, self.workspace, parallel=self.target is None)
             distributed.sum_(moments.tensors())
-            return run_single_threaded(
-                partial(moments.to_statistics, components, self.coordinates if scatter else None)
-            )
+            to_statistics = partial(moments.to_statistics, components, self.coordinates if scatter else None)
+            return run_single_threaded(to_statistics)
         else:
             use_bytes = self._uses_bytes()
             statistics, k = collect_in_shards(
@@ -300,7 +294,9 @@ class ClosedForm(Trainer):
     def _chunks(self, components: Components, low: int, high: int) -> Iterator[Tensor]:
         target = self.target and self.target(self._add_origin(components))
         size = self._chunk_size(high - low)
-        buffer = self.workspace.buffer("chunk", components.mu, size, self.model.D)
+        shape, by_columns = (size, self.model.D), self._uses_products
+        buffer = self.workspace.buffer("chunk", components.mu, *(shape[::-1] if by_columns else shape))
+        buffer = buffer.T if by_columns else buffer
         for _, x in self.part.samples.chunks(size, dtype=buffer.dtype, start=low, stop=high, out=buffer):
             x = x if target is None else target(x)
             yield x if self.origin is None else x.sub_(self.origin)
@@ -338,7 +334,7 @@ class ClosedForm(Trainer):
         if not empty:
             return components
         repaired = components.clone()
-        index = torch.randperm(self.samples.N, generator=self.generator)[:SUBSET_ROWS]
+        index = torch.randperm(self.samples.N, generator=self.generator)[: restart_work.SUBSET_ROWS]
         distributed.broadcast_([index])  # the processes' generators may differ
         drawn = self.samples.gather(index)
         if distributed.rank() == 0:

@@ -1,5 +1,6 @@
 """K affine subspaces (mu_k, U_k) with orthonormal bases, and operations on them that need few samples or none."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,11 @@ class Components:
     def clone(self) -> "Components":
         """Return a copy that shares no storage."""
         return Components(self.mu.clone(), self.U.clone())
+
+
+def join(components: Sequence[Components]) -> Components:
+    """Return all components in one."""
+    return Components(torch.cat([each.mu for each in components]), torch.cat([each.U for each in components]))
 
 
 @dataclass

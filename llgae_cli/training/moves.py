@@ -8,18 +8,21 @@ Source: Ueda, Nakano, Ghahramani and Hinton, SMEM algorithm for mixture models, 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from llgae_cli.threads import run_parallel
-from llgae_cli.training.components import Components, halve
+from llgae_cli.threads import run_parallel, run_single_threaded
+from llgae_cli.training.components import Components, choose_seeds, halve, join
 from llgae_cli.training.narrow import MomentScorer, multiply_values
 from llgae_cli.training.restart_work import (
     HALF_PASSES,
     MOVE_PASSES,
+    NARROW_HALF_PASSES,
     PATIENCE,
     PROMISING_MOVES,
+    RACE_PASSES,
     count_proposal,
     expect_moves,
 )
@@ -36,26 +39,47 @@ def search_moves(
     """Return the components after some passes and at most `moves` split-merge moves, each kept where it succeeds.
 
     A move succeeds where the objective after its passes is lower. Ends after PATIENCE moves without success in a row.
+    Where passes use products, the proposed moves are tried together: all but the best one fail (see `choose_by_race`).
     `following`: operations that the restart takes after the search, about.
     """
     (K, d, E), n = components.U.shape, len(subset.x)
+    products = subset.products is not None
     subset.step = "first passes"
     best, lowest = run_passes(subset, components, MOVE_PASSES)
     queue: list[Components] = []
-    failed = successes = 0
-    for i in range(moves):
-        subset.step = f"move {i + 1}"
-        subset.work.expect("restarts", expect_moves(n, d, K, E, moves - i, successes, failed) + following)
+    tried = failed = successes = 0
+    while tried < moves and failed < PATIENCE:
+        subset.step = f"move {tried + 1}"
+        subset.work.expect("restarts", expect_moves(n, d, K, E, products, moves - tried, successes, failed) + following)
         queue = queue or propose_moves(subset, best, generator)
-        if failed == PATIENCE or not queue:  # there is no move where no component has two samples
+        if not queue:  # there is no move where no component has two samples
             break
-        moved, objective = run_passes(subset, queue.pop(0), MOVE_PASSES, best=lowest)
+        together = min(len(queue), moves - tried) if products else 1
+        moved, queue = choose_by_race(subset, queue[:together]), queue[together:]
+        tried += together
+        moved, objective = run_passes(subset, moved, MOVE_PASSES, best=lowest)
         if objective < lowest:
             best, lowest, queue, failed, successes = moved, objective, [], 0, successes + 1
         else:
-            failed += 1
+            failed += together
     subset.work.expect("restarts", following)
     return best
+
+
+def choose_by_race(subset: Subset, moved: list[Components]) -> Components:
+    """Return the components with the lowest objective after RACE_PASSES passes of each, as the last pass updates them.
+
+    All go through a pass together: where passes use products, starting their operations takes most of the time. Where
+    there is nothing to choose from, no pass is made.
+    """
+    if len(moved) == 1:
+        return moved[0]
+    components = join(moved)
+    for _ in range(RACE_PASSES):
+        statistics = subset.collect_group_statistics(components, len(moved))
+        components = run_single_threaded(partial(update_components, components, statistics), subset.on_cpu)
+    best = int(statistics.distortion.view(len(moved), -1).sum(1).argmin())
+    return Components(*(each.chunk(len(moved))[best] for each in (components.mu, components.U)))
 
 
 def propose_moves(subset: Subset, components: Components, generator: torch.Generator) -> list[Components]:
@@ -65,13 +89,13 @@ def propose_moves(subset: Subset, components: Components, generator: torch.Gener
     estimated gain is what the split wins on the samples of b after some passes, minus what the removal costs. The
     estimate is pessimistic, because no other component adapts; but most moves that succeed have a high one.
     """
+    (K, d, E), n = components.U.shape, len(subset.x)
     removal_cost, distortion, k = score_removals(subset, components)
-    K = len(removal_cost)
     splits = split_each(subset, components, k, generator)
     split_gain = torch.full((K,), -math.inf)
     for b, split in splits.items():
         split_gain[b] = float(distortion[b]) - split.distortion
-    subset.count(count_proposal(len(subset.x), subset.x.shape[1], K, components.U.shape[2]))
+    subset.count(count_proposal(n, d, K, E, subset.products is not None))
     gain = (split_gain[None, :] - removal_cost.cpu()[:, None]).fill_diagonal_(-math.inf)  # (a, b)
     best = gain.flatten().topk(min(PROMISING_MOVES, K * (K - 1))).indices.tolist()
     moved = []
@@ -113,7 +137,11 @@ def split_each(subset: Subset, components: Components, k: Tensor, generator: tor
     x = subset.x[order]
     rows = {b: own for b, own in enumerate(x.split(counts)) if len(own) > 1}
     products = None if subset.products is None else multiply_values(x).split(counts, 1)
-    halves = {b: halve(own, components.U[b], generator) for b, own in rows.items()}
+    if products is None:
+        halves = {b: halve(own, components.U[b], generator) for b, own in rows.items()}
+    else:  # without axes, each row goes to the nearer one of two rows, as in `halve`
+        points = torch.zeros_like(components.U[:2])
+        halves = {b: Components(choose_seeds(own, 2, generator), points) for b, own in rows.items()}
     groups = [list(rows)] if rows and subset.x.shape[1] < WIDE else [[b] for b in rows]
 
     def fit(group: list[int]) -> list[Split]:
@@ -125,30 +153,34 @@ def split_each(subset: Subset, components: Components, k: Tensor, generator: tor
             parts = zip(own, (products[group[p]] for p in going), strict=True)
             return MomentScorer(pairs).collect_pairs(list(parts)).to_statistics(pairs)
 
-        return fit_pairs([halves[b] for b in group], collect)
+        pairs = join([halves[b] for b in group])
+        if products is None:
+            return fit_pairs(pairs, HALF_PASSES, collect)
+        return fit_pairs(update_components(pairs, collect(pairs, list(range(len(group))))), NARROW_HALF_PASSES, collect)
 
     splits: list[Split] = []
     run_parallel(fit, groups, splits.extend, subset.on_cpu)
     return dict(zip(rows, splits, strict=True))
 
 
-def fit_pairs(pairs: list[Components], collect: Callable[[Components, list[int]], Statistics]) -> list[Split]:
-    """Return each pair after up to HALF_PASSES passes over its own rows, while its distortion falls.
+def fit_pairs(
+    components: Components, passes: int, collect: Callable[[Components, list[int]], Statistics]
+) -> list[Split]:
+    """Return each pair 2 p, 2 p + 1 after up to so many passes over its own rows, while its distortion falls.
 
     It is the pair of the pass with the lowest distortion. `collect(components, going)` returns the statistics of the
     pairs with the indices `going`, which have these components.
     """
-    splits = [Split(pair, math.inf) for pair in pairs]
-    going = list(range(len(pairs)))  # pairs whose distortion still falls
-    components = Components(torch.cat([pair.mu for pair in pairs]), torch.cat([pair.U for pair in pairs]))
-    for i in range(HALF_PASSES):
+    splits = [Split(components, math.inf)] * (len(components.mu) // 2)
+    going = list(range(len(splits)))  # pairs whose distortion still falls
+    for i in range(passes):
         statistics = collect(components, going)
         distortions = statistics.distortion.view(-1, 2).sum(1).tolist()
         fallen = [j for j, p in enumerate(going) if distortions[j] < splits[p].distortion]
         for j in fallen:
             pair = slice(2 * j, 2 * j + 2)
             splits[going[j]] = Split(Components(components.mu[pair], components.U[pair]), distortions[j])
-        if not fallen or i == HALF_PASSES - 1:
+        if not fallen or i == passes - 1:
             break
         components = update_components(components, statistics)
         if len(fallen) < len(going):

@@ -10,18 +10,18 @@ assignments (see `update_components`).
 Distances are differences of squares, as in `Scorer`. Samples whose distances lost their digits enter as x - mu_k.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from llgae_cli.inference import choose_exactly, has_lost_digits, within_rounding
-from llgae_cli.threads import check_cancelled
+from llgae_cli.threads import check_cancelled, run_single_threaded
 from llgae_cli.training.components import Components, Coordinates
 from llgae_cli.training.scoring import Workspace
-from llgae_cli.training.statistics import Statistics
+from llgae_cli.training.statistics import Statistics, sum_over_shards
 
 LARGEST_D = 16  # values of a row
 FLOAT64_COLUMNS = 128  # limit of `choose_dtype` for K (E + 1)
@@ -73,18 +73,33 @@ def with_products(chunks: Iterable[Tensor], workspace: Workspace) -> Iterator[Ro
         yield x, multiply_values(x, workspace.buffer("products", x, count_products(x.shape[1]), len(x)))
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Places and float64 weights of the products of a row, in the order of `multiply_values`: 1, x_i, then x_i x_j."""
+
+    of_pair: Tensor  # ((d + 1)^2,) the place of a_i a_j, for the entries (i, j) of a matrix row by row
+    entries: Tensor  # (F - d - 1,) for each product x_i x_j, i <= j, the place of (i, j) in a matrix (d, d)
+    factors: Tensor  # (F - d - 1,) of x_i x_j in a symmetric quadratic form: 1 where i = j, else 2
+    squared: Tensor  # (1, F) weights of the products in |x|^2
+
+
 @cache
-def _pairs(d: int) -> tuple[Tensor, Tensor]:
-    """Return the indices i and j of the products a_i a_j, each (F,)."""
+def lay_out_products(d: int) -> Layout:
+    """Return where the products of a row of d values are."""
     i, j = torch.triu_indices(d + 1, d + 1)
-    return i, j
+    of_pair = torch.empty(d + 1, d + 1, dtype=torch.int64)
+    of_pair[i, j] = of_pair[j, i] = torch.arange(len(i))
+    i, j = i[d + 1 :] - 1, j[d + 1 :] - 1
+    squares = (i == j).to(torch.float64)
+    squared = torch.cat([squares.new_zeros(d + 1), squares])[None]
+    return Layout(of_pair.flatten(), d * i + j, 2 - squares, squared)
 
 
 @dataclass
 class Moments:
     """Sums over the samples of each component, additive over samples."""
 
-    sums: Tensor  # (F, K) sum of phi(x)
+    sums: Tensor  # (F, K) sum of phi(x): products into this shape take two thirds of the time of those into (K, F)
     close: Tensor  # (K, d + 1, d + 1) sum of a a^T with x - mu in place of x, over the samples that are not in `sums`
     distortion: Tensor  # (K,) sum of the squared residual; zero where assignments are soft
 
@@ -107,18 +122,23 @@ class Moments:
         """Return the statistics of a pass with these components, and with scatters in the coordinates, if given."""
         mu, U = components.mu, components.U
         K, d, E = U.shape
-        i, j = _pairs(d)
-        around_zero = mu.new_empty(K, d + 1, d + 1)  # sum of a a^T
-        around_zero[:, i, j] = around_zero[:, j, i] = self.sums.T
-        move = torch.eye(d + 1, dtype=mu.dtype).repeat(K, 1, 1)
-        move[:, 1:, 0] = -mu
-        around_mu = move @ around_zero @ move.mT + self.close  # the same with x - mu in place of x
-        statistics = Statistics.zeros(components)
-        statistics.count, statistics.full, shift = around_mu[:, 0, 0], around_mu[:, 1:, 1:], around_mu[:, :1, 1:]
-        statistics.product[:, :E], statistics.product[:, E : E + 1] = U.mT @ statistics.full, shift
-        statistics.latent, statistics.distortion = (shift @ U)[:, 0], self.distortion
+        sums = self.sums.T[:, lay_out_products(d).of_pair].view(K, d + 1, d + 1)  # of a a^T
+        n, s, close = sums[:, 0, 0], sums[:, 1:, :1], self.close
+        shift = s - n[:, None, None] * mu[:, :, None]  # sum of x - mu
+        full = torch.baddbmm(sums[:, 1:, 1:], s, mu[:, None, :], alpha=-1).baddbmm_(mu[:, :, None], shift.mT, alpha=-1)
+        full += close[:, 1:, 1:]  # of (x - mu) (x - mu)^T
+        shift += close[:, 1:, :1]
+        statistics = Statistics(
+            product=torch.cat([U.mT @ full, shift.mT], 1),
+            latent=(shift.mT @ U)[:, 0],
+            count=n + close[:, 0, 0],
+            scatter=mu.new_zeros(K, 0, 0),
+            distortion=self.distortion,
+            raw=mu.new_zeros(K, E + 1),
+            full=full,
+        )
         if coordinates is not None:
-            statistics.scatter = coordinates.V.T @ statistics.full @ coordinates.V
+            statistics.scatter = coordinates.V.T @ full @ coordinates.V
         return statistics
 
 
@@ -130,63 +150,81 @@ class MomentScorer:
 
     def __init__(self, components: Components):
         mu, U = components.mu, components.U
-        K, d, _ = U.shape
-        form = torch.eye(d + 1, dtype=mu.dtype).repeat(K + 1, 1, 1)
-        form[:K, 1:, 1:] -= U @ U.mT
-        m = (form[:K, 1:, 1:] @ mu[:, :, None])[:, :, 0]
-        form[:K, 0, 0], form[:K, 0, 1:], form[K, 0, 0] = m.square().sum(1), -m, 0.0
-        i, j = _pairs(d)
+        layout = lay_out_products(U.shape[1])
+        P = torch.eye(U.shape[1], dtype=mu.dtype) - U @ U.mT
+        m = (P @ mu[:, :, None])[:, :, 0]
+        quadratic = P.flatten(1)[:, layout.entries].mul_(layout.factors)
+        distances = torch.cat([m.square().sum(1, keepdim=True), -2 * m, quadratic], 1)
         self.components = components
-        self.weights = form[:, i, j].mul_(torch.where(i == j, 1.0, 2.0))  # (K + 1, F): distances, then |x|^2
+        self.weights = torch.cat([distances, layout.squared])  # (K + 1, F): distances, then |x|^2
 
-    def collect(self, chunks: Iterable[Rows], temperature: float = 0.0) -> Moments:
-        """Return the moments of all chunks; at a temperature above 0, with softmax_k(-distance / temperature)."""
-        moments, weights = Moments.zeros(self.components), self.weights[None]
-        for rows in chunks:
-            self._add(moments, [rows], weights, temperature)
+    def collect(self, chunks: Iterable[Rows], temperature: float = 0.0, groups: int = 1) -> Moments:
+        """Return the moments of all chunks; at a temperature above 0, with softmax_k(-distance / temperature).
+
+        With several groups of equally many components, at temperature 0, each sample is assigned once in every group.
+        """
+        moments, T = Moments.zeros(self.components), len(self.components.mu) // groups
+        first = T * torch.arange(groups)[:, None]
+        for x, products in chunks:
+            check_cancelled()
+            scores = self.weights @ products
+            if temperature > 0:
+                share = torch.softmax(scores[:-1].div_(-temperature), 0)
+                moments.sums.addmm_(products, torch.threshold(share, LEAST_SHARE, 0.0).T)
+            else:
+                share, distance = self._assign(moments, scores, [x], first)
+                moments.sums.addmm_(products, share.flatten(0, 1).T)
+                moments.distortion += (share @ distance[:, :, None]).flatten()
         return moments
 
     def collect_pairs(self, parts: Sequence[Rows]) -> Moments:
-        """Return the moments, given the samples of each pair of components, 2 p and 2 p + 1."""
-        moments, P = Moments.zeros(self.components), len(parts)
-        pairs = torch.cat([self.weights[:-1].unflatten(0, (P, 2)), self.weights[-1:].expand(P, 1, -1)], 1)
-        self._add(moments, parts, pairs)
-        return moments
-
-    def _add(self, moments: Moments, parts: Sequence[Rows], weights: Tensor, temperature: float = 0.0) -> None:
-        """Add samples, given in a part for each group of T components, whose weights are (P, T + 1, F).
+        """Return the moments, given the samples of each pair of components, 2 p and 2 p + 1.
 
         All operations except products run on all parts at once: starting one takes longer than running it.
         """
         check_cancelled()
-        (P, T, _), counts = weights[:, 1:].shape, [len(x) for x, _ in parts]
-        scores = weights.new_empty(T + 1, sum(counts))
-        for w, (_, products), out in zip(weights, parts, scores.split(counts, 1), strict=True):
-            torch.mm(w, products, out=out)
-        distances, squared = scores[:-1], scores[-1]
-        if temperature > 0:
-            share = torch.threshold(torch.softmax(distances.div_(-temperature), 0), LEAST_SHARE, 0.0)
-        else:
-            distance, k = distances.min(0)
-            first = T * torch.arange(P).repeat_interleave(torch.tensor(counts))  # first component of a sample's group
-            lost = has_lost_digits(distance, squared)
-            some = lost.nonzero()[:, 0] if bool(lost.any()) else None
-            if some is not None:
-                x = (parts[0][0] if P == 1 else torch.cat([x for x, _ in parts]))[some]
-                near = within_rounding(distances[:, some].T, squared[some, None])
-                k[some], distance[some] = self._add_exactly(moments, x, first[some], near)
-            share = distances.zero_().scatter_(0, k[None], 1.0)
-            if some is not None:
-                share[:, some] = 0.0
-            moments.distortion.index_add_(0, first + k, distance)
-        for i, ((_, products), own) in enumerate(zip(parts, share.split(counts, 1), strict=True)):
-            moments.sums[:, i * T : (i + 1) * T].addmm_(products, own.T)
+        moments, counts = Moments.zeros(self.components), torch.tensor([len(x) for x, _ in parts])
+        sizes = counts.tolist()
+        scores = self.weights.new_empty(3, sum(sizes))
+        for p, ((_, products), out) in enumerate(zip(parts, scores.split(sizes, 1), strict=True)):
+            torch.mm(self.weights[[2 * p, 2 * p + 1, -1]], products, out=out)
+        first = 2 * torch.arange(len(parts)).repeat_interleave(counts)[None]
+        share, distance = self._assign(moments, scores, [x for x, _ in parts], first)
+        each = zip(parts, share[0].split(sizes, 1), distance[0].split(sizes), strict=True)
+        for p, ((_, products), own, squared_residual) in enumerate(each):
+            pair = slice(2 * p, 2 * p + 2)
+            moments.sums[:, pair].addmm_(products, own.T)
+            moments.distortion[pair].addmv_(own, squared_residual)
+        return moments
 
-    def _add_exactly(self, moments: Moments, x: Tensor, first: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-        """Add samples x (n, d) to `close`; return the places of their components in their groups, and their distances.
+    def _assign(self, moments: Moments, scores: Tensor, x: Sequence[Tensor], first: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the shares (G, T, n) of T components in the samples, 0 or 1, and the squared distances (G, n).
+
+        Samples whose distances lost their digits are added to `moments` here, and get shares and distances of 0.
+
+        scores  distances and |x|^2, (G T + 1, n)
+        x       the samples (n, d), in parts
+        first   the first one of a sample's T components, (G, 1) or (1, n)
+        """
+        distances, squared = scores[:-1].unflatten(0, (len(first), -1)), scores[-1]
+        least = distances.amin(1)
+        share = torch.eq(distances, least[:, None], out=torch.empty_like(distances))
+        if bool((share.sum(1) != 1).any()):  # equal distances: the first component counts
+            share.zero_().scatter_(1, distances.argmin(1, keepdim=True), 1.0)
+        lost = has_lost_digits(least, squared)
+        if bool(lost.any()):
+            g, row = lost.nonzero(as_tuple=True)
+            near = within_rounding(distances[g, :, row], squared[row, None])
+            rows = (x[0] if len(x) == 1 else torch.cat(list(x)))[row]
+            self._add_exactly(moments, rows, first.expand_as(lost)[g, row], near)
+            share[g, :, row] = 0.0
+            least[g, row] = 0.0
+        return share, least
+
+    def _add_exactly(self, moments: Moments, x: Tensor, first: Tensor, near: Tensor) -> None:
+        """Add samples x (n, d) to `close`, and their squared residuals.
 
         `first` (n,) is the first component of a sample's group of T, `near` (n, T) which of them may be the nearest.
-        Distances (n,) are squared.
         """
         mu, U = self.components.mu, self.components.U
         allowed = torch.zeros(len(x), len(mu), dtype=torch.bool)
@@ -194,4 +232,16 @@ class MomentScorer:
         k, distance = choose_exactly(x, mu, U, allowed)
         a = torch.cat([x.new_ones(len(x), 1), x - mu[k]], 1)
         moments.close.index_add_(0, k, a[:, :, None] * a[:, None, :])
-        return k - first, distance
+        moments.distortion.index_add_(0, k, distance)
+
+
+def collect_moments(
+    chunks: Callable[[int, int], Iterable[Tensor]], n: int, components: Components, workspace: Workspace, parallel: bool
+) -> Moments:
+    """Return the moments of n samples; `chunks(a, b)` returns samples a ... b - 1 in chunks. See `sum_over_shards`."""
+    score = run_single_threaded(partial(MomentScorer, components))
+
+    def collect(low: int, high: int) -> Moments:
+        return score.collect(with_products(chunks(low, high), workspace))
+
+    return sum_over_shards(collect, 0, n, len(components.mu), parallel)

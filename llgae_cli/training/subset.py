@@ -113,16 +113,25 @@ class Subset:
         self.count(2 * self.pass_operations(components))
         return statistics
 
+    def collect_group_statistics(self, components: Components, groups: int) -> Statistics:
+        """Return the statistics of a pass in which each of so many groups of components gets all rows."""
+        return self._collect_moments(components, groups=groups)
+
     def _collect_moments(
-        self, components: Components, temperature: float = 0.0, coordinates: Coordinates | None = None
+        self,
+        components: Components,
+        temperature: float = 0.0,
+        coordinates: Coordinates | None = None,
+        groups: int = 1,
     ) -> Statistics:
         assert self.products is not None
         size = even_chunk_size(len(self.x), CHUNK_ROWS)
         chunks = zip(self.x.split(size), self.products.split(size, 1), strict=True)
-        statistics = run_single_threaded(
-            lambda: MomentScorer(components).collect(chunks, temperature).to_statistics(components, coordinates),
-            self.on_cpu,
-        )
+
+        def collect() -> Statistics:
+            return MomentScorer(components).collect(chunks, temperature, groups).to_statistics(components, coordinates)
+
+        statistics = run_single_threaded(collect, self.on_cpu)
         self.count((2 if temperature > 0 else 1) * self.pass_operations(components))
         return statistics
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from llgae_cli.models import LLGAE
 from llgae_cli.tasks import Samples
 from llgae_cli.training import ClosedForm
-from llgae_cli.training.components import Components, Coordinates, orthonormalise
+from llgae_cli.training.components import Components, Coordinates, join, orthonormalise
 from llgae_cli.training.narrow import MomentScorer, are_quicker, multiply_values, with_products
 from llgae_cli.training.scoring import Scorer, Workspace
 from llgae_cli.training.statistics import Statistics, collect_soft_statistics, collect_statistics, update_components
@@ -85,6 +85,22 @@ def test_samples_of_each_pair_count_for_that_pair_only() -> None:
         torch.testing.assert_close(ours.count[pair], theirs.count)
         torch.testing.assert_close(ours.distortion[pair], theirs.distortion)
         torch.testing.assert_close(ours.centred_product[pair], theirs.centred_product)
+
+
+@pytest.mark.parametrize("noise", [0.2, 0.0])
+def test_samples_count_once_in_every_group(noise: float) -> None:
+    x = planes(900, noise)
+    groups = [some_components(x + 0.1 * draw(seed, 900, D)) for seed in (8, 9)]
+    fit = PCA(E).fit(x[0::K])  # without noise, these samples lose their digits in the second group
+    groups[1].mu[0], groups[1].U[0] = torch.as_tensor(fit.mean_), torch.as_tensor(fit.components_.T)
+    joined = join(groups)
+    together = MomentScorer(joined).collect(with_products(x.split(400), Workspace()), groups=2).to_statistics(joined)
+    for g, components in enumerate(groups):
+        alone = collect(x, components)
+        own = slice(g * K, (g + 1) * K)
+        torch.testing.assert_close(together.count[own], alone.count)
+        torch.testing.assert_close(together.distortion[own], alone.distortion)
+        torch.testing.assert_close(together.centred_product[own], alone.centred_product)
 
 
 def test_rows_on_a_subspace_are_assigned_by_their_exact_residuals() -> None:
