@@ -125,8 +125,8 @@ class Moments:
         sums = self.sums.T[:, lay_out_products(d).of_pair].view(K, d + 1, d + 1)  # of a a^T
         n, s, close = sums[:, 0, 0], sums[:, 1:, :1], self.close
         shift = s - n[:, None, None] * mu[:, :, None]  # sum of x - mu
-        full = torch.baddbmm(sums[:, 1:, 1:], s, mu[:, None, :], alpha=-1).baddbmm_(mu[:, :, None], shift.mT, alpha=-1)
-        full += close[:, 1:, 1:]  # of (x - mu) (x - mu)^T
+        full = torch.baddbmm(sums[:, 1:, 1:], s, mu[:, None, :], alpha=-1)  # sum of (x - mu) (x - mu)^T
+        full.baddbmm_(mu[:, :, None], shift.mT, alpha=-1).add_(close[:, 1:, 1:])
         shift += close[:, 1:, :1]
         statistics = Statistics(
             product=torch.cat([U.mT @ full, shift.mT], 1),
@@ -210,7 +210,7 @@ class MomentScorer:
         least = distances.amin(1)
         share = torch.eq(distances, least[:, None], out=torch.empty_like(distances))
         if bool((share.sum(1) != 1).any()):  # equal distances: the first component counts
-            share.zero_().scatter_(1, distances.argmin(1, keepdim=True), 1.0)
+            share.zero_().scatter_(1, distances.min(1, keepdim=True).indices, 1.0)
         lost = has_lost_digits(least, squared)
         if bool(lost.any()):
             g, row = lost.nonzero(as_tuple=True)
