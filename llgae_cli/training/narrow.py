@@ -197,7 +197,7 @@ class MomentScorer:
             moments.distortion[pair].addmv_(own, squared_residual)
         return moments
 
-    def _assign(self, moments: Moments, scores: Tensor, x: Sequence[Tensor], first: Tensor) -> tuple[Tensor, Tensor]:
+    def _assign(self, moments: Moments, scores: Tensor, x: list[Tensor], first: Tensor) -> tuple[Tensor, Tensor]:
         """Return the shares (G, T, n) of T components in the samples, 0 or 1, and the squared distances (G, n).
 
         Samples whose distances lost their digits are added to `moments` here, and get shares and distances of 0.
@@ -215,7 +215,7 @@ class MomentScorer:
         if bool(lost.any()):
             g, row = lost.nonzero(as_tuple=True)
             near = within_rounding(distances[g, :, row], squared[row, None])
-            rows = (x[0] if len(x) == 1 else torch.cat(list(x)))[row]
+            rows = (x[0] if len(x) == 1 else torch.cat(x))[row]
             self._add_exactly(moments, rows, first.expand_as(lost)[g, row], near)
             share[g, :, row] = 0.0
             least[g, row] = 0.0

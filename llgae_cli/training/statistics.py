@@ -42,8 +42,8 @@ class Statistics:
 
     Samples enter as x - mu_k, relative to the offset in the pass, and as z = U^T (x - mu): sums of x itself would lose
     their digits far from the origin. With z' = (z, 1, 0 ... 0), of length w, one product holds (S U)^T and the sum of
-    x - mu. w is a multiple of 8, because products over 21 rows take a third longer than over 24; it is
-    E + 1 after passes that compute this one from `full`.
+    x - mu. w is a multiple of 8, because products over 21 rows take a third longer than over 24; where
+    `product` is computed from `full`, it is E + 1.
     """
 
     product: Tensor  # (K, w, D) sum of z' (x - mu)^T
